@@ -1,0 +1,133 @@
+"""Does the label tree help? Flat, independent and tree heads on PlanktonSet, with equal budgets and several seeds.
+
+    python benchmarks/planktonset.py --data FOLDER --output_dir OUT --starts scratch --seeds 0 1 2 --jobs 1
+
+FOLDER holds train.parquet, validation.parquet (columns image, class) and taxonomy.csv (kingdom, phylum, group, class).
+Runs that have finished are not repeated. Prints a Markdown table of means and standard deviations over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LEVELS = ("kingdom", "phylum", "group", "class")
+
+METHODS = {
+    "flat": "--head flat",
+    "independent, coarse-heavy": "--head independent --level_weights 0.4 0.3 0.2 0.1",
+    "independent, equal": "--head independent --level_weights equal",
+    "independent, leaf-heavy": "--head independent --level_weights leaf_heavy",
+    "tree, leaf loss": "--head tree --level_weights leaf",
+    "tree, leaf-heavy": "--head tree --level_weights leaf_heavy",
+    "tree, equal": "--head tree --level_weights equal",
+    "tree, leaf loss, logit adjustment": "--head tree --level_weights leaf --logit_adjustment 1",
+    "tree, leaf loss, inverse sqrt": "--head tree --level_weights leaf --class_weighting inverse_sqrt",
+    "flat, logit adjustment": "--head flat --logit_adjustment 1",
+}
+MAIN_METHODS = list(METHODS)[:6]
+STARTS = {
+    "scratch": "--no_pretrained --learning_rate 2e-3 --num_train_epochs 15",
+    "pretrained": "--backbone_weights {weights} --learning_rate 1e-3 --num_train_epochs 8",
+}
+COMMON = (
+    "--label_column class --model_name_or_path timm/tf_efficientnet_lite0 --image_size 96 --resize_mode squash "
+    "--crop_scale 0.6 --vflip 0.5 --color_jitter 0.1 --per_device_train_batch_size 64 "
+    "--per_device_eval_batch_size 256 --weight_decay 0.05 --eval_epochs 100 --logging_steps 500 --save_predictions"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is missing, then print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with PlanktonSet")
+    parser.add_argument("--weights", type=Path, help="tf_efficientnet_lite0.safetensors, for --starts pretrained")
+    parser.add_argument("--output_dir", type=Path, default=Path("output/planktonset"))
+    parser.add_argument("--methods", nargs="+", default=MAIN_METHODS, choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--starts", nargs="+", default=["scratch"], choices=list(STARTS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--extra", default="", help="more options for every run")
+    args = parser.parse_args(argv)
+    jobs = [(start, method, seed) for seed in args.seeds for start in args.starts for method in args.methods]
+    started = time.perf_counter()
+    with ThreadPoolExecutor(args.jobs) as pool:
+        list(pool.map(lambda job: run(args, *job), jobs))
+    print(f"{len(jobs)} runs in {time.perf_counter() - started:.0f} s\n")
+    for start in args.starts:
+        print(f"### {start}: {STARTS[start]} {args.extra}\n\n{table(args, start)}\n")
+
+
+def folder(args: argparse.Namespace, start: str, method: str, seed: int) -> Path:
+    """Where a run writes."""
+    return args.output_dir / start / method.replace(", ", "-").replace(" ", "_") / str(seed)
+
+
+def run(args: argparse.Namespace, start: str, method: str, seed: int) -> None:
+    """Train once, unless that has been done."""
+    output = folder(args, start, method, seed)
+    if (output / "all_results.json").is_file():
+        return
+    data = f"--train_file {args.data}/train.parquet --validation_file {args.data}/validation.parquet"
+    options = [data, f"--hierarchy {args.data}/taxonomy.csv", COMMON, STARTS[start].format(weights=args.weights)]
+    words = " ".join([*options, METHODS[method], args.extra, f"--seed {seed} --output_dir"]).split()
+    output.mkdir(parents=True, exist_ok=True)
+    with (output / "log.txt").open("w") as log:
+        command = [sys.executable, str(REPOSITORY / "train_taxonomy.py"), *words, str(output)]
+        status = subprocess.run(command, stdout=log, stderr=log, env=os.environ).returncode
+    tail = (output / "log.txt").read_text().splitlines()[-12:]
+    print(f"{start}, {method}, seed {seed}: status {status}", *(tail if status else []), sep="\n", flush=True)
+
+
+def measures(output: Path) -> dict[str, float]:
+    """What one run achieved, in percent (distances in levels)."""
+    results = json.loads((output / "all_results.json").read_text())["eval"]
+    predictions = pd.read_parquet(output / "predictions.parquet")
+    row = {"leaf macro-F1": 100 * results["levels"]["class"]["macro_f1"]}
+    for decoding, title in (("best_path", "path"), ("argmax", "argmax")):
+        for level in LEVELS:
+            labelled = predictions[f"{level}_label"].notna()
+            right = predictions[f"{level}_{decoding}"] == predictions[f"{level}_label"]
+            row[f"{level} {title}"] = 100 * right[labelled].mean()
+    for decoding in ("path", "argmax"):
+        row[f"FPA {decoding}"] = 100 * results[decoding]["full_path_accuracy"]
+        row[f"TICE {decoding}"] = 100 * results[decoding]["tree_inconsistency"]
+        row[f"distance {decoding}"] = results[decoding]["hierarchical_distance"]
+    return row
+
+
+def table(args: argparse.Namespace, start: str) -> str:
+    """Means and standard deviations over the seeds, a row a method."""
+    columns = ["leaf macro-F1"]
+    for decoding in ("path", "argmax"):
+        columns += [f"{level} {decoding}" for level in LEVELS[::-1]]
+        columns += [f"FPA {decoding}", f"TICE {decoding}", f"distance {decoding}"]
+    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    for method in args.methods:
+        outputs = [folder(args, start, method, seed) for seed in args.seeds]
+        rows = [measures(output) for output in outputs if (output / "all_results.json").is_file()]
+        if rows:
+            cells = [_cell(column, [row[column] for row in rows]) for column in columns]
+            lines.append(f"| {method} ({len(rows)}) | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(column: str, values: list[float]) -> str:
+    digits = 3 if "distance" in column else 1
+    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.{digits}f}{spread}"
+
+
+if __name__ == "__main__":
+    main()

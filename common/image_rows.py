@@ -1,0 +1,206 @@
+"""From rows of a data set to batches of uint8 tensors: reading, decoding, and what to do with broken images."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Image, Value
+from PIL import Image as PILImage
+from torch.utils.data import DataLoader
+
+from .data import check_columns
+from .images import load_image
+from .sampling import Key, counted_randomness
+
+logger = logging.getLogger(__name__)
+
+BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, PILImage.DecompressionBombError)
+
+
+class BadSampleError(ValueError):
+    """An image that does not decode, found by the process that needed it."""
+
+
+class ImageRows:
+    """Random access to the encoded images of a data set: bytes or checked paths, by row number.
+
+    Args:
+        dataset: holds ``column`` as HF ``Image`` feature, or as path strings.
+        column: the image column.
+        split: named in messages.
+        root: folder that paths must lie in; relative ones start there.
+    """
+
+    def __init__(self, dataset: Dataset, column: str, split: str, root: str | Path | None = None) -> None:
+        check_columns(dataset, [column], split)
+        feature = dataset.features[column]
+        plain = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
+        if not plain and not isinstance(feature, Image):
+            raise ValueError(f"Column {column!r} of the {split} split holds {feature}, neither images nor paths.")
+        rows = dataset.select_columns([column])
+        self.rows = rows if plain else rows.cast(Features({column: Image(decode=False)}))
+        self.column, self.split = column, split
+        self.root = os.path.realpath(root) if plain and root is not None else None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def encoded(self, indices: Sequence[int]) -> list[bytes | str | None]:
+        """Content or path of each row's image file; ``None`` where there is none."""
+        return [self._source(cell[self.column]) for cell in self.rows.__getitems__(list(indices))]
+
+    def _source(self, cell: Any) -> bytes | str | None:
+        if isinstance(cell, str):
+            return os.path.join(self.root, cell) if self.root else cell
+        return None if cell is None else cell["bytes"] or cell["path"]
+
+    def load(self, index: int, source: bytes | str | None) -> PILImage.Image:
+        """Decode; BadSampleError names row and file."""
+        try:
+            if not source:
+                raise ValueError("the row has no image")
+            if isinstance(source, str):
+                self._check_inside(source)
+            return load_image(source)
+        except BAD_IMAGE as error:
+            raise BadSampleError(f"{self.describe(index)}: {error or type(error).__name__}") from error
+
+    def describe(self, index: int) -> str:
+        """Row and file of an image, for messages."""
+        cell = self.rows[index][self.column]
+        path = cell if isinstance(cell, str) else (cell or {}).get("path")
+        return f"row {index} of the {self.split} split" + (f", file {path}" if path else "")
+
+    def _check_inside(self, path: str) -> None:
+        if self.root and not os.path.realpath(path).startswith(self.root + os.sep):
+            raise ValueError(f"it lies outside of the folder {self.root}")
+
+    def check_headers(self, num_rows: int = 20_000) -> list[tuple[int, str]]:
+        """Open, without decoding, up to ``num_rows`` images spread evenly; (row, reason) of those that fail."""
+        rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(int)).tolist()
+        problems = []
+        for start in range(0, len(rows), 256):
+            part = rows[start : start + 256]
+            for row, source in zip(part, self.encoded(part), strict=True):
+                try:
+                    self._open(source)
+                except BAD_IMAGE as error:
+                    problems.append((row, f"{self.describe(row)}: {error or type(error).__name__}"))
+        return problems
+
+    def _open(self, source: bytes | str | None) -> None:
+        if not source:
+            raise ValueError("the row has no image")
+        if isinstance(source, str):
+            self._check_inside(source)
+        PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source).close()
+
+
+class LabelledImages(torch.utils.data.Dataset):
+    """(epoch, index) keys -> uint8 image, labels, row. Augmentation depends on (seed, epoch, row) alone.
+
+    Args:
+        images: where the encoded images are.
+        labels: int64 (rows, levels), one row an image.
+        rows: the row numbers in use; a key's index counts these.
+        transform: PIL image -> uint8 tensor.
+        seed: of the augmentation.
+        on_bad_sample: ``error``, ``replace`` (by the next good row, for training) or ``drop`` (for evaluation).
+    """
+
+    def __init__(
+        self,
+        images: ImageRows,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        transform: Callable[[PILImage.Image], torch.Tensor],
+        seed: int = 0,
+        on_bad_sample: str = "error",
+    ) -> None:
+        assert len(images) == len(labels), "one row of labels per image"
+        self.images, self.labels, self.rows, self.transform = images, labels, rows, transform
+        self.seed, self.on_bad_sample = seed, on_bad_sample
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
+        sources = self.images.encoded([self.rows[index] for _, index in keys])
+        return [self._sample(epoch, index, source) for (epoch, index), source in zip(keys, sources, strict=True)]
+
+    def _sample(self, epoch: int, index: int, source: bytes | str | None) -> dict[str, Any]:
+        problems: list[str] = []
+        for _ in range(len(self)):
+            row = int(self.rows[index])
+            try:
+                image = self.images.load(row, source)
+            except BadSampleError as error:
+                problems.append(str(error))
+                if self.on_bad_sample != "replace":
+                    break
+                index = (index + 1) % len(self)
+                source = self.images.encoded([self.rows[index]])[0]
+            else:
+                with counted_randomness(self.seed, epoch, row):
+                    pixels = self.transform(image)
+                return {"pixels": pixels, "labels": self.labels[row], "row": row, "problems": problems}
+        return {"pixels": None, "problems": problems}
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Stack samples: ``pixels`` uint8 (batch, 3, h, w), ``labels`` (batch, levels), ``rows`` (batch,), ``problems``.
+
+    ``pixels`` is ``None`` if nothing could be decoded.
+    """
+    good = [sample for sample in samples if sample["pixels"] is not None]
+    problems = [problem for sample in samples for problem in sample["problems"]]
+    if not good:
+        return {"pixels": None, "problems": problems}
+    return {
+        "pixels": torch.stack([sample["pixels"] for sample in good]),
+        "labels": torch.from_numpy(np.stack([sample["labels"] for sample in good])),
+        "rows": torch.tensor([sample["row"] for sample in good]),
+        "problems": problems,
+    }
+
+
+def make_loader(dataset: LabelledImages, batch_sampler: Any, num_workers: int, pin_memory: bool) -> DataLoader:
+    """A loader of keyed batches. It is already this process's share: do not give it to ``accelerator.prepare``."""
+    return DataLoader(
+        dataset,
+        batch_sampler=batch_sampler,
+        num_workers=num_workers,
+        collate_fn=collate,
+        pin_memory=pin_memory,
+        persistent_workers=num_workers > 0,
+        prefetch_factor=4 if num_workers else None,
+    )
+
+
+class ProblemLog:
+    """Broken images met so far: raises at the first, or counts and remembers them."""
+
+    def __init__(self, on_bad_sample: str) -> None:
+        self.on_bad_sample = on_bad_sample
+        self.found: dict[str, None] = {}
+
+    def add(self, problems: Sequence[str]) -> None:
+        """Note problems; BadSampleError unless they are to be skipped."""
+        for message in problems:
+            if self.on_bad_sample == "error":
+                raise BadSampleError(
+                    f"Broken image: {message}. Mend or remove it, or go on with --on_bad_sample skip."
+                )
+            if message not in self.found:
+                self.found[message] = None
+                logger.warning("skipped: %s", message)

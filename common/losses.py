@@ -1,0 +1,195 @@
+"""Losses per level of the label tree, and their weighting over classes and levels. Everything computes in float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from .heads import LevelHeads
+from .hierarchy import Hierarchy
+
+CLASS_WEIGHTINGS = ("none", "inverse", "inverse_sqrt", "effective_number")
+
+
+def class_weights(counts: torch.Tensor, method: str, max_ratio: float = 100.0, beta: float = 0.9999) -> torch.Tensor:
+    """Weight of each class from how often it occurs.
+
+    Args:
+        counts: (classes,) number of training samples; classes without any get weight 1.
+        method: ``none``, ``inverse`` (1/n), ``inverse_sqrt`` (1/sqrt n), or ``effective_number``
+            ((1 - beta)/(1 - beta^n), Cui et al., CVPR 2019).
+        max_ratio: the largest weight is at most this many times the smallest.
+        beta: of ``effective_number``.
+
+    Returns:
+        float32 (classes,), scaled so that the mean weight of a training sample is 1.
+    """
+    if method not in CLASS_WEIGHTINGS:
+        raise ValueError(f"Unknown class weighting {method!r}; choose from {', '.join(CLASS_WEIGHTINGS)}.")
+    occurs = counts > 0
+    weights = torch.ones(len(counts), dtype=torch.float64)
+    if method == "none" or not occurs.any():
+        return weights.float()
+    n = counts[occurs].double()
+    if method == "effective_number":
+        raw = (1 - beta) / -torch.expm1(n * torch.log(torch.tensor(beta, dtype=torch.float64)))
+    else:
+        raw = 1 / (n if method == "inverse" else n.sqrt())
+    raw = raw.clamp(max=raw.min() * max_ratio)
+    weights[occurs] = raw * n.sum() / (raw * n).sum()
+    return weights.float()
+
+
+def count_labels(labels: torch.Tensor, hierarchy: Hierarchy) -> list[torch.Tensor]:
+    """How often each class of each level occurs in labels (samples, levels): int64 (classes,) per level."""
+    columns = [labels[:, level] for level in range(hierarchy.num_levels)]
+    return [torch.bincount(c[c >= 0], minlength=n) for c, n in zip(columns, hierarchy.num_classes, strict=True)]
+
+
+def level_weights(given: Sequence[str] | None, hierarchy: Hierarchy) -> list[float]:
+    """Weights of the levels, normalised to sum to 1.
+
+    Args:
+        given: one number per level, or one word: ``leaf`` (the last level alone), ``equal``, or ``leaf_heavy``
+            (half of the weight on the last level, the rest shared equally).
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    levels = hierarchy.num_levels
+    presets = {
+        "leaf": [0.0] * (levels - 1) + [1.0],
+        "equal": [1.0 / levels] * levels,
+        "leaf_heavy": [0.5 / max(levels - 1, 1)] * (levels - 1) + [0.5],
+    }
+    given = list(given or ["leaf"])
+    if len(given) == 1 and given[0] in presets:
+        weights = presets[given[0]]
+    else:
+        try:
+            weights = [float(entry) for entry in given]
+        except ValueError:
+            raise ValueError(f"--level_weights takes numbers or one of {', '.join(presets)}; got {given}.") from None
+        if len(weights) != levels:
+            raise ValueError(
+                f"--level_weights has {len(weights)} numbers for {levels} levels ({', '.join(hierarchy.levels)})."
+            )
+    if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise ValueError(f"--level_weights must be at least 0, finite and not all 0; got {weights}.")
+    return [weight / sum(weights) for weight in weights]
+
+
+class LevelCrossEntropy(nn.Module):
+    """Weighted sum over the levels of the cross-entropy between scores and labels.
+
+    A level's loss is a weighted mean over its labelled elements. The mean's denominator is given from outside, so that
+    the parts of one batch (micro-batches, processes) add up to exactly the loss of the whole.
+
+    Args:
+        heads: what turns scores into log-probabilities.
+        weights: per level, summing to 1 (:func:`level_weights`).
+        class_weights: per level (classes,), or ``None`` for none.
+        label_smoothing: share of the target spread evenly over the classes of a level.
+        logit_adjustment: multiple of the log-prior added to the scores in training mode (Menon et al., Long-tail
+            learning via logit adjustment, ICLR 2021); 0 for none, otherwise usually 1.
+        counts: per level (classes,) training samples; needed for the prior.
+    """
+
+    def __init__(
+        self,
+        heads: LevelHeads,
+        weights: Sequence[float],
+        class_weights: Sequence[torch.Tensor] | None = None,
+        label_smoothing: float = 0.0,
+        logit_adjustment: float = 0.0,
+        counts: Sequence[torch.Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        hierarchy = heads.hierarchy
+        # Not a submodule: the heads belong to the model, and the loss has no parameters.
+        self._heads = (heads,)
+        self.weights = list(weights)
+        self.label_smoothing = label_smoothing
+        each = class_weights or [torch.ones(n) for n in hierarchy.num_classes]
+        for level, value in enumerate(each):
+            self.register_buffer(f"class_weight_{level}", value.float(), persistent=False)
+        offset = torch.zeros(heads.weight.shape[0] if heads.kind == "independent" else hierarchy.num_leaves)
+        if logit_adjustment:
+            assert counts is not None, "logit adjustment needs the class counts"
+            priors = [(n.double().clamp(min=1) / n.sum().clamp(min=1)).log().float() for n in counts]
+            offset = logit_adjustment * heads.score_offsets(priors)
+        self.register_buffer("offset", offset, persistent=False)
+        self.adjusted = bool(logit_adjustment)
+
+    @property
+    def num_levels(self) -> int:
+        """Number of levels."""
+        return len(self.weights)
+
+    def label_weights(self, labels: torch.Tensor) -> torch.Tensor:
+        """Sum of class weights of the labelled elements of each level, float64 (levels,): the means' denominators.
+
+        Args:
+            labels: (batch, levels), IGNORE where there is none.
+        """
+        sums = [self._element_weights(labels[:, level], level).double().sum() for level in range(self.num_levels)]
+        return torch.stack(sums)
+
+    def forward(
+        self,
+        scores: torch.Tensor,
+        labels: torch.Tensor,
+        denominators: torch.Tensor | None = None,
+        mixed_with: torch.Tensor | None = None,
+        mix: float = 1.0,
+    ) -> torch.Tensor:
+        """The loss, a float32 scalar attached to the graph even if no element is labelled (then it is 0).
+
+        Args:
+            scores: (batch, outputs, ...) of the heads, any floating dtype.
+            labels: (batch, levels, ...) int64.
+            denominators: (levels,) :meth:`label_weights` of the whole batch that this is a part of; by default of
+                this one.
+            mixed_with: labels of the images mixed in by mixup or cutmix.
+            mix: share of the image that ``labels`` belongs to.
+        """
+        sums = mix * self.level_sums(scores, labels)
+        if mixed_with is not None:
+            sums = sums + (1 - mix) * self.level_sums(scores, mixed_with)
+        if denominators is None:
+            denominators = self.label_weights(labels)
+            if mixed_with is not None:
+                denominators = mix * denominators + (1 - mix) * self.label_weights(mixed_with)
+        return self.combine(sums, denominators)
+
+    def combine(self, sums: torch.Tensor, denominators: torch.Tensor) -> torch.Tensor:
+        """Weighted sum over the levels of ``sums / denominators``; a level with denominator 0 adds 0."""
+        means = sums / denominators.to(sums.dtype).clamp(min=torch.finfo(torch.float32).tiny)
+        return sum(weight * mean for weight, mean in zip(self.weights, means, strict=True))
+
+    def level_sums(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Weighted sum of the elements' losses per level, float32 (levels,); 0 for levels of weight 0."""
+        if self.adjusted and self.training:
+            scores = scores.float() + self.offset.view(1, -1, *(1,) * (scores.dim() - 2))
+        wanted = [level for level, weight in enumerate(self.weights) if weight]
+        log_probs = self._heads[0].log_probs(scores, wanted)
+        # The zero keeps levels without labels attached to the graph; one element, because a sum may overflow.
+        zero = scores.flatten()[:1].float().nan_to_num(0, 0, 0).sum() * 0
+        sums = [
+            zero if x is None else zero + self._sum(x, labels[:, level], level) for level, x in enumerate(log_probs)
+        ]
+        return torch.stack(sums)
+
+    def _sum(self, log_probs: torch.Tensor, labels: torch.Tensor, level: int) -> torch.Tensor:
+        labelled = labels >= 0
+        target = labels.clamp(min=0)
+        loss = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
+        if self.label_smoothing:
+            loss = (1 - self.label_smoothing) * loss - self.label_smoothing * log_probs.mean(1)
+        return torch.where(labelled, loss * self._element_weights(labels, level), 0).sum()
+
+    def _element_weights(self, labels: torch.Tensor, level: int) -> torch.Tensor:
+        weight = getattr(self, f"class_weight_{level}")
+        return torch.where(labels >= 0, weight[labels.clamp(min=0)], 0)

@@ -1,0 +1,144 @@
+"""What every run needs once: processes, seeds, logging, progress, trackers, and errors that people can read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import datasets
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
+from torch import nn
+from tqdm.auto import tqdm
+
+from .arguments import CommonArguments
+from .image_rows import BadSampleError
+
+logger = logging.getLogger(__name__)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call a script's ``main``; what a user did wrong becomes one message and exit status 2, without a stack trace."""
+    try:
+        main()
+    except ValueError as error:
+        logger.debug("stack trace of the error below", exc_info=True)
+        # All processes see the same mistakes, so one speaks; a broken image is seen by one process only.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, BadSampleError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")
+
+
+def make_accelerator(args: CommonArguments) -> Accelerator:
+    """Join the other processes, seed everything, and set logging up; ValueError if the hardware cannot do it."""
+    _setup_logging()
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and not gpu:
+        raise ValueError("--mixed_precision fp16 needs a GPU and there is none; use bf16 or no.")
+    accelerator = Accelerator(
+        mixed_precision=precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=args.output_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.ERROR)
+    set_seed(args.seed)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return accelerator
+
+
+def _setup_logging() -> None:
+    """Plain lines on stderr; bars of libraries only where a person watches."""
+    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
+    for name in ("httpx", "PIL", "fsspec", "datasets", "timm", "accelerate", "filelock"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+
+
+def num_workers(args: CommonArguments, accelerator: Accelerator) -> int:
+    """Loader processes of this process."""
+    if args.dataloader_num_workers is not None:
+        return args.dataloader_num_workers
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return max(1, min(8, len(os.sched_getaffinity(0)) // local_processes))
+
+
+@torch.no_grad()
+def sync_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the main process's buffers (running means), so that all evaluate the model that is saved."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer.detach().clone()))
+
+
+class Progress:
+    """A bar for people, lines for files: steps done, loss and images per second, on the main process only.
+
+    Args:
+        num_steps: of the whole training.
+        global_batch_size: images per step.
+        first_step: where this run starts.
+        show: whether this process shows anything.
+    """
+
+    def __init__(self, num_steps: int, global_batch_size: int, first_step: int, show: bool) -> None:
+        self.num_steps, self.global_batch_size, self.first_step = num_steps, global_batch_size, first_step
+        self.show = show
+        self.started = time.perf_counter()
+        live = show and sys.stderr.isatty()
+        self.bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not live)
+
+    def update(self) -> None:
+        """One more step is done."""
+        self.bar.update()
+
+    def log(self, step: int, loss: float, learning_rate: float) -> float:
+        """Show a loss; returns images per second since the start, pauses for evaluation included."""
+        speed = (step - self.first_step) * self.global_batch_size / (time.perf_counter() - self.started)
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
+        elif self.show:
+            logger.info(
+                "step %d/%d  loss %.4f  lr %.2e  %.0f images/s", step, self.num_steps, loss, learning_rate, speed
+            )
+        return speed
+
+    def write(self, text: str) -> None:
+        """Print lines without breaking the bar."""
+        if self.show:
+            for line in text.splitlines():
+                if self.bar.disable:
+                    logger.info("%s", line)
+                else:
+                    self.bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()
+
+
+def evaluation_bar(batches: Iterable[Any], num_batches: int, show: bool) -> Iterable[Any]:
+    """Iterate over evaluation batches, with a bar where a person watches."""
+    live = show and sys.stderr.isatty()
+    return tqdm(batches, total=num_batches, desc="evaluation", leave=False, dynamic_ncols=True, disable=not live)
+
+
+def banner(title: str, facts: Mapping[str, Any]) -> str:
+    """A run's facts, one a line."""
+    width = max(map(len, facts))
+    return "\n".join([f"***** {title} *****", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])

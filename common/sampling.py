@@ -1,0 +1,173 @@
+"""Which sample when: a global order that depends on the seed and the epoch alone, not on who computes what.
+
+Global batch ``b`` of an epoch is the slice ``[b * G, (b + 1) * G)`` of that epoch's permutation. Every process
+computes a contiguous part of each global batch, in one or more micro-batches. The position is two global numbers,
+``epoch`` and ``samples_seen``; so a run that goes on with other processes or workers sees the same global batches.
+Randomness of a sample is counted, not carried: it is a function of (seed, epoch, index), and the epoch travels with
+the index.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+Key = tuple[int, int]
+"""(epoch, index of the sample in the data set)"""
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of the samples in one epoch: int64 (num_samples,), the same on every machine."""
+    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
+
+
+class GlobalBatchSampler:
+    """Batch sampler of one process: micro-batches of (epoch, index) keys, from a position to the end of training.
+
+    Args:
+        num_samples: size of the training set.
+        global_batch_size: samples per optimizer step, over all processes.
+        micro_batch_size: samples per forward pass of one process; ``micro_batch_size * num_processes`` must divide
+            ``global_batch_size``.
+        num_steps: optimizer steps until training ends; the sampler stops there.
+        seed: of the order.
+        process_index, num_processes: this process, of how many.
+
+    Raises:
+        ValueError: if the sizes do not divide, or there are fewer samples than a global batch. The incomplete batch at
+            the end of an epoch is left out; another one each epoch, since the order differs.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        global_batch_size: int,
+        micro_batch_size: int,
+        num_steps: int,
+        seed: int = 0,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        if global_batch_size % (micro_batch_size * num_processes):
+            raise ValueError(
+                f"--global_batch_size {global_batch_size} is not a multiple of --per_device_train_batch_size "
+                f"{micro_batch_size} x {num_processes} processes; change one of them so that it divides."
+            )
+        if num_samples < global_batch_size:
+            raise ValueError(
+                f"There are {num_samples} training samples, fewer than one global batch of {global_batch_size}; "
+                "lower --global_batch_size."
+            )
+        self.num_samples = num_samples
+        self.global_batch_size = global_batch_size
+        self.micro_batch_size = micro_batch_size
+        self.num_steps = num_steps
+        self.seed = seed
+        self.process_index = process_index
+        self.num_processes = num_processes
+        self.epoch = 0
+        self.samples_seen = 0
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps, that is global batches, in an epoch."""
+        return self.num_samples // self.global_batch_size
+
+    @property
+    def accumulation_steps(self) -> int:
+        """Micro-batches of this process per optimizer step."""
+        return self.global_batch_size // (self.micro_batch_size * self.num_processes)
+
+    @property
+    def global_step(self) -> int:
+        """Optimizer steps done at the current position."""
+        return self.epoch * self.steps_per_epoch + self.samples_seen // self.global_batch_size
+
+    def advance(self) -> None:
+        """Move the position by one global batch; call it after the optimizer step."""
+        self.samples_seen += self.global_batch_size
+        if self.samples_seen >= self.steps_per_epoch * self.global_batch_size:
+            self.epoch, self.samples_seen = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: global numbers, valid for any number of processes and workers."""
+        return {"epoch": self.epoch, "samples_seen": self.samples_seen}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a position; takes effect with the next iterator."""
+        self.epoch, self.samples_seen = state["epoch"], state["samples_seen"]
+
+    def global_batch(self, step: int) -> list[Key]:
+        """All keys of the global batch of optimizer step ``step`` (counted from 0)."""
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return self._batch(epoch, epoch_order(self.num_samples, self.seed, epoch), batch)
+
+    def __len__(self) -> int:
+        return (self.num_steps - self.global_step) * self.accumulation_steps
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        share = self.global_batch_size // self.num_processes
+        first = self.process_index * share
+        order_of, order = -1, np.empty(0)
+        for step in range(self.global_step, self.num_steps):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if epoch != order_of:
+                order_of, order = epoch, epoch_order(self.num_samples, self.seed, epoch)
+            keys = self._batch(epoch, order, batch)[first : first + share]
+            for start in range(0, share, self.micro_batch_size):
+                yield keys[start : start + self.micro_batch_size]
+
+    def _batch(self, epoch: int, order: np.ndarray, batch: int) -> list[Key]:
+        start = batch * self.global_batch_size
+        return [(epoch, int(index)) for index in order[start : start + self.global_batch_size]]
+
+
+class EvaluationBatchSampler:
+    """Every sample to exactly one process, in order and without padding: batches of (0, index) keys.
+
+    Args:
+        num_samples: size of the evaluation set.
+        batch_size: samples per forward pass.
+        process_index, num_processes: this process, of how many. Processes may get different numbers of batches.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, process_index: int = 0, num_processes: int = 1) -> None:
+        bounds = [num_samples * part // num_processes for part in (process_index, process_index + 1)]
+        self.batch_size = batch_size
+        self.indices = range(*bounds)
+
+    def __len__(self) -> int:
+        return -(-len(self.indices) // self.batch_size)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for start in range(0, len(self.indices), self.batch_size):
+            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+
+
+@contextmanager
+def counted_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """Inside, the global generators of Python, numpy and torch (CPU) are functions of (seed, epoch, index) alone.
+
+    Augmentation libraries draw from all three. Their states are put back, so nothing outside notices.
+    """
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    sequence = np.random.SeedSequence([seed, epoch, index]).generate_state(3)
+    random.seed(int(sequence[0]))
+    np.random.seed(int(sequence[1]))
+    torch.random.default_generator.manual_seed(int(sequence[2]))
+    try:
+        yield
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])
+        torch.random.set_rng_state(before[2])
+
+
+def seed_step(seed: int, global_step: int, micro_step: int, process_index: int) -> None:
+    """Make dropout and stochastic depth functions of the position too: nothing is left to save or restore."""
+    sequence = np.random.SeedSequence([seed, global_step, micro_step, process_index]).generate_state(1, np.uint64)
+    torch.manual_seed(int(sequence[0]))
