@@ -73,8 +73,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     model = build_model(args, data.hierarchy)
     trainer = Trainer(args, accelerator, data, model)
     if args.eval_only:
-        results = {"train": None, "eval": trainer.evaluate(trainer.model).results}
-        trainer.progress.write(results_table(results["eval"]))
+        evaluation = trainer.evaluate(trainer.model)
+        results = {"train": None, "eval": evaluation.results}
+        trainer.progress.write(results_table(evaluation.results))
+        trainer.write_predictions(evaluation)
     else:
         results = trainer.fit()
     trainer.finish(results)
@@ -478,7 +480,7 @@ class Trainer:
         self.best, self.best_results, self.evaluations_without_gain = value, results, 0
         if self.accelerator.is_main_process:
             save_model(model, self.output_dir, resize_mode=args.resize_mode, crop_pct=args.crop_pct)
-            self.write_predictions(evaluation)
+        self.write_predictions(evaluation)
         self.accelerator.wait_for_everyone()
         return False
 
@@ -519,7 +521,7 @@ class Trainer:
 
     def write_predictions(self, evaluation: Evaluation) -> None:
         """predictions.parquet, if asked for."""
-        if evaluation.predictions:
+        if evaluation.predictions and self.accelerator.is_main_process:
             write_predictions(self.output_dir / "predictions.parquet", self.data.hierarchy, evaluation.predictions)
 
     # ---- the end

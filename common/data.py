@@ -159,8 +159,8 @@ class LabelColumns:
 
 
 def check_unseen(train_labels: np.ndarray, labels: np.ndarray, hierarchy: Hierarchy) -> None:
-    """ValueError if validation holds a class that no training image has."""
-    for level, name in enumerate(hierarchy.levels):
+    """ValueError if validation holds a class that no training image has; of several levels, the finest is named."""
+    for level, name in reversed(list(enumerate(hierarchy.levels))):
         seen = np.unique(train_labels[:, level])
         unseen = np.setdiff1d(labels[:, level], np.append(seen, IGNORE))
         if len(unseen):

@@ -10,7 +10,7 @@ This file imports nothing of ours, because it travels to the Hub with every trai
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Hierarchy:
         names: Mapping[str, Sequence[str]] | Sequence[Sequence[str]],
         parents: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]],
     ) -> None:
-        self.levels = tuple(str(level) for level in levels)
+        self.levels = tuple(str(level) for level in _list("levels", levels))
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise ValueError(f"A hierarchy needs at least one level and no level twice; got {list(self.levels)}.")
         self.names = tuple(tuple(str(name) for name in column) for column in self._per_level("names", names))
@@ -120,7 +120,8 @@ class Hierarchy:
             One int64 tensor of the same shape per level.
         """
         table = self._table("lift", leaf_labels.device)
-        index = torch.where(leaf_labels < 0, self.num_leaves, leaf_labels).long()
+        index = leaf_labels.long()  # first: the number of leaves may not fit into 8 bits
+        index = torch.where(index < 0, self.num_leaves, index)
         return [column[index] for column in table]
 
     def path_scores(self, scores: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -244,7 +245,7 @@ class Hierarchy:
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Hierarchy:
         """The inverse of :meth:`to_dict`; raises ValueError on anything else."""
-        missing = {"levels", "names", "parents"} - set(content)
+        missing = {"levels", "names", "parents"} - set(content if isinstance(content, Mapping) else ())
         if missing:
             raise ValueError(f"A hierarchy needs the keys levels, names and parents; missing: {sorted(missing)}.")
         return cls(content["levels"], content["names"], content["parents"])
@@ -260,9 +261,9 @@ class Hierarchy:
             if set(given) != set(self.levels):
                 raise ValueError(f"The hierarchy's {what} are for {list(given)}, its levels are {list(self.levels)}.")
             given = [given[level] for level in self.levels]
-        if len(given) != len(self.levels):
+        if len(_list(what, given)) != len(self.levels):
             raise ValueError(f"The hierarchy has {len(self.levels)} levels but {what} for {len(given)}.")
-        return list(given)
+        return [_list(what, column) for column in given]
 
     def _check(self) -> None:
         for level, (column, parents) in enumerate(zip(self.names, self.parents, strict=True)):
@@ -306,11 +307,18 @@ def fold_name(name: str) -> str:
     return " ".join(str(name).split()).casefold()
 
 
+def _list(what: str, given: Any) -> Sequence[Any]:
+    """``given``, or ValueError if it is no list; a string would fall apart into characters."""
+    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(f"The hierarchy's {what} must be lists, not {given!r}.")
+    return given
+
+
 def _parent(entry: Any, level: int) -> tuple[int, int] | None:
     """Normalise one entry of ``parents`` to (level, class) or None."""
     if entry is None:
         return None
-    pair = (level - 1, entry) if isinstance(entry, int) else tuple(entry)
+    pair = (level - 1, entry) if isinstance(entry, int) else tuple(entry) if isinstance(entry, list | tuple) else ()
     if len(pair) != 2 or not all(isinstance(part, int) for part in pair) or not 0 <= pair[0] < level:
         raise ValueError(f"A class of level number {level} has the parent {entry!r}: not a class of a level above it.")
     return pair

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
+from PIL import UnidentifiedImageError
 from torch.utils.data import DataLoader
 
 from .data import check_columns
@@ -70,7 +71,7 @@ class ImageRows:
                 self._check_inside(source)
             return load_image(source)
         except BAD_IMAGE as error:
-            raise BadSampleError(f"{self.describe(index)}: {error or type(error).__name__}") from error
+            raise BadSampleError(f"{self.describe(index)}: {_reason(error)}") from error
 
     def describe(self, index: int) -> str:
         """Row and file of an image, for messages."""
@@ -82,8 +83,8 @@ class ImageRows:
         if self.root and not os.path.realpath(path).startswith(self.root + os.sep):
             raise ValueError(f"it lies outside of the folder {self.root}")
 
-    def check_headers(self, num_rows: int = 20_000) -> list[tuple[int, str]]:
-        """Open, without decoding, up to ``num_rows`` images spread evenly; (row, reason) of those that fail."""
+    def check_headers(self, num_rows: int = 20_000) -> list[str]:
+        """Open, without decoding, up to ``num_rows`` images spread evenly; a message for each that fails."""
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(int)).tolist()
         problems = []
         for start in range(0, len(rows), 256):
@@ -92,7 +93,7 @@ class ImageRows:
                 try:
                     self._open(source)
                 except BAD_IMAGE as error:
-                    problems.append((row, f"{self.describe(row)}: {error or type(error).__name__}"))
+                    problems.append(f"{self.describe(row)}: {_reason(error)}")
         return problems
 
     def _open(self, source: bytes | str | None) -> None:
@@ -101,6 +102,12 @@ class ImageRows:
         if isinstance(source, str):
             self._check_inside(source)
         PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source).close()
+
+
+def _reason(error: BaseException) -> str:
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of a kind that is not known"
+    return str(error) or type(error).__name__
 
 
 class LabelledImages(torch.utils.data.Dataset):

@@ -107,7 +107,7 @@ class GlobalBatchSampler:
         return self._batch(epoch, epoch_order(self.num_samples, self.seed, epoch), batch)
 
     def __len__(self) -> int:
-        return (self.num_steps - self.global_step) * self.accumulation_steps
+        return max(self.num_steps - self.global_step, 0) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[Key]]:
         share = self.global_batch_size // self.num_processes

@@ -489,8 +489,8 @@ class Studio:
     def _pose(self, canvas: Image.Image, look: Look, ground: str, rng: np.random.Generator) -> None:
         """Draw one to a few bodies, turned, scaled and placed at random, and what stands in front of them."""
         size = np.array(canvas.size)
-        unit = size.min() * rng.uniform(0.3, 0.46)
-        spare = np.maximum(size / 2 - unit * 0.95, 0) + 0.05 * size.min()
+        unit = size.min() * rng.uniform(0.34, 0.48)
+        spare = np.maximum(size / 2 - unit * 0.95, 0) + 0.03 * size.min()
         angle, mirror = rng.normal(0, 0.5 if ground == "paper" else 0.2), rng.choice((-1, 1))
         cosine, sine = np.cos(angle), np.sin(angle)
         matrix = unit * np.array([[mirror * cosine, mirror * sine], [sine, -cosine]])
@@ -516,7 +516,7 @@ class Studio:
         if count == 1:
             return [pen]
         places = 1.2 * steps(-0.5, 0.5, count) + rng.normal(0, 0.08, count)
-        scales, heights = rng.uniform(0.55, 0.85, count), rng.normal(0, 0.04, count)
+        scales, heights = rng.uniform(0.62, 0.88, count), rng.normal(0, 0.04, count)
         return [pen.moved(x, 0.95 * (s - 1) + y, s) for x, y, s in zip(places, heights, scales, strict=True)]
 
     def _develop(self, image: Image.Image, rng: np.random.Generator) -> Image.Image:

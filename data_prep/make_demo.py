@@ -43,9 +43,10 @@ A procedural data set for hierarchical image classification, drawn by `data_prep
 **Every name is invented and every picture is drawn by a program. Nothing here is about real fungi, and nothing in it
 may be used to tell whether a fungus can be eaten.**
 
-Columns: `image` (JPEG), {levels} (strings), and `specimen` (an id). The `species` of about 8 % of the specimens is
-None, as in collections where some specimens could only be determined to genus. Species are long-tailed: the most
-frequent one has {most} labelled training pictures, the rarest {least}.
+Columns: `image` (JPEG), `specimen` (an id) and, as strings, the levels of the tree:
+{levels}.
+The `species` of about 8 % of the specimens is None, as in collections where some specimens could only be determined to
+genus. Species are long-tailed: the most frequent one has {most} labelled training pictures, the rarest {least}.
 """
 
 
@@ -91,7 +92,7 @@ def specimen_counts(split: str, total: int) -> np.ndarray:
     spare = total - species * MIN_PER_SPECIES[split]
     if spare < 0:
         least = int(np.ceil(species * MIN_PER_SPECIES[split] / (1 - GENUS_ONLY_SHARE)))
-        raise ValueError(f"the {split} split needs at least {least} specimens to show all {species} species")
+        raise ValueError(f"num_{split} must be at least {least} to show all {species} species")
     counts = np.full(species, MIN_PER_SPECIES[split])
     ideal = spare * _popularity(split)
     counts += ideal.astype(int)
