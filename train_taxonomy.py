@@ -33,7 +33,7 @@ from common.hierarchy import Hierarchy
 from common.image_rows import ImageRows, LabelledImages, ProblemLog, make_loader
 from common.images import MixImages, Normalize, TrainTransform, evaluation_transform
 from common.label_table import read_class_order
-from common.losses import LevelCrossEntropy, class_weights, count_labels, level_weights
+from common.losses import LevelCrossEntropy, class_weights, count_labels, level_weights, levels_where_labels_end
 from common.metrics import TaxonomyMetrics
 from common.modeling import LabelTreeForImageClassification
 from common.optimization import learning_rate_factor, parameter_groups, set_learning_rate
@@ -304,7 +304,8 @@ class Trainer:
     def make_loss(self) -> LevelCrossEntropy:
         """Cross-entropy of every level that has weight, corrected for rare classes if asked."""
         args, hierarchy = self.args, self.data.hierarchy
-        counts = count_labels(torch.from_numpy(self.data.train_labels[self.data.train_rows]), hierarchy)
+        labels = torch.from_numpy(self.data.train_labels[self.data.train_rows])
+        counts = count_labels(labels, hierarchy)
         return LevelCrossEntropy(
             self.model.heads,
             level_weights(args.level_weights, hierarchy),
@@ -312,6 +313,7 @@ class Trainer:
             args.label_smoothing,
             args.logit_adjustment,
             counts,
+            levels_where_labels_end(labels) if self.model.heads.leaf_softmax else (),
         )
 
     def make_optimizer(self) -> torch.optim.Optimizer:
@@ -323,7 +325,7 @@ class Trainer:
             self.ema = ModelEmaV3(self.model, decay=args.ema_decay, use_warmup=True)
         groups = parameter_groups(self.model, args.learning_rate, args.weight_decay, args.layer_decay)
         optimizer = torch.optim.AdamW(
-            groups, betas=(args.adam_beta1, args.adam_beta2), fused=accelerator.device.type == "cuda" or None
+            groups, betas=(args.adam_beta1, args.adam_beta2), fused=accelerator.device.type in ("cpu", "cuda")
         )
         if args.compile:
             self.model.compile()

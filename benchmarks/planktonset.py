@@ -38,13 +38,15 @@ METHODS = {
 }
 MAIN_METHODS = list(METHODS)[:6]
 STARTS = {
-    "scratch": "--no_pretrained --learning_rate 2e-3 --num_train_epochs 15",
-    "pretrained": "--backbone_weights {weights} --learning_rate 1e-3 --num_train_epochs 8",
+    "scratch": "--model_name_or_path timm/test_resnet --no_pretrained --image_size 48 --learning_rate 4e-3 "
+    "--num_train_epochs 6",
+    "pretrained": "--model_name_or_path timm/tf_efficientnet_lite0 --backbone_weights {weights} --image_size 64 "
+    "--learning_rate 1.5e-3 --num_train_epochs 2 --channels_last",
 }
 COMMON = (
-    "--label_column class --model_name_or_path timm/tf_efficientnet_lite0 --image_size 96 --resize_mode squash "
-    "--crop_scale 0.6 --vflip 0.5 --color_jitter 0.1 --per_device_train_batch_size 64 "
-    "--per_device_eval_batch_size 256 --weight_decay 0.05 --eval_epochs 100 --logging_steps 500 --save_predictions"
+    "--label_column class --max_train_samples 6000 --per_device_train_batch_size 32 --resize_mode squash "
+    "--crop_scale 0.6 --vflip 0.5 --color_jitter 0.1 --eval_epochs 100 --logging_steps 100 "
+    "--per_device_eval_batch_size 128 --dataloader_num_workers 0 --save_predictions"
 )
 
 

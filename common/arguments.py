@@ -6,6 +6,7 @@ command line. Unknown keys and options are errors that suggest the nearest one.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -17,6 +18,7 @@ import yaml
 from transformers import HfArgumentParser
 
 from .heads import KINDS
+from .hierarchy_files import StrictLoader
 from .images import RESIZE_MODES
 from .losses import CLASS_WEIGHTINGS
 from .optimization import SCHEDULES
@@ -192,20 +194,17 @@ class CommonArguments(
         positive = "max_train_samples max_eval_samples image_size num_train_epochs max_train_steps global_batch_size "
         positive += "per_device_train_batch_size per_device_eval_batch_size learning_rate logging_steps eval_epochs "
         positive += "early_stopping_patience"
-        shares = "hflip vflip random_erasing mix_probability dropout drop_path_rate warmup_ratio label_smoothing "
-        shares += "ema_decay crop_scale adam_beta1 adam_beta2"
+        shares = "hflip vflip random_erasing mix_probability warmup_ratio"
+        below_one = "dropout drop_path_rate label_smoothing ema_decay adam_beta1 adam_beta2"
+        not_negative = "weight_decay max_grad_norm mixup cutmix color_jitter logit_adjustment seed "
+        not_negative += "dataloader_num_workers"
         rules = [
-            (positive, "greater than 0", lambda value: value > 0),
+            (positive, "greater than 0", lambda value: 0 < value < math.inf),
             (shares, "from 0 up to 1", lambda value: 0 <= value <= 1),
-            ("ema_decay adam_beta1 adam_beta2 dropout label_smoothing", "less than 1", lambda value: value < 1),
+            (below_one, "at least 0 and less than 1", lambda value: 0 <= value < 1),
             ("crop_pct layer_decay crop_scale", "over 0 and up to 1", lambda value: 0 < value <= 1),
             ("class_weight_max_ratio aspect_ratio", "at least 1", lambda value: value >= 1),
-            (
-                "weight_decay max_grad_norm mixup cutmix color_jitter logit_adjustment seed",
-                "at least 0",
-                _not_negative,
-            ),
-            ("dataloader_num_workers", "at least 0", _not_negative),
+            (not_negative, "at least 0", lambda value: value >= 0),
         ]
         return [
             (name, what)
@@ -283,9 +282,11 @@ def _yaml_words(parser: _Parser, path: str | Path) -> list[str]:
     if not Path(path).is_file():
         raise ValueError(f"No configuration file at {path} (--config).")
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8")) or {}
+        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=StrictLoader) or {}
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold one setting a line, 'name: value'.")
     words: list[str] = []
@@ -299,16 +300,16 @@ def _yaml_words(parser: _Parser, path: str | Path) -> list[str]:
 
 
 def _yaml_option(parser: _Parser, path: str | Path, key: str, value: Any) -> list[str]:
-    if key not in {entry.name for group in parser.dataclass_types for entry in fields(group)}:
-        raise ValueError(f"{path}: " + parser.unknown(f"--{key}").replace("option --", "key ").replace("--", ""))
+    options = {entry.name: entry for group in parser.dataclass_types for entry in fields(group)}
+    if key not in options:
+        near = get_close_matches(key.replace("-", "_"), options, 1, 0.5)
+        raise ValueError(f"{path}: Unknown key {key}." + (f" Did you mean {near[0]}?" if near else " See --help."))
     if value is None:
         return []
     if isinstance(value, list):
         return [f"--{key}", *map(str, value)]
     if isinstance(value, dict):
         raise ValueError(f"{path}: the value of {key} must not be a mapping.")
+    if isinstance(value, bool) and not isinstance(options[key].default, bool):
+        value = "yes" if value else "no"  # YAML reads an unquoted no as false; --mixed_precision takes the word
     return [f"--{key}={value}"]
-
-
-def _not_negative(value: float) -> bool:
-    return value >= 0

@@ -90,12 +90,12 @@ class LevelHeads(nn.Module):
         return torch.stack([per_level[level][index] for level, index in self.hierarchy.leaves])
 
     @torch.no_grad()
-    def init_leaves(self, weight: torch.Tensor, bias: torch.Tensor, rows: Sequence[int | None]) -> None:
+    def init_leaves(self, weight: torch.Tensor, bias: torch.Tensor | None, rows: Sequence[int | None]) -> None:
         """Start the last level from another classifier, so that training begins at that model's accuracy.
 
         Args:
             weight: (its classes, channels).
-            bias: (its classes,).
+            bias: (its classes,), or ``None`` if it has none.
             rows: for each class of our last level its row there, or ``None`` if it has none.
         """
         if weight.shape[1] != self.weight.shape[1]:
@@ -109,7 +109,7 @@ class LevelHeads(nn.Module):
         for position, row in enumerate(rows):
             if row is not None:
                 self.weight[first + position] = weight[row].to(self.weight)
-                self.bias[first + position] = bias[row].to(self.bias)
+                self.bias[first + position] = 0 if bias is None else bias[row].to(self.bias)
 
     def _sum_over_path(self, rows: torch.Tensor) -> torch.Tensor:
         """(nodes, ...) -> (leaves, ...): the sum of the rows on each leaf's path."""

@@ -37,12 +37,12 @@ def load_hierarchy(path: str | Path, levels: Sequence[str] | None = None) -> tup
         if suffix in {".csv", ".tsv"}:
             tree, report = _from_csv(path, levels)
         elif suffix in {".yaml", ".yml"}:
-            tree, report = _from_yaml(yaml.load(path.read_text(encoding="utf-8"), Loader=_StrictLoader)), []
+            tree, report = _from_yaml(yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)), []
         elif suffix == ".json":
-            tree, report = Hierarchy.from_dict(json.loads(path.read_text(encoding="utf-8"))), []
+            tree, report = Hierarchy.from_dict(json.loads(path.read_text(encoding="utf-8-sig"))), []
         else:
             raise ValueError("its ending is none of .json, .yaml, .yml, .csv, .tsv.")
-    except (ValueError, yaml.YAMLError, UnicodeDecodeError, AttributeError) as error:
+    except (ValueError, yaml.YAMLError, csv.Error) as error:
         raise ValueError(f"Hierarchy file {path}: {error}") from error
     _refuse_ambiguous_leaves(tree, path)
     return tree, report
@@ -53,6 +53,9 @@ def _from_csv(path: Path, levels: Sequence[str] | None) -> tuple[Hierarchy, list
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
         rows = list(reader)
         header = [column for column in reader.fieldnames or [] if column]
+    twice = sorted(column for column, count in Counter(header).items() if count > 1)
+    if twice:
+        raise ValueError(f"listed twice in its first line: {twice}.")
     levels = list(levels or header)
     missing = [level for level in levels if level not in header]
     if missing or not rows:
@@ -66,15 +69,20 @@ def _from_yaml(content: Any) -> Hierarchy:
     unknown = set(content) - {"levels", "tree", "classes"}
     if unknown:
         raise ValueError(f"unknown keys {sorted(map(str, unknown))}; 'levels', 'tree' and 'classes' are known.")
-    levels = [str(level) for level in content["levels"]]
+    levels = _names_in(content, "levels")
     paths = list(_walk(content["tree"], (), len(levels)))
-    order = content.get("classes")
-    if order is not None:
-        paths = _in_order(paths, [_name(entry) for entry in order])
-    twice = sorted(str(path[-1]) for path, count in Counter(paths).items() if count > 1)
+    if content.get("classes") is not None:
+        paths = _in_order(paths, _names_in(content, "classes"), levels[-1])
+    twice = sorted(" > ".join(name or "-" for name in path) for path, count in Counter(paths).items() if count > 1)
     if twice:
         raise ValueError(f"listed twice: {twice}.")
     return hierarchy_from_paths(levels, paths, sort=False)
+
+
+def _names_in(content: Mapping[str, Any], key: str) -> list[str]:
+    if not isinstance(content[key], list):
+        raise ValueError(f"{key!r} must be a list of names, not {content[key]!r}.")
+    return [_name(entry) for entry in content[key]]
 
 
 def _walk(node: Any, prefix: LabelPath, num_levels: int) -> Iterable[LabelPath]:
@@ -91,12 +99,17 @@ def _walk(node: Any, prefix: LabelPath, num_levels: int) -> Iterable[LabelPath]:
         yield from _walk(node[key] if isinstance(node, Mapping) else None, (*prefix, name), num_levels)
 
 
-def _in_order(paths: list[LabelPath], order: list[str]) -> list[LabelPath]:
+def _in_order(paths: list[LabelPath], order: list[str], last_level: str) -> list[LabelPath]:
+    unfinished = [[name for name in path if name is not None] for path in paths if path[-1] is None]
+    if unfinished:
+        raise ValueError(
+            f"'classes' are those of level {last_level!r}, but the tree has nothing there for {unfinished}."
+        )
     by_leaf = defaultdict(list)
     for path in paths:
         by_leaf[path[-1]].append(path)
     missing = [name for name in order if name not in by_leaf]
-    extra = [name for name in by_leaf if name not in order]
+    extra = sorted(set(by_leaf) - set(order))
     twice = [name for name, count in Counter(order).items() if count > 1]
     twice += [name for name, found in by_leaf.items() if len(found) > 1]
     if missing or extra or twice:
@@ -109,15 +122,18 @@ def _in_order(paths: list[LabelPath], order: list[str]) -> list[LabelPath]:
 def _name(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"{value!r} is not a name; put it in quotes.")
-    return " ".join(str(value).split())
+    name = " ".join(str(value).split())
+    if not name:
+        raise ValueError("a name is blank; a level without a value is written ~.")
+    return name
 
 
-class _StrictLoader(yaml.SafeLoader):
+class StrictLoader(yaml.SafeLoader):
     """SafeLoader that refuses a key written twice instead of keeping the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key, count in Counter(keys).items() if count > 1]
+        twice = [key for key, count in Counter(key for key in keys if isinstance(key, Hashable)).items() if count > 1]
         if twice:
             raise ValueError(f"line {node.start_mark.line + 1}: listed twice: {twice}.")
         return super().construct_mapping(node, deep)

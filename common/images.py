@@ -40,16 +40,13 @@ def load_image(source: bytes | str | Path) -> Image.Image:
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:
     """Grey values of more than 8 bits: a file's nominal range (1, 255 or 65,535) is mapped to 0..255."""
+    fractions = values.dtype.kind == "f"
     values = np.nan_to_num(values.astype(np.float64))
     top = values.max(initial=0)
-    scale = 255.0 if top <= 1 and values.dtype.kind == "f" and not _is_integer(values) else 1.0
+    scale = 255.0 if fractions and top <= 1 else 1.0
     if top > 255:
         scale = 255.0 / max(65535.0, top)
     return np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)
-
-
-def _is_integer(values: np.ndarray) -> bool:
-    return bool((values == np.floor(values)).all())
 
 
 class TrainTransform:
@@ -57,7 +54,7 @@ class TrainTransform:
 
     Args:
         size: side of the output, pixels.
-        crop_scale: smallest share of the image's area that a random crop keeps; 0 squashes the whole image.
+        crop_scale: smallest share of the image's area that a random crop keeps.
         aspect_ratio: widest random crop, width to height (and its inverse).
         hflip, vflip: probabilities of mirroring.
         color_jitter: strength for brightness, contrast and saturation.

@@ -1,6 +1,6 @@
 """Label trees from tables, and labels by name: what turns dirty tables into numbers that can be trusted.
 
-How dirt is resolved, each time with a line in the report that names rows:
+How dirt is resolved, each time (but for spacing) with a line in the report that names rows:
 
 1. spelling: spacing is collapsed, and of variants in upper and lower case the most frequent one is kept;
 2. a gap in the middle of a path is filled where every other row with the same finer name agrees on its value, and
@@ -12,8 +12,9 @@ How dirt is resolved, each time with a line in the report that names rows:
 from __future__ import annotations
 
 import logging
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +46,24 @@ def hierarchy_from_table(columns: Mapping[str, Sequence[Any]], first_row: int = 
     levels = list(columns)
     rows = _unique_rows(columns, first_row)
     report: list[str] = []
-    paths = _fill_gaps(levels, _merge_case(levels, rows, report), report)
+    rows = _merge_case(levels, rows, report)
     for depth, level in enumerate(levels):
-        if all(path[depth] is None for path in paths):
+        if all(path[depth] is None for path in rows):
             raise ValueError(f"The level column {level!r} is empty in every row.")
-    tree = hierarchy_from_paths(levels, [path for path in paths if any(path)], sort=True)
+    unclear: set[LabelPath] = set()
+    while True:  # nearly always once
+        filled, told = _fill_gaps(levels, rows, unclear)
+        tree = hierarchy_from_paths(levels, [path for path in filled.values() if any(path)], sort=True)
+        lost = _not_found_again(tree, filled)
+        if not lost:
+            break
+        unclear |= lost
+    report += told
+    paths: dict[LabelPath, list[int]] = defaultdict(list)
+    for path, numbers in rows.items():
+        paths[filled[path]] += numbers
     _report_names_with_two_parents(tree, paths, report)
+    _report_partial_labels(levels, paths, report)
     return tree, report
 
 
@@ -79,16 +92,21 @@ def _clean(cell: Any) -> str | None:
 def _merge_case(
     levels: list[str], rows: Mapping[LabelPath, list[int]], report: list[str]
 ) -> dict[LabelPath, list[int]]:
-    spellings: list[dict[str, Counter]] = [defaultdict(Counter) for _ in levels]
+    spellings: list[dict[str, dict[str, list[int]]]] = [defaultdict(lambda: defaultdict(list)) for _ in levels]
     for path, numbers in rows.items():
         for depth, name in enumerate(path):
             if name is not None:
-                spellings[depth][fold_name(name)][name] += len(numbers)
-    kept = [{folded: max(c, key=lambda n: (c[n], n)) for folded, c in level.items()} for level in spellings]
+                spellings[depth][fold_name(name)][name] += numbers
+    kept = [
+        {folded: max(found, key=lambda n: (len(found[n]), n)) for folded, found in level.items()}
+        for level in spellings
+    ]
     for depth, level in enumerate(spellings):
-        for counter in level.values():
-            if len(counter) > 1:
-                report.append(f"{levels[depth]}: spellings merged: {dict(counter.most_common())}.")
+        for folded, found in level.items():
+            if len(found) > 1:
+                name = kept[depth][folded]
+                others = ", ".join(f"{other!r} ({_row_list(found[other])})" for other in found if other != name)
+                report.append(f"{levels[depth]}: spellings merged: {others} into {name!r}.")
     merged: dict[LabelPath, list[int]] = defaultdict(list)
     for path, numbers in rows.items():
         key = tuple(None if name is None else kept[depth][fold_name(name)] for depth, name in enumerate(path))
@@ -97,27 +115,65 @@ def _merge_case(
 
 
 def _fill_gaps(
-    levels: list[str], rows: Mapping[LabelPath, list[int]], report: list[str]
-) -> dict[LabelPath, list[int]]:
-    """Fill a blank cell above a named one from the other rows with that finer name, where those agree."""
+    levels: list[str], rows: Mapping[LabelPath, list[int]], unclear: set[LabelPath]
+) -> tuple[dict[LabelPath, LabelPath], list[str]]:
+    """Fill a blank cell above a named one from the other rows with that finer name, where those agree.
+
+    Returns:
+        What each path became, and lines for the report. Paths in ``unclear`` stay as they are.
+    """
     seen: dict[tuple[int, str, int], set[str]] = defaultdict(set)
     for path in rows:
         for finer, name in enumerate(path):
             for depth in range(finer):
                 if name is not None and path[depth] is not None:
                     seen[finer, name, depth].add(path[depth])
-    filled: dict[LabelPath, list[int]] = defaultdict(list)
+    filled: dict[LabelPath, LabelPath] = {}
+    told: list[str] = []
+    empty: list[dict[str, list[int]]] = [defaultdict(list) for _ in levels]
     for path, numbers in rows.items():
         new = list(path)
         for depth, finer in _gaps(path):
-            values = seen[finer, path[finer], depth]
-            if len(values) == 1:
-                new[depth] = next(iter(values))
-            if values:
-                told = f"filled with {new[depth]!r}" if new[depth] else f"not filled, there are {sorted(values)}"
-                report.append(f"{levels[depth]} missing above {path[finer]!r} ({_row_list(numbers)}): {told}.")
-        filled[tuple(new)] += numbers
-    return filled
+            values = sorted(seen.get((finer, path[finer], depth), ()))
+            where = f"{levels[depth]}: missing above {path[finer]!r} ({_row_list(numbers)})"
+            if not values:
+                empty[depth][path[finer]] += numbers
+            elif len(values) > 1 or path in unclear:
+                told.append(
+                    f"{where}, not filled, there {f'are {values}' if len(values) > 1 else 'are several paths'}."
+                )
+            else:
+                new[depth] = values[0]
+                told.append(f"{where}, filled with {values[0]!r}.")
+        filled[path] = tuple(new)
+    for level, names in zip(levels, empty, strict=True):
+        if names:
+            shown = ", ".join(map(repr, list(names)[:5])) + (", ..." if len(names) > 5 else "")
+            numbers = list(chain.from_iterable(names.values()))
+            told.append(f"{level}: no value above {shown} in any row ({_row_list(numbers)}).")
+    return filled, told
+
+
+def _not_found_again(tree: Hierarchy, filled: Mapping[LabelPath, LabelPath]) -> set[LabelPath]:
+    """Rows whose gaps were filled, but which as labels would not be clear: two of the tree's paths fit them."""
+    index = tree.node_index()
+    lost = set()
+    for path, new in filled.items():
+        if path != new:
+            labels = _encode(tree, index, path) or ()
+            if tuple(None if v < 0 else tree.names[level][v] for level, v in enumerate(labels)) != new:
+                lost.add(path)
+    return lost
+
+
+def _report_partial_labels(levels: list[str], rows: Mapping[LabelPath, list[int]], report: list[str]) -> None:
+    ends: dict[int, list[int]] = defaultdict(list)
+    for path, numbers in rows.items():
+        ends[max((depth for depth, name in enumerate(path) if name is not None), default=-1)] += numbers
+    for depth, numbers in sorted(ends.items()):
+        if depth < len(levels) - 1:
+            told = f"nothing finer than {levels[depth]!r}" if depth >= 0 else "nothing"
+            report.append(f"{levels[depth + 1]}: partial labels, {len(numbers)} name {told} ({_row_list(numbers)}).")
 
 
 def _gaps(path: LabelPath) -> Iterable[tuple[int, int]]:
@@ -159,15 +215,19 @@ def _report_names_with_two_parents(tree: Hierarchy, rows: Mapping[LabelPath, lis
         for positions in index.values():
             if len(positions) > 1:
                 paths = [tree.path_names(level, position)[: level + 1] for position in positions]
-                places = [f"{' > '.join(map(str, path[:-1]))} ({_row_list(where[path])})" for path in paths]
+                places = [f"{_shown(path[:-1])} ({_row_list(where[path])})" for path in paths]
                 name = tree.names[level][positions[0]]
                 report.append(
                     f"{tree.levels[level]}: {name!r} stands under {' and under '.join(places)}: two classes."
                 )
 
 
+def _shown(path: LabelPath) -> str:
+    return " > ".join(part or "-" for part in path)
+
+
 def _row_list(numbers: Sequence[int]) -> str:
-    shown = ", ".join(str(number) for number in numbers[:3])
+    shown = ", ".join(str(number) for number in sorted(numbers)[:3])
     return f"row{'s' if len(numbers) > 1 else ''} {shown}{', ...' if len(numbers) > 3 else ''}"
 
 
@@ -195,7 +255,7 @@ def encode_paths(tree: Hierarchy, columns: Mapping[str, Sequence[Any]]) -> np.nd
         if known[path] is None:
             unknown[path].append(row)
         labels.append(known[path] or ())
-    _refuse_unknown({" > ".join(part or "-" for part in path): rows for path, rows in unknown.items()})
+    _refuse_unknown({_shown(path): rows for path, rows in unknown.items()})
     return np.array(labels, dtype=np.int64).reshape(-1, tree.num_levels)
 
 
@@ -205,15 +265,23 @@ def _encode(tree: Hierarchy, index: list[dict[str, list[int]]], path: LabelPath)
         return (IGNORE,) * tree.num_levels
     finest = named[-1]
     folded = [None if name is None else fold_name(name) for name in path]
-    found, exact = [], []
+    found = {}
     for candidate in index[finest].get(folded[finest], []):
         names = [None if name is None else fold_name(name) for name in tree.path_names(finest, candidate)]
         if all(folded[depth] == names[depth] for depth in named):
-            found.append(candidate)
-            if folded[:finest] == names[:finest]:
-                exact.append(candidate)
-    choice = found if len(found) == 1 else exact
+            found[candidate] = names[:finest]
+    # Several paths fit: the one that is blank where the row is; or what such a row became when the tree was built.
+    agreed = [folded[depth] or _agreed({names[depth] for names in found.values()}) for depth in range(finest)]
+    choice = list(found)
+    for wanted in (folded[:finest], agreed):
+        if len(choice) != 1:
+            choice = [candidate for candidate, names in found.items() if names == wanted]
     return tree.path(finest, choice[0]) if len(choice) == 1 else None
+
+
+def _agreed(values: set[str | None]) -> str | None:
+    values = values - {None}
+    return values.pop() if len(values) == 1 else None
 
 
 def encode_names(tree: Hierarchy, values: Sequence[Any]) -> np.ndarray:
@@ -229,15 +297,17 @@ def encode_names(tree: Hierarchy, values: Sequence[Any]) -> np.ndarray:
     for level, index in enumerate(tree.node_index()):
         for name, positions in index.items():
             places[name] += [(level, position) for position in positions]
-    leaves = {fold_name(tree.names[level][i]): (level, i) for level, i in tree.leaves}
+    leaves: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for level, position in tree.leaves:
+        leaves[fold_name(tree.names[level][position])].append((level, position))
     blank = (IGNORE,) * tree.num_levels
     known: dict[str | None, Sequence[int] | None] = {None: blank}
     labels, unknown = [], defaultdict(list)
     for row, name in enumerate(_clean_column(values)):
         if name not in known:
             folded = fold_name(name)
-            node = leaves.get(folded) or (places[folded][0] if len(places[folded]) == 1 else None)
-            known[name] = None if node is None else tree.path(*node)
+            nodes = leaves.get(folded) or places.get(folded, [])
+            known[name] = tree.path(*nodes[0]) if len(nodes) == 1 else None
         if known[name] is None:
             unknown[name].append(row)
         labels.append(known[name] or blank)
@@ -249,7 +319,7 @@ def _refuse_unknown(unknown: Mapping[str, Sequence[int]]) -> None:
     if unknown:
         shown = "; ".join(f"{name!r} ({_row_list(rows)})" for name, rows in list(unknown.items())[:5])
         more = f"; and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-        raise ValueError(f"not in the label tree of the training data: {shown}{more}")
+        raise ValueError(f"not in the label tree of the training data, or there more than once: {shown}{more}")
 
 
 def read_class_order(path: str | Path, tree: Hierarchy, num_outputs: int) -> list[int | None]:

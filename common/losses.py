@@ -48,6 +48,12 @@ def count_labels(labels: torch.Tensor, hierarchy: Hierarchy) -> list[torch.Tenso
     return [torch.bincount(c[c >= 0], minlength=n) for c, n in zip(columns, hierarchy.num_classes, strict=True)]
 
 
+def levels_where_labels_end(labels: torch.Tensor) -> list[int]:
+    """Levels above the last at which labels (samples, levels) of some samples end."""
+    finest = torch.where(labels >= 0, torch.arange(labels.shape[1]), -1).amax(1).unique()
+    return [level for level in finest.tolist() if 0 <= level < labels.shape[1] - 1]
+
+
 def level_weights(given: Sequence[str] | None, hierarchy: Hierarchy) -> list[float]:
     """Weights of the levels, normalised to sum to 1.
 
@@ -95,6 +101,9 @@ class LevelCrossEntropy(nn.Module):
         logit_adjustment: multiple of the log-prior added to the scores in training mode (Menon et al., Long-tail
             learning via logit adjustment, ICLR 2021); 0 for none, otherwise usually 1.
         counts: per level (classes,) training samples; needed for the prior.
+        backoff_levels: levels at which some labels end (a specimen known to its genus only). An element whose label
+            ends there stands in with that level for the finer ones, which makes the loss on the last level the
+            likelihood of what is known. Without it such an element does not count there.
     """
 
     def __init__(
@@ -105,6 +114,7 @@ class LevelCrossEntropy(nn.Module):
         label_smoothing: float = 0.0,
         logit_adjustment: float = 0.0,
         counts: Sequence[torch.Tensor] | None = None,
+        backoff_levels: Sequence[int] = (),
     ) -> None:
         super().__init__()
         hierarchy = heads.hierarchy
@@ -112,6 +122,7 @@ class LevelCrossEntropy(nn.Module):
         self._heads = (heads,)
         self.weights = list(weights)
         self.label_smoothing = label_smoothing
+        self.backoff_levels = sorted(backoff_levels)
         each = class_weights or [torch.ones(n) for n in hierarchy.num_classes]
         for level, value in enumerate(each):
             self.register_buffer(f"class_weight_{level}", value.float(), persistent=False)
@@ -134,8 +145,8 @@ class LevelCrossEntropy(nn.Module):
         Args:
             labels: (batch, levels), IGNORE where there is none.
         """
-        sums = [self._element_weights(labels[:, level], level).double().sum() for level in range(self.num_levels)]
-        return torch.stack(sums)
+        elements = [self._element_weights(labels[:, level], level).double() for level in range(self.num_levels)]
+        return self._sum_with_backoff(elements, labels)
 
     def forward(
         self,
@@ -173,22 +184,33 @@ class LevelCrossEntropy(nn.Module):
         """Weighted sum of the elements' losses per level, float32 (levels,); 0 for levels of weight 0."""
         if self.adjusted and self.training:
             scores = scores.float() + self.offset.view(1, -1, *(1,) * (scores.dim() - 2))
-        wanted = [level for level, weight in enumerate(self.weights) if weight]
+        wanted = [level for level, weight in enumerate(self.weights) if weight or level in self.backoff_levels]
         log_probs = self._heads[0].log_probs(scores, wanted)
+        elements = [
+            None if x is None else self._losses(x, labels[:, level], level) for level, x in enumerate(log_probs)
+        ]
         # The zero keeps levels without labels attached to the graph; one element, because a sum may overflow.
         zero = scores.flatten()[:1].float().nan_to_num(0, 0, 0).sum() * 0
-        sums = [
-            zero if x is None else zero + self._sum(x, labels[:, level], level) for level, x in enumerate(log_probs)
-        ]
-        return torch.stack(sums)
+        return zero + self._sum_with_backoff(elements, labels)
 
-    def _sum(self, log_probs: torch.Tensor, labels: torch.Tensor, level: int) -> torch.Tensor:
-        labelled = labels >= 0
-        target = labels.clamp(min=0)
-        loss = -log_probs.gather(1, target.unsqueeze(1)).squeeze(1)
+    def _losses(self, log_probs: torch.Tensor, labels: torch.Tensor, level: int) -> torch.Tensor:
+        """(batch, classes, ...), (batch, ...) -> (batch, ...): loss of each element, weighted, 0 without a label."""
+        loss = -log_probs.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
         if self.label_smoothing:
             loss = (1 - self.label_smoothing) * loss - self.label_smoothing * log_probs.mean(1)
-        return torch.where(labelled, loss * self._element_weights(labels, level), 0).sum()
+        return torch.where(labels >= 0, loss * self._element_weights(labels, level), 0)
+
+    def _sum_with_backoff(self, elements: Sequence[torch.Tensor | None], labels: torch.Tensor) -> torch.Tensor:
+        """Sum of each level's elements (batch, ...), and of those whose labels end above it: (levels,)."""
+        dtype = next(values.dtype for values in elements if values is not None)
+        carried = labels.new_zeros((), dtype=dtype)
+        sums = []
+        for level, values in enumerate(elements):
+            sums.append(carried + (0 if values is None else values.sum()))
+            if level in self.backoff_levels:
+                ends = (labels[:, level] >= 0) & (labels[:, level + 1 :] < 0).all(1)
+                carried = carried + torch.where(ends, values, 0).sum()
+        return torch.stack(sums)
 
     def _element_weights(self, labels: torch.Tensor, level: int) -> torch.Tensor:
         weight = getattr(self, f"class_weight_{level}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from timm.models import group_parameters
@@ -10,21 +11,29 @@ from torch import nn
 
 SCHEDULES = ("cosine", "linear", "onecycle", "constant")
 
-# Transformers encoders: embeddings first, then blocks by number (stage and block), then whatever follows them.
+# Transformers encoders: embeddings outside of any stage or block first, then blocks by number (stage and block), then
+# whatever follows them. What opens a stage goes with its first block, what ends it with its last.
+_WITH_PREVIOUS = (99999,)
 _TRANSFORMERS_LAYERS = {
-    "stem": r".*embeddings",
+    "stem": r"(?:(?!\.\d+\.).)*(?:embed|stem)",
     "blocks": [
+        (r".*?\.(?:layers?|stages?)\.(\d+)\.downsample\.", _WITH_PREVIOUS),
+        (r".*?\.stages?\.(\d+)\.(?:downsampling|patch_embed)", (0,)),
         (r".*?\.(?:layers?|blocks?|stages?)\.(\d+)\..*?(?:layers?|blocks?)\.(\d+)", None),
-        (r".*?\.(?:layers?|blocks?|stages?)\.(\d+)", None),
-        (r".*", (99999,)),
+        (r".*?\.stages?\.(\d+)", _WITH_PREVIOUS),
+        (r".*?\.(?:layers?|blocks?)\.(\d+)", None),
+        (r".*", _WITH_PREVIOUS),
     ],
 }
+
+# What Transformers encoders call the parameters that, like biases, must not be decayed; timm's say so themselves.
+_NO_DECAY = re.compile(r".*(?:_tokens?|position_embeddings?(?:\.weight)?|relative_position_bias_table|logit_scale)$")
 
 
 def parameter_groups(
     model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict]:
-    """Groups for AdamW: no decay on biases, norms and what the encoder excludes; lower rates for early layers.
+    """Groups for AdamW: no decay on biases, norms, tokens and positions; lower rates for early layers.
 
     Args:
         model: with ``backbone`` (:class:`common.backbones.Backbone`) and whatever else, which gets the full rate.
@@ -40,7 +49,8 @@ def parameter_groups(
         if not parameter.requires_grad:
             continue
         inner = name.removeprefix("backbone.model.")
-        plain = parameter.dim() <= 1 or (inner != name and any(inner.endswith(entry) for entry in excluded))
+        named = _NO_DECAY.match(inner) or any(inner.endswith(entry) for entry in excluded)
+        plain = parameter.dim() <= 1 or (inner != name and named)
         key = (0.0 if plain else weight_decay, scales.get(inner, 1.0) if inner != name else 1.0)
         base = learning_rate * key[1]
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "base_lr": base, "lr": base})

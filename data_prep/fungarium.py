@@ -8,12 +8,16 @@ lines indented below it, so that upper levels differ in body plan and lower leve
 import colorsys
 import dataclasses
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from io import BytesIO
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFilter
 
+Colour = Sequence[float]  # red, green, blue in 0..1
+Ink = tuple[int, int, int]  # the same in 0..255, as Pillow takes it
 TURN = 2 * np.pi
 MIN_SIDE, MAX_SIDE = 72, 160  # of a picture, in pixels
 TILE, GRAIN = 420, 320  # sides of the stored backgrounds and film grain; pictures are crops of them
@@ -37,13 +41,13 @@ Tectomycota
     Tubicina width=.75 stem=.13 | aurea main=gold second=orange | fumosa main=slate second=black
   Bunniales under=pores
    Bunniaceae cap=convex width=.8 height=.55 stem=.26 bulb=.12
-    Bunnia | crustata main=brown second=cream | olivina main=olive second=gold | sanguinea main=brown second=scarlet
+    Bunnia | crustata main=brown second=cream | olivina main=olive second=cream | sanguinea main=brown second=scarlet
     Crumpetta cap=flat height=.6 stem=.2 bulb=0 ring=1 | tosta main=ochre second=tan zone=.5 accent=brown
      | butyracea main=gold second=cream
  Balconimycetes plan=bracket
   Balconiales
    Balconiaceae
-    Balconia tiers=1 thick=.32 zone=2 | ferruginea main=rust second=tan | nigrescens main=slate second=white
+    Balconia tiers=1 thick=.32 zone=2 | ferruginea main=rust second=tan | nigrescens main=slate second=tan
     Verandina tiers=2 thick=.1 zone=4 | zonata main=brown second=cream | virens main=teal second=cream
   Ruffliales
    Ruffliaceae
@@ -60,7 +64,7 @@ Poculomycota
  Favimycetes plan=morel
   Waffeliales
    Waffeliaceae stem=.2
-    Waffelia cap=cone height=1.1 width=.45 | crispa main=ochre second=cream | fuliginea main=slate second=white
+    Waffelia cap=cone height=1.1 width=.45 | crispa main=ochre second=cream | fuliginea main=brown second=cream
     Skepella cap=round height=.85 width=.58 | mellita main=gold second=white
   Saddleriales plan=saddle
    Saddleriaceae
@@ -83,7 +87,7 @@ Fruticomycota
     Muffinia width=.62 stalk=.5 spots=16 | pusilla main=ochre second=cream
   Twinkleales
    Twinkleaceae
-    Twinklea width=.5 rays=6 | hexas main=tan second=brown | dodecas main=slate second=tan rays=11
+    Twinklea width=.5 rays=6 | hexas main=tan second=brown | dodecas main=tan second=rust rays=11
 """
 
 # Hue in degrees, saturation and value in 0..1.
@@ -199,22 +203,22 @@ def ellipse(y: float, width: float, height: float, count: int = 24) -> np.ndarra
     return arc(TURN * (1 - 1 / count), count) * (width, height) + (0, y)
 
 
-def outline(half, y, middle=0.0) -> np.ndarray:
+def outline(half: np.ndarray, y: np.ndarray, middle: float | np.ndarray = 0.0) -> np.ndarray:
     """A closed upright shape from its half widths at the heights y, about a middle line; (2 * len(y), 2)."""
     left, right = np.column_stack([middle - half, y]), np.column_stack([middle + half, y])
     return np.concatenate([left, right[::-1]])
 
 
-def tone(colour, factor: float) -> tuple[int, int, int]:
-    """The colour (red, green, blue in 0..1) made darker (factor below 1) or lighter (above 1), as 0..255 integers."""
+def tone(colour: Colour, factor: float) -> Ink:
+    """The colour made darker (factor below 1) or lighter (1 to 2), as integers in 0..255."""
     red, green, blue = colour
     lift, factor = (0, 255 * factor) if factor <= 1 else (255 * (factor - 1), 255 * (2 - factor))
     return int(lift + red * factor), int(lift + green * factor), int(lift + blue * factor)
 
 
 def paint(name: str, rng: np.random.Generator) -> tuple[float, float, float]:
-    """A named colour as one specimen shows it (red, green, blue in 0..1)."""
-    hue, saturation, value = rng.normal(COLOURS[name], (6.0, 0.07, 0.05))
+    """A named colour as one specimen shows it."""
+    hue, saturation, value = rng.normal(COLOURS[name], (8.0, 0.09, 0.06))
     return colorsys.hsv_to_rgb(hue / 360 % 1, min(max(saturation, 0.02), 1), min(max(value, 0.1), 1))
 
 
@@ -232,24 +236,27 @@ class Pen:
         """A pen for a body of another size whose origin is at (x, y)."""
         return Pen(self.draw, self.pixels((x, y)), self.matrix * scale)
 
-    def pixels(self, points) -> np.ndarray:
+    def pixels(self, points: ArrayLike) -> np.ndarray:
+        """Points (..., 2) in specimen units, in pixels of the picture."""
         return np.asarray(points) @ self.matrix + self.centre
 
-    def fill(self, points, colour) -> None:
+    def fill(self, points: ArrayLike, colour: Ink) -> None:
+        """A shape in one colour."""
         self.draw.polygon(self.pixels(points).ravel().tolist(), colour)
 
-    def lines(self, lines, colour, width: float) -> None:
+    def lines(self, lines: ArrayLike, colour: Ink, width: float) -> None:
         """Lines of equally many points each: (lines, points, 2)."""
         thickness = max(1, round(width * self.unit))
         for line in self.pixels(lines):
             self.draw.line(line.ravel().tolist(), colour, thickness)
 
-    def dots(self, centres, size: float, colour, flat: float = 0.8) -> None:
+    def dots(self, centres: ArrayLike, size: float, colour: Ink, flat: float = 0.8) -> None:
+        """Upright ellipses, `flat` times as tall as wide; they do not turn with the specimen."""
         half, tall = size * self.unit, size * flat * self.unit
         for x, y in self.pixels(centres).tolist():
             self.draw.ellipse((x - half, y - tall, x + half, y + tall), colour)
 
-    def solid(self, points, colour, roundness: float = 0.5) -> None:
+    def solid(self, points: ArrayLike, colour: Colour, roundness: float = 0.5) -> None:
         """A shape with a dark outline, shaded from its margin (dark) to its lit upper side (light)."""
         pixels = self.pixels(points)
         flat = pixels.ravel().tolist()
@@ -271,7 +278,7 @@ def profile(cap: str, x: np.ndarray) -> np.ndarray:
     return np.sqrt(1 - x**2)
 
 
-def draw_stem(pen: Pen, half: float, bulb: float, top: float, colour, bend: float) -> None:
+def draw_stem(pen: Pen, half: float, bulb: float, top: float, colour: Colour, bend: float) -> None:
     """A stem of the given half thickness from the ground (y = -0.95) to y = top, thicker by `bulb` at its foot."""
     t = steps(0, 1, 7)
     half = half * (1.1 - 0.2 * t) + bulb * np.exp(-((t / 0.22) ** 2))
@@ -281,12 +288,14 @@ def draw_stem(pen: Pen, half: float, bulb: float, top: float, colour, bend: floa
     pen.fill(outline(half * 0.62, y, middle - 0.2 * half), tone(colour, 0.98))
 
 
-def draw_spots(pen: Pen, look: Look, main, points) -> None:
+def draw_spots(pen: Pen, look: Look, main: Colour, points: np.ndarray) -> None:
+    """Spots at the given points (count, 2), lighter or darker than the main colour."""
     if len(points):
         pen.dots(points, 0.055, tone(main, 0.42) if look.mark == "dark" else (250, 244, 226))
 
 
-def draw_mushroom(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> None:
+def draw_mushroom(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    """A cap seen slightly from below, with gills or pores, on a stem."""
     width, base, tilt = look.width, 0.85 - look.height, rng.uniform(0.1, 0.26)
     x = steps(-1, 1, 25)
     pen.solid(np.column_stack([width * x, base + look.height * profile(look.cap, x)]), main)
@@ -310,7 +319,8 @@ def draw_mushroom(pen: Pen, look: Look, main, second, rng: np.random.Generator) 
         pen.solid(skirt, second, 0.2)
 
 
-def draw_funnel(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> None:
+def draw_funnel(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    """A trumpet with folds running down it, seen slightly from above."""
     t, tilt = steps(0, 1, 9), rng.uniform(0.2, 0.34)
     half, y = look.stem + (look.width - look.stem) * t**2.2, -0.95 + 1.55 * t
     pen.solid(outline(half, y), second, 0.3)
@@ -322,7 +332,8 @@ def draw_funnel(pen: Pen, look: Look, main, second, rng: np.random.Generator) ->
     pen.fill(rim * 0.5 + (0, 0.58), tone(main, 0.6))
 
 
-def draw_bracket(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> None:
+def draw_bracket(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    """One or several shelves on a trunk."""
     bark = paint("brown", rng)
     pen.fill([(-3, -4), (-0.5, -4), (-0.42, 4), (-3, 4)], tone(bark, 0.7))
     for x in rng.uniform(-1.6, -0.5, 9):
@@ -341,7 +352,8 @@ def draw_bracket(pen: Pen, look: Look, main, second, rng: np.random.Generator) -
             pen.fill(fan * (0.9 - 0.8 * (band + 0.45) / look.zone) + anchor, tone(main, 0.95))
 
 
-def draw_ball(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> None:
+def draw_ball(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    """A puffball, on a stalk or in the middle of a star where the look says so."""
     width, middle, rays = look.width, -0.2 + 0.4 * look.stalk, int(look.rays)
     for turn in (np.arange(rays) + rng.uniform(0, 1)) * TURN / max(rays, 1):
         along, across = np.array([np.cos(turn), np.sin(turn)]), 1.5 / rays * np.array([-np.sin(turn), np.cos(turn)])
@@ -355,7 +367,8 @@ def draw_ball(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> N
     pen.dots([(0, middle + 0.72 * width)], 0.09, tone(main, 0.4), 0.6)
 
 
-def draw_cup(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> None:
+def draw_cup(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    """A bowl seen from above, sitting on the ground or stalked."""
     width, tilt, top = look.width, rng.uniform(0.3, 0.5), -0.75 + look.stalk + look.depth
     if look.stalk:
         draw_stem(pen, 0.1, 0.0, top - 0.8 * look.depth, main, rng.normal(0, 0.05))
@@ -371,7 +384,8 @@ def draw_cup(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> No
     draw_spots(pen, look, main, np.column_stack([np.cos(turn), tilt * np.sin(turn)]) * 0.62 * width + (0, top))
 
 
-def draw_morel(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> None:
+def draw_morel(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    """A pitted head on a stem."""
     t, base = steps(0, 1, 13), 0.95 - look.height
     draw_stem(pen, look.stem, look.bulb, base + 0.2, second, rng.normal(0, 0.04))
     bulge = np.sin(np.pi * (0.12 + 0.88 * t)) if look.cap == "round" else (1 - t**1.6) * (0.75 + 0.6 * t)
@@ -384,14 +398,16 @@ def draw_morel(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> 
         pen.dots(np.column_stack([x, np.full(count, base + look.height * at)]), 0.075, tone(main, 0.42), 1.15)
 
 
-def draw_saddle(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> None:
+def draw_saddle(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    """A head of two lobes on a stem."""
     draw_stem(pen, look.stem, look.bulb, 0.3, second, rng.normal(0, 0.05))
     lobe = [(0, 0.05), (0.25, 0.4), (0.55, 0.55), (0.75, 0.3), (0.78, -0.1), (0.55, -0.4), (0.3, -0.3), (0.15, -0.2)]
     for side, size in zip((1, -1), rng.uniform(0.75, 1.05, 2), strict=True):
         pen.solid(np.array(lobe) * (side * size, size) + (0, 0.35), main)
 
 
-def draw_coral(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> None:
+def draw_coral(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    """A shrub that forks again and again, from the main colour to the second at its tips."""
     start, angle, length = np.tile((0.0, -0.95), (3, 1)), rng.normal((-0.55, 0, 0.55), 0.08), 2 / (look.forks + 0.6)
     layers = []
     for _ in range(int(look.forks)):
@@ -408,7 +424,8 @@ def draw_coral(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> 
             pen.dots(layer[:, 1], width / 2, shade, 1)
 
 
-def draw_club(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> None:
+def draw_club(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    """A tuft of unbranched fingers."""
     count, t = max(2, int(look.group) + int(rng.integers(-1, 2))), steps(0, 1, 9)
     half = look.stem * (0.7 + 0.8 * t) * np.sqrt(1 - t**6 * 0.98)
     for x in rng.permutation(steps(-0.5, 0.5, count)):
@@ -418,6 +435,7 @@ def draw_club(pen: Pen, look: Look, main, second, rng: np.random.Generator) -> N
         pen.fill(finger[6:12], tone(second, 0.95))
 
 
+# How to draw one body of each plan.
 PLANS = {
     "mushroom": draw_mushroom,
     "funnel": draw_funnel,

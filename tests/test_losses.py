@@ -9,7 +9,14 @@ from torch.nn import CrossEntropyLoss
 
 from common.heads import KINDS, LevelHeads
 from common.hierarchy import IGNORE, Hierarchy
-from common.losses import CLASS_WEIGHTINGS, LevelCrossEntropy, class_weights, count_labels, level_weights
+from common.losses import (
+    CLASS_WEIGHTINGS,
+    LevelCrossEntropy,
+    class_weights,
+    count_labels,
+    level_weights,
+    levels_where_labels_end,
+)
 
 WEIGHTS = [0.2, 0.3, 0.5]
 # Gaps of every kind: Clean skips a level, "spot" has nothing above it, "odd" and "lone" are leaves of upper levels.
@@ -136,7 +143,9 @@ def test_gradient_is_right():
 def test_nothing_labelled_is_exactly_zero_and_in_the_graph(kind, shape, num_samples):
     scores = random_scores(kind, num_samples, shape=shape)
     labels = torch.full((num_samples, 3, *shape), IGNORE)
-    loss = make_loss(kind, class_weights=some_class_weights(), label_smoothing=0.1)(scores, labels)
+    loss = make_loss(kind, class_weights=some_class_weights(), label_smoothing=0.1, backoff_levels=[0, 1])(
+        scores, labels
+    )
     assert loss.item() == 0 and loss.dtype == torch.float32 and loss.requires_grad
     loss.backward()
     assert torch.equal(scores.grad, torch.zeros_like(scores))
@@ -155,7 +164,7 @@ def test_a_level_without_labels_adds_zero(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ignored_samples_change_neither_loss_nor_gradient(kind):
     scores, labels = random_scores(kind, 12), random_labels(12)
-    loss_fn = make_loss(kind, class_weights=some_class_weights(), label_smoothing=0.1)
+    loss_fn = make_loss(kind, class_weights=some_class_weights(), label_smoothing=0.1, backoff_levels=[0, 1])
     extra = random_scores(kind, 5, seed=9, scale=30).detach()
     together = torch.cat([extra, scores.detach()]).requires_grad_()
     alone = loss_fn(scores, labels)
@@ -189,10 +198,11 @@ def test_half_precision_scores_are_summed_in_float32():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_micro_batches_with_common_denominators_add_up(kind):
+@pytest.mark.parametrize("backoff", [[], [0, 1]])
+def test_micro_batches_with_common_denominators_add_up(kind, backoff):
     scores, labels = random_scores(kind, 24), random_labels(24)
     labels[8:12, 2] = IGNORE  # a micro-batch without any label of the last level
-    loss_fn = make_loss(kind, class_weights=some_class_weights(), label_smoothing=0.1)
+    loss_fn = make_loss(kind, class_weights=some_class_weights(), label_smoothing=0.1, backoff_levels=backoff)
     whole = loss_fn(scores, labels)
     denominators = loss_fn.label_weights(labels)
     parts = [slice(start, start + 4) for start in range(0, 24, 4)]
@@ -362,3 +372,52 @@ def test_order_of_the_samples_does_not_matter(seed):
     loss_fn, scores, labels = make_loss(class_weights=some_class_weights()), random_scores("tree"), random_labels()
     order = random.Random(seed).sample(range(40), 40)
     torch.testing.assert_close(loss_fn(scores[order], labels[order]), loss_fn(scores, labels))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weights", [[0, 0, 1], WEIGHTS])
+def test_a_label_that_ends_early_stands_in_for_the_finer_levels(kind, weights):
+    """A specimen known to its genus trains the genus, even if all the weight is on the species."""
+    labels = random_labels(seed=5)
+    assert levels_where_labels_end(labels) == [0, 1]
+    loss_fn = make_loss(
+        kind, weights, class_weights=some_class_weights(), backoff_levels=levels_where_labels_end(labels)
+    )
+    scores = random_scores(kind, seed=5)
+    log_probs = loss_fn._heads[0].log_probs(scores.detach())
+    expected = 0.0
+    for slot, weight in enumerate(weights):
+        total = count = 0.0
+        for row, path in enumerate(labels.tolist()):
+            named = [level for level in range(3) if path[level] >= 0]
+            if not named:
+                continue
+            level = slot if path[slot] >= 0 else max(named)
+            if level > slot:
+                continue  # the level has no value on this path
+            class_weight = float(some_class_weights()[level][path[level]])
+            total -= class_weight * float(log_probs[level][row, path[level]])
+            count += class_weight
+        expected += weight * total / count
+    assert loss_fn(scores, labels).item() == pytest.approx(expected, rel=1e-5)
+    assert levels_where_labels_end(labels[labels[:, 2] >= 0]) == []
+
+
+def test_levels_where_labels_end():
+    labels = torch.tensor([[0, 1, 2], [0, IGNORE, IGNORE], [IGNORE] * 3, [0, IGNORE, 2], [IGNORE, 1, 2]])
+    assert levels_where_labels_end(labels) == [0]
+    assert levels_where_labels_end(torch.tensor([[IGNORE, 1, IGNORE], [1, IGNORE, IGNORE]])) == [0, 1]
+    assert levels_where_labels_end(labels[3:]) == levels_where_labels_end(labels[:0]) == []
+
+
+def test_with_early_ends_the_last_level_is_the_likelihood_of_what_is_known():
+    scores, labels = random_scores("tree"), random_labels()
+    paths, probs, known = TREE.ancestors.tolist(), scores.softmax(1), []
+    for sample, row in enumerate(labels.tolist()):
+        finest = max((level for level, label in enumerate(row) if label != IGNORE), default=None)
+        if finest is not None:
+            known.append(-probs[sample, [path[finest] == row[finest] for path in paths]].sum().log())
+    expected = torch.stack(known).mean()
+    loss = make_loss("tree", [0.0, 0.0, 1.0], backoff_levels=[0, 1])(scores, labels)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient(loss, scores), gradient(expected, scores))

@@ -1,0 +1,298 @@
+"""The command line and its YAML files."""
+
+import re
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import pytest
+import yaml
+
+from common.arguments import CommonArguments, groups_of, parse_arguments
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "configs" / "taxonomy_demo.yaml"
+
+
+@dataclass
+class ScriptArguments(CommonArguments):
+    """As a script defines them."""
+
+
+def parse(*words, demo=DEMO):
+    return parse_arguments(ScriptArguments, list(words), "A test.", demo)
+
+
+def config(tmp_path, text, name="config.yaml"):
+    path = tmp_path / name
+    path.write_text(text, encoding="utf-8")
+    return f"--config={path}"
+
+
+NOT_THE_DEMO = "--dataset_name=somewhere"
+
+# Golden: adding, renaming or removing an option means editing this list, README and CHANGELOG.
+# fmt: off
+OPTIONS = [
+    "dataset_name", "dataset_config_name", "train_file", "validation_file", "image_root", "train_split",
+    "validation_split", "image_column", "level_columns", "label_column", "hierarchy", "group_column",
+    "max_train_samples", "max_eval_samples", "on_bad_sample", "image_size", "resize_mode", "crop_pct",
+    "crop_scale", "aspect_ratio", "hflip", "vflip", "color_jitter", "auto_augment", "random_erasing", "mixup",
+    "cutmix", "mix_probability", "model_name_or_path", "no_pretrained", "backbone_weights",
+    "init_leaf_from_classifier", "head", "dropout", "drop_path_rate", "trust_remote_code", "level_weights",
+    "class_weighting", "class_weight_max_ratio", "logit_adjustment", "label_smoothing", "num_train_epochs",
+    "max_train_steps", "global_batch_size", "per_device_train_batch_size", "per_device_eval_batch_size",
+    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "layer_decay", "lr_scheduler_type",
+    "warmup_ratio", "max_grad_norm", "ema_decay", "output_dir", "seed", "deterministic", "mixed_precision",
+    "channels_last", "compile", "dataloader_num_workers", "logging_steps", "eval_epochs", "metric_for_best_model",
+    "early_stopping_patience", "eval_only", "save_predictions", "report_to",
+]
+# fmt: on
+
+
+# ---- the options
+
+
+def test_option_names():
+    assert sorted(field.name for field in fields(CommonArguments)) == sorted(OPTIONS)
+
+
+def test_every_option_is_on_the_command_line_and_in_one_group():
+    names = [field.name for group in groups_of(ScriptArguments) for field in fields(group)]
+    assert sorted(names) == sorted(OPTIONS)
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_no_option_is_dead(name):
+    """Somebody other than this module reads it."""
+    sources = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("common/*.py")] if path.name != "arguments.py"]
+    pattern = re.compile(rf"\b(args|arguments)\.{name}\b")
+    assert any(pattern.search(path.read_text(encoding="utf-8")) for path in sources)
+
+
+def test_every_option_has_help(capsys):
+    assert all(field.metadata["help"].endswith(".") for field in fields(CommonArguments))
+    with pytest.raises(SystemExit) as stop:
+        parse("--help")
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert all(f"--{name}" in shown for name in [*OPTIONS, "config"])
+
+
+def test_defaults():
+    given, default = parse(NOT_THE_DEMO), ScriptArguments(dataset_name="somewhere")
+    assert given == default and isinstance(given, ScriptArguments)
+    assert given.level_weights is not default.level_weights
+
+
+# ---- where settings come from
+
+
+def test_command_line_over_file_over_defaults(tmp_path):
+    file = config(tmp_path, "image_size: 96\nlearning_rate: 3.0e-4\n")
+    args = parse(NOT_THE_DEMO, file, "--image_size", "128")
+    assert (args.image_size, args.learning_rate, args.weight_decay) == (128, 3e-4, 0.05)
+    assert parse("--image_size=128", file, NOT_THE_DEMO) == args
+
+
+def test_the_demo_has_settings_of_its_own(tmp_path):
+    demo = yaml.safe_load(DEMO.read_text(encoding="utf-8"))
+    args = parse()
+    assert args.dataset_name == "demo" and {name: getattr(args, name) for name in demo} == demo
+    changed = parse(config(tmp_path, "image_size: 96\nnum_train_epochs: 3"), "--num_train_epochs=2")
+    assert (changed.image_size, changed.num_train_epochs, changed.no_pretrained) == (96, 2, True)
+
+
+@pytest.mark.parametrize("words", [[NOT_THE_DEMO], ["--train_file=a.csv", "--validation_file=b.csv"]])
+@pytest.mark.parametrize("in_file", [False, True])
+def test_other_data_has_not(words, in_file, tmp_path):
+    if in_file:
+        words = [config(tmp_path, "\n".join(word[2:].replace("=", ": ") for word in words))]
+    args = parse(*words)
+    assert args.level_columns is None and not args.no_pretrained and args.image_size is None
+
+
+def test_a_file_may_choose_the_demo_and_the_command_line_other_data(tmp_path):
+    file = config(tmp_path, "dataset_name: demo")
+    assert parse(file).image_size == 64
+    assert parse(file, NOT_THE_DEMO).image_size is None
+
+
+@pytest.mark.parametrize(
+    "text, name, value",
+    [
+        ("level_columns: [phylum, class]", "level_columns", ["phylum", "class"]),
+        ("level_columns:\n- phylum\n- class", "level_columns", ["phylum", "class"]),
+        ("level_columns: phylum", "level_columns", ["phylum"]),
+        ("level_weights: [0.25, 1, 2]", "level_weights", ["0.25", "1", "2"]),
+        ("level_weights: leaf_heavy", "level_weights", ["leaf_heavy"]),
+        ("no_pretrained: true", "no_pretrained", True),
+        ("no_pretrained: false", "no_pretrained", False),
+        ("compile: yes", "compile", True),
+        ("compile: no", "compile", False),
+        ("mixed_precision: no", "mixed_precision", "no"),
+        ("mixed_precision: 'no'", "mixed_precision", "no"),
+        ("mixed_precision: null", "mixed_precision", None),
+        ("mixed_precision:", "mixed_precision", None),
+        ("mixed_precision: bf16", "mixed_precision", "bf16"),
+        ("learning_rate: 1e-3", "learning_rate", 1e-3),
+        ("weight_decay: 0", "weight_decay", 0.0),
+        ("group_column: observation id", "group_column", "observation id"),
+        ("output_dir: --odd", "output_dir", "--odd"),
+        ("report_to: none", "report_to", "none"),
+        ("label_column: 7", "label_column", "7"),
+        ("# nothing", "seed", 0),
+    ],
+)
+def test_values_in_files(text, name, value, tmp_path):
+    found = getattr(parse(NOT_THE_DEMO, config(tmp_path, text)), name)
+    assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    "words, name, value",
+    [
+        (["--level_columns", "phylum", "class"], "level_columns", ["phylum", "class"]),
+        (["--level_weights", "0.5", "1"], "level_weights", ["0.5", "1"]),
+        (["--no_pretrained"], "no_pretrained", True),
+        (["--no_pretrained", "false"], "no_pretrained", False),
+        (["--image-size", "32"], "image_size", 32),
+        (["--mixed_precision", "no"], "mixed_precision", "no"),
+    ],
+)
+def test_values_on_the_command_line(words, name, value):
+    assert getattr(parse(NOT_THE_DEMO, *words), name) == value
+
+
+def test_the_command_line_can_undo_a_switch_of_the_file(tmp_path):
+    assert parse(NOT_THE_DEMO, config(tmp_path, "compile: true"), "--compile", "false").compile is False
+
+
+# ---- round trip
+
+
+EVERYTHING = ["--level_columns=a", "--level_columns", "a", "b c", "--level_weights", "0.5", "1", "--no_pretrained"]
+EVERYTHING += ["--learning_rate=2e-5", "--mixed_precision=no", "--seed=7", "--group_column=no", "--output_dir=1e3"]
+EVERYTHING += ["--label_column=null", "--image_column=true", "--ema_decay=0.9999", "--train_split=train[:5%]"]
+
+
+@pytest.mark.parametrize("words", [[], [NOT_THE_DEMO], [NOT_THE_DEMO, *EVERYTHING]])
+def test_saved_arguments_give_the_same_run(words, tmp_path):
+    args = parse(*words)
+    args.save(tmp_path / "args.yaml")
+    again = parse(f"--config={tmp_path / 'args.yaml'}")
+    assert again == args and asdict(again) == asdict(args)
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--imge_size", "64"], "Unknown option --imge_size. Did you mean --image_size?"),
+        (["--learning-rte=3"], "Unknown option --learning_rte. Did you mean --learning_rate?"),
+        (["--qqqqqqq"], "Unknown option --qqqqqqq. See --help."),
+        (["--image"], "Unknown option --image"),  # no abbreviations, they break when options are added
+        (["64"], "Unexpected word '64'; options start with --."),
+        (["--image_size", "big"], "image_size.*'big'"),
+        (["--image_size", "3.5"], "image_size.*'3.5'"),
+        (["--image_size"], "image_size.*expected one argument"),
+        (["--level_columns"], "level_columns.*expected at least one argument"),
+        (["--head", "trees"], "head.*'trees'.*independent"),
+        (["--lr_scheduler_type", "Cosine"], "lr_scheduler_type.*'Cosine'.*cosine"),
+        (["--no_pretrained", "maybe"], "maybe"),
+        (["--config", "missing.yaml"], "No configuration file at missing.yaml"),
+    ],
+)
+def test_mistakes_on_the_command_line(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*words)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("imge_size: 64", "Unknown key imge_size. Did you mean image_size\\?"),
+        ("image-size: 64", "Unknown key image-size. Did you mean image_size\\?"),
+        ("qqqqqqq: 64", "Unknown key qqqqqqq"),
+        ("config: other.yaml", "Unknown key config\\.(?! Did you mean config)"),
+        ("image_size: big", "image_size.*'big'"),
+        ("image_size: [1, 2]", "Unexpected word '2'"),
+        ("image_size: yes", "image_size.*invalid.*'yes'"),
+        ("image_size: {a: 1}", "image_size must not be a mapping"),
+        ("head: trees", "head.*'trees'"),
+        ("level_columns: []", "level_columns.*at least one"),
+        ("- a\n- b", "must hold one setting a line"),
+        ("just words", "must hold one setting a line"),
+        ("a: b: c", "is not YAML"),
+        ("seed: 1\nseed: 2", "twice.*seed"),
+    ],
+)
+def test_mistakes_in_files_name_the_file(text, message, tmp_path):
+    with pytest.raises(ValueError, match=message) as caught:
+        parse(NOT_THE_DEMO, config(tmp_path, text, "mine.yaml"))
+    assert "mine.yaml" in str(caught.value)
+
+
+# ---- settings that cannot be right
+
+
+def test_all_problems_at_once():
+    with pytest.raises(ValueError) as caught:
+        parse(NOT_THE_DEMO, "--image_size=0", "--hflip=2", "--train_file=a.csv", "--mixup=-1")
+    message = str(caught.value)
+    for part in ("--image_size must be greater than 0, not 0", "--hflip", "--mixup", "go together"):
+        assert message.count(part) == 1
+
+
+POSITIVE = "max_train_samples max_eval_samples image_size num_train_epochs max_train_steps global_batch_size "
+POSITIVE += "per_device_train_batch_size per_device_eval_batch_size learning_rate logging_steps eval_epochs "
+POSITIVE += "early_stopping_patience crop_pct layer_decay crop_scale aspect_ratio class_weight_max_ratio"
+NOT_NEGATIVE = "weight_decay max_grad_norm mixup cutmix color_jitter logit_adjustment seed dataloader_num_workers "
+NOT_NEGATIVE += "hflip vflip random_erasing mix_probability dropout drop_path_rate warmup_ratio label_smoothing "
+NOT_NEGATIVE += "ema_decay adam_beta1 adam_beta2"
+AT_MOST_ONE = "hflip vflip random_erasing mix_probability warmup_ratio crop_pct layer_decay crop_scale"
+BELOW_ONE = "ema_decay adam_beta1 adam_beta2 dropout drop_path_rate label_smoothing"
+OUT_OF_RANGE = [(name, "0") for name in POSITIVE.split()] + [(name, "-1") for name in NOT_NEGATIVE.split()]
+OUT_OF_RANGE += [(name, "1.01") for name in AT_MOST_ONE.split()] + [(name, "1") for name in BELOW_ONE.split()]
+OUT_OF_RANGE += [("learning_rate", "nan"), ("learning_rate", "inf"), ("weight_decay", "nan"), ("hflip", "nan")]
+IN_RANGE = [(name, "1") for name in [*POSITIVE.split(), *AT_MOST_ONE.split()]]
+IN_RANGE += [(name, "0") for name in NOT_NEGATIVE.split()]
+
+
+@pytest.mark.parametrize("name, value", OUT_OF_RANGE)
+def test_out_of_range(name, value):
+    with pytest.raises(ValueError) as caught:
+        parse(NOT_THE_DEMO, f"--{name}={value}")
+    assert str(caught.value).count(f"--{name} must be ") == 1
+
+
+@pytest.mark.parametrize("name, value", IN_RANGE)
+def test_ends_of_the_ranges(name, value):
+    assert getattr(parse(NOT_THE_DEMO, f"--{name}={value}"), name) == float(value)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--class_weighting=inverse", "--logit_adjustment=1"], "the same thing twice"),
+        (["--train_file=a.csv"], "go together"),
+        (["--validation_file=a.csv"], "go together"),
+        (["--mixup=0.2", "--per_device_train_batch_size=3"], "must be even"),
+        (["--cutmix=1", "--per_device_train_batch_size=1"], "must be even"),
+        (["--eval_only", "--model_name_or_path=nowhere"], "--eval_only needs --model_name_or_path FOLDER"),
+    ],
+)
+def test_contradictions(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse(NOT_THE_DEMO, *words)
+
+
+def test_evaluation_alone_needs_no_training_file(tmp_path):
+    config(tmp_path, "{}", "config.json")
+    args = parse("--eval_only", f"--model_name_or_path={tmp_path}", "--validation_file=a.csv")
+    assert args.eval_only and args.train_file is None
+
+
+def test_mixing_with_even_batches():
+    assert parse(NOT_THE_DEMO, "--mixup=0.2", "--per_device_train_batch_size=4").mixup == 0.2

@@ -1,0 +1,243 @@
+"""LevelHeads against sums written out in plain Python."""
+
+import copy
+import itertools
+
+import pytest
+import torch
+
+from common.heads import KINDS, LevelHeads
+from common.hierarchy import IGNORE, Hierarchy
+
+# Gaps of every kind: Clean skips a level, "spot" has nothing above it, "odd" and "lone" are leaves of upper levels.
+GAPS = Hierarchy(
+    ["binary", "coarse", "fine"],
+    [["clean", "damaged", "lone"], ["loss", "stain", "odd"], ["Clean", "crack", "hole", "dust", "mould", "spot"]],
+    [[None] * 3, [1, 1, 1], [(0, 0), 0, 0, 1, 1, None]],
+)
+PLAIN = Hierarchy(["a", "b"], [["x", "y"], ["p", "q", "r"]], [[None, None], [0, 1, 1]])
+TREES = [GAPS, PLAIN]
+CHANNELS = 5
+
+
+def make_heads(kind, tree=GAPS, seed=0):
+    torch.manual_seed(seed)
+    heads = LevelHeads(tree, CHANNELS, kind)
+    with torch.no_grad():
+        heads.weight.normal_()
+        heads.bias.normal_()
+    return heads
+
+
+def features(*shape, seed=1):
+    return torch.randn(4, CHANNELS, *shape, generator=torch.Generator().manual_seed(seed))
+
+
+def expected_scores(heads, sample):
+    """Of one sample (channels,), from the rows of the weight, class by class."""
+    tree, x = heads.hierarchy, sample.tolist()
+    logits = [
+        sum(w * value for w, value in zip(row, x, strict=True)) + b
+        for row, b in zip(heads.weight.tolist(), heads.bias.tolist(), strict=True)
+    ]
+    if heads.kind != "tree":
+        return logits
+    first = [0, *itertools.accumulate(tree.num_classes)]
+    paths = [tree.path(*leaf) for leaf in tree.leaves]
+    return [sum(logits[first[level] + label] for level, label in enumerate(path) if label != IGNORE) for path in paths]
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_scores(kind, tree):
+    heads, x = make_heads(kind, tree), features()
+    expected = [expected_scores(heads, sample) for sample in x]
+    torch.testing.assert_close(heads(x), torch.tensor(expected))
+    assert heads(x).shape[1] == (sum(tree.num_classes) if kind == "independent" else tree.num_leaves)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_dense_features_are_treated_like_pooled_ones(kind):
+    heads, x = make_heads(kind), features(3, 2)
+    pixels = x.movedim(1, -1).reshape(-1, CHANNELS)
+    dense, flat = heads(x), heads(pixels)
+    torch.testing.assert_close(dense.movedim(1, -1).reshape(24, -1), flat)
+    for level, log_probs in enumerate(heads.log_probs(dense)):
+        assert log_probs.shape == (4, GAPS.num_classes[level], 3, 2)
+        torch.testing.assert_close(log_probs.movedim(1, -1).reshape(24, -1), heads.log_probs(flat)[level])
+    leaf_scores = heads.leaf_scores(dense)
+    assert leaf_scores.shape == (4, GAPS.num_leaves, 3, 2)
+    torch.testing.assert_close(leaf_scores.movedim(1, -1).reshape(24, -1), heads.leaf_scores(flat))
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("kind", ["tree", "flat"])
+def test_probabilities_agree_over_levels(kind, tree):
+    """A class has the probability of its children, and of itself if it is a leaf."""
+    heads = make_heads(kind, tree)
+    scores = heads(features())
+    probs = [level.exp() for level in heads.log_probs(scores)]
+    leaf_probs = scores.softmax(1)
+    for level, count in enumerate(tree.num_classes):
+        for index in range(count):
+            children = [
+                probs[below][:, child]
+                for below in range(level + 1, tree.num_levels)
+                for child, parent in enumerate(tree.parents[below])
+                if parent == (level, index)
+            ]
+            total = sum(children) if children else leaf_probs[:, tree.leaves.index((level, index))]
+            torch.testing.assert_close(probs[level][:, index], total)
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_independent_levels_each_sum_to_one(tree):
+    heads = make_heads("independent", tree)
+    scores = heads(features())
+    start = 0
+    for log_probs, count in zip(heads.log_probs(scores), tree.num_classes, strict=True):
+        torch.testing.assert_close(log_probs.exp(), scores[:, start : start + count].softmax(1))
+        start += count
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_the_levels_wanted(kind):
+    heads = make_heads(kind)
+    scores = heads(features())
+    every, some = heads.log_probs(scores), heads.log_probs(scores, [2])
+    assert some[:2] == [None, None] and torch.equal(some[2], every[2])
+
+
+def test_leaf_scores_of_independent_levels_are_sums_of_log_probs():
+    heads = make_heads("independent")
+    scores = heads(features())
+    log_probs = heads.log_probs(scores)
+    for position, leaf in enumerate(GAPS.leaves):
+        path = GAPS.path(*leaf)
+        expected = sum(log_probs[level][:, label] for level, label in enumerate(path) if label != IGNORE)
+        torch.testing.assert_close(heads.leaf_scores(scores)[:, position], expected)
+
+
+@pytest.mark.parametrize("kind", ["tree", "flat"])
+def test_leaf_scores_of_a_softmax_over_leaves_are_the_scores(kind):
+    heads = make_heads(kind)
+    scores = heads(features())
+    assert heads.leaf_scores(scores) is scores
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("shape", [(), (2, 2)])
+def test_float32_out_under_autocast(kind, dtype, shape):
+    heads, x = make_heads(kind), features(*shape)
+    expected = heads.log_probs(heads(x))
+    with torch.autocast("cpu", dtype):
+        scores = heads(x)
+        log_probs = heads.log_probs(scores)
+    assert scores.dtype == dtype
+    for level, reference in zip(log_probs, expected, strict=True):
+        assert level.dtype == torch.float32
+        torch.testing.assert_close(level, reference, atol=0.15, rtol=0.05)
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_parameter_learns(kind, tree):
+    """Every class has a leaf below it, or is one."""
+    heads, x = make_heads(kind, tree), features()
+    last = heads.log_probs(heads(x))[-1]
+    every_level = sum(level.exp().pow(2).sum() for level in heads.log_probs(heads(x)))
+    for loss in (every_level, last.exp().pow(2).sum()):
+        heads.zero_grad()
+        loss.backward()
+        learns = heads.weight.grad.abs().amax(1) > 0
+        if kind == "independent" and loss is not every_level:  # only the last level
+            assert learns.tolist() == [False] * sum(tree.num_classes[:-1]) + [True] * tree.num_classes[-1]
+        else:
+            assert learns.all() and (heads.bias.grad != 0).all()
+
+
+def test_a_node_gets_the_gradient_of_its_leaves():
+    heads = make_heads("tree", PLAIN)
+    upstream = torch.tensor([[1.0, 10.0, 100.0]] * 4)
+    heads(features()).backward(upstream)
+    assert heads.bias.grad.tolist() == [4, 440, 4, 40, 400]
+    total = features().sum(0)
+    expected = torch.stack([total * factor for factor in (1, 110, 1, 10, 100)])
+    torch.testing.assert_close(heads.weight.grad, expected)
+
+
+# ---- starting from another classifier
+
+
+@pytest.mark.parametrize("tree", TREES)
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_init_leaves(kind, tree, with_bias):
+    classifier = torch.nn.Linear(CHANNELS, 9, bias=with_bias)
+    heads, x = make_heads(kind, tree), features()
+    before = heads(x).detach()
+    count = tree.num_classes[-1]
+    rows = [8, None, *[(3 * index) % 8 for index in range(count - 2)]]
+    heads.init_leaves(classifier.weight, classifier.bias, rows)
+    logits, known = classifier(x), [index for index in range(count) if rows[index] is not None]
+    scores = heads(x)[:, -count:] if kind == "independent" else heads(x)[:, :count]
+    torch.testing.assert_close(scores[:, known], logits[:, [rows[index] for index in known]])
+    if kind == "tree":  # everything else starts at 0
+        assert not scores[:, 1].any() and not heads(x)[:, count:].any()
+    else:  # and here as it was
+        others = torch.ones(before.shape[1], dtype=torch.bool)
+        others[(sum(tree.num_classes[:-1]) if kind == "independent" else 0) + torch.tensor(known)] = False
+        torch.testing.assert_close(heads(x)[:, others], before[:, others])
+    assert heads.weight.requires_grad and heads.weight.grad_fn is None
+
+
+def test_init_leaves_of_another_width():
+    with pytest.raises(ValueError, match="takes 7 features, the backbone has 5"):
+        make_heads("tree").init_leaves(torch.zeros(3, 7), torch.zeros(3), [0] * 6)
+
+
+# ---- the rest
+
+
+def test_score_offsets():
+    per_level = [torch.arange(n) + 10.0 * level for level, n in enumerate(GAPS.num_classes)]
+    leaves = [20, 21, 22, 23, 24, 25, 2, 12]  # those of the last level, then "lone" and "odd"
+    assert make_heads("independent").score_offsets(per_level).tolist() == [0, 1, 2, 10, 11, 12, *leaves[:6]]
+    for kind in ("tree", "flat"):
+        assert make_heads(kind).score_offsets(per_level).tolist() == leaves
+
+
+def test_unknown_kind():
+    with pytest.raises(ValueError, match="'softmax'; choose from tree, independent, flat"):
+        LevelHeads(GAPS, 3, "softmax")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_fresh_heads_are_small_and_unbiased(kind):
+    torch.manual_seed(0)
+    heads = LevelHeads(GAPS, 200, kind)
+    assert not heads.bias.any() and 0.015 < heads.weight.std() < 0.025
+    assert [name for name, _ in heads.named_parameters()] == ["weight", "bias"] == list(heads.state_dict())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_built_on_the_meta_device_and_filled_later(kind):
+    """As from_pretrained of Transformers does."""
+    source = make_heads(kind)
+    with torch.device("meta"):
+        heads = LevelHeads(GAPS, CHANNELS, kind)
+    assert heads.weight.device.type == "meta"
+    heads.load_state_dict(source.state_dict(), assign=True)
+    assert torch.equal(heads(features()), source(features()))
+
+
+def test_copies_do_not_share_parameters():
+    """An exponential moving average copies the model."""
+    heads = make_heads("tree")
+    before = heads(features())
+    twin = copy.deepcopy(heads)
+    assert torch.equal(twin(features()), before)
+    with torch.no_grad():
+        twin.weight.zero_()
+    assert torch.equal(heads(features()), before) and not torch.equal(twin(features()), before)
