@@ -14,6 +14,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,8 +71,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(TaxonomyArguments, argv, __doc__, DEMO_CONFIG)
     accelerator = make_accelerator(args)
     data = load_data(args, accelerator)
+    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows))
+    check_settings(args, accelerator, data)
     model = build_model(args, data.hierarchy)
-    trainer = Trainer(args, accelerator, data, model)
+    trainer = Trainer(args, accelerator, data, model, sampler)
     if args.eval_only:
         evaluation = trainer.evaluate(trainer.model)
         results = {"train": None, "eval": evaluation.results}
@@ -148,6 +151,35 @@ def image_root(args: TaxonomyArguments, file: str | None) -> Path:
     return Path(file).parent if file else Path(args.dataset_name)
 
 
+def make_sampler(args: TaxonomyArguments, accelerator: Accelerator, num_samples: int) -> GlobalBatchSampler:
+    """Batch sizes that fit together, the number of optimizer steps, and the order of the samples."""
+    processes = accelerator.num_processes
+    micro = args.per_device_train_batch_size or (args.global_batch_size or 32 * processes) // processes or 1
+    if (args.mixup or args.cutmix) and micro % 2:
+        raise ValueError(f"mixup and cutmix mix pairs: {micro} images per device and forward pass are not even.")
+    return GlobalBatchSampler(
+        num_samples,
+        args.global_batch_size or micro * processes,
+        micro,
+        num_steps=args.max_train_steps,
+        num_epochs=args.num_train_epochs,
+        seed=args.seed,
+        process_index=accelerator.process_index,
+        num_processes=processes,
+    )
+
+
+def check_settings(args: TaxonomyArguments, accelerator: Accelerator, data: Data) -> None:
+    """What can be known to be wrong, or missing on the disk, before a model is loaded."""
+    level_weights(args.level_weights, data.hierarchy)
+    results = TaxonomyMetrics(data.hierarchy).compute()
+    check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(results))])
+    if accelerator.is_local_main_process:
+        for images in (data.train_images, data.eval_images):
+            if images is not None:
+                ProblemLog(args.on_bad_sample).add(images.check_headers())
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Model
 # ---------------------------------------------------------------------------------------------------------------------
@@ -202,58 +234,42 @@ class Trainer:
     """
 
     def __init__(
-        self, args: TaxonomyArguments, accelerator: Accelerator, data: Data, model: LabelTreeForImageClassification
+        self,
+        args: TaxonomyArguments,
+        accelerator: Accelerator,
+        data: Data,
+        model: LabelTreeForImageClassification,
+        sampler: GlobalBatchSampler | None,
     ) -> None:
-        self.args, self.accelerator, self.data = args, accelerator, data
+        self.args, self.accelerator, self.data, self.sampler = args, accelerator, data, sampler
         self.output_dir = Path(args.output_dir)
         self.problems = ProblemLog(args.on_bad_sample)
         spec = model.config.backbone
         if args.image_size and args.image_size != spec["image_size"]:
             raise ValueError(f"--image_size {args.image_size} differs from the saved model's {spec['image_size']}.")
-        self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
         self.model = model.to(accelerator.device)
-        self.ema: ModelEmaV3 | None = None
-        self.eval_loader = self.make_eval_loader(spec)
+        self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
+        self.mix = MixImages(args.mixup, args.cutmix, args.mix_probability, args.seed)
         self.loss_fn = self.make_loss().to(accelerator.device)
         self.metrics = TaxonomyMetrics(data.hierarchy, device=accelerator.device)
-        check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(self.metrics.compute()))])
+        self.eval_loader = self.make_eval_loader(spec)
         self.best: float | None = None
         self.best_results: dict[str, Any] = {}
         self.evaluations_without_gain = 0
-        if args.eval_only:
-            self.sampler, num_steps = None, 0
-        else:
-            self.sampler, num_steps = self.make_sampler()
+        self.ema: ModelEmaV3 | None = None
+        if sampler is not None:
             self.train_loader = self.make_train_loader(spec)
             self.optimizer = self.make_optimizer()
-        self.num_steps = num_steps
-        self.check_images()
         if accelerator.is_main_process:
             self.output_dir.mkdir(parents=True, exist_ok=True)
             args.save(self.output_dir / "args.yaml")
             data.hierarchy.save(self.output_dir / "hierarchy.json")
-        self.progress = Progress(num_steps, args.global_batch_size or 1, 0, accelerator.is_main_process)
+        show = accelerator.is_main_process
+        self.progress = (
+            Progress(sampler.num_steps, sampler.global_batch_size, show) if sampler else Progress(0, 0, show)
+        )
 
     # ---- set-up
-
-    def make_sampler(self) -> tuple[GlobalBatchSampler, int]:
-        """Batch sizes that fit together, and the number of optimizer steps."""
-        args, processes = self.args, self.accelerator.num_processes
-        micro = args.per_device_train_batch_size or (args.global_batch_size or 32 * processes) // processes or 1
-        args.global_batch_size = args.global_batch_size or micro * processes
-        if (args.mixup or args.cutmix) and micro % 2:
-            raise ValueError(f"mixup and cutmix mix pairs: {micro} images per device and forward pass are not even.")
-        sampler = GlobalBatchSampler(
-            len(self.data.train_rows),
-            args.global_batch_size,
-            micro,
-            num_steps=0,
-            seed=args.seed,
-            process_index=self.accelerator.process_index,
-            num_processes=processes,
-        )
-        sampler.num_steps = args.max_train_steps or args.num_train_epochs * sampler.steps_per_epoch
-        return sampler, sampler.num_steps
 
     def make_train_loader(self, spec: dict[str, Any]) -> DataLoader:
         """Augmented images, in the sampler's order."""
@@ -332,18 +348,12 @@ class Trainer:
         self.wrapped, optimizer = accelerator.prepare(self.model, optimizer)
         return optimizer
 
-    def check_images(self) -> None:
-        """Find missing and unreadable files before any expensive work."""
-        if self.accelerator.is_local_main_process:
-            for images in (self.data.train_images, self.data.eval_images):
-                if images is not None:
-                    self.problems.add(images.check_headers())
-
     # ---- the loop
 
     def fit(self) -> dict[str, Any]:
         """Train to the end; the best model is in the output folder whenever an evaluation has found one."""
         args, accelerator, sampler = self.args, self.accelerator, self.sampler
+        num_steps = sampler.num_steps
         self.show_banner()
         if accelerator.is_main_process:
             (self.output_dir / "history.jsonl").unlink(missing_ok=True)
@@ -354,10 +364,10 @@ class Trainer:
         batches = iter(self.train_loader)
         loss = running = torch.zeros((), device=accelerator.device)
         epoch_loss, epoch_steps, logged = running.clone(), 0, 0
-        while sampler.global_step < self.num_steps:
+        while sampler.global_step < num_steps:
             step = sampler.global_step
             factor = learning_rate_factor(
-                args.lr_scheduler_type, step, self.num_steps, round(args.warmup_ratio * self.num_steps)
+                args.lr_scheduler_type, step, num_steps, round(args.warmup_ratio * num_steps)
             )
             set_learning_rate(self.optimizer, factor)
             loss = self.train_step(step, [next(batches) for _ in range(sampler.accumulation_steps)])
@@ -366,7 +376,7 @@ class Trainer:
             sampler.advance()
             step += 1
             self.progress.update()
-            done = step == self.num_steps
+            done = step == num_steps
             if step % args.logging_steps == 0 or done:
                 self.log_loss(step, running / (step - logged), args.learning_rate * factor)
                 running, logged = torch.zeros_like(running), step
@@ -404,14 +414,13 @@ class Trainer:
             self.problems.add(batch["problems"])
         labels = [batch["labels"].to(device, non_blocking=True) for batch in batches]
         denominators = accelerator.reduce(self.loss_fn.label_weights(torch.cat(labels)), "sum")
-        mix = MixImages(args.mixup, args.cutmix, args.mix_probability, args.seed)
         total = torch.zeros((), device=device)
         for micro_step, batch in enumerate(batches):
             seed_step(args.seed, step, micro_step, accelerator.process_index)
             pixels = self.to_model(batch["pixels"])
-            pixels, mixed_with, share = mix(pixels, labels[micro_step], step)
+            pixels, mixed_with, share = self.mix(pixels, labels[micro_step], step)
             last = micro_step == len(batches) - 1
-            with accelerator.accumulate() if last else accelerator.no_sync(self.wrapped):
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
                 scores = self.wrapped(pixels, scores_only=True)
                 loss = self.loss_fn(scores, labels[micro_step], denominators, mixed_with, share)
                 # Gradients are averaged over processes, but the parts of a global batch add up.
@@ -459,7 +468,7 @@ class Trainer:
             "images": f"{len(data.train_rows):,} for training, {len(data.eval_rows):,} for validation",
             "global batch": f"{sampler.global_batch_size} = {sampler.micro_batch_size} per device x "
             f"{sampler.num_processes} processes x {sampler.accumulation_steps} accumulated",
-            "steps": f"{self.num_steps:,} = {self.num_steps / sampler.steps_per_epoch:.4g} epochs",
+            "steps": f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs",
             "device": f"{self.accelerator.device}, mixed precision {self.accelerator.mixed_precision}",
             "output": args.output_dir,
         }
@@ -479,7 +488,8 @@ class Trainer:
         if self.best_results and not is_better(args.metric_for_best_model, value, self.best):
             self.evaluations_without_gain += 1
             return self.evaluations_without_gain == args.early_stopping_patience
-        self.best, self.best_results, self.evaluations_without_gain = value, results, 0
+        self.best = None if math.isnan(value) else value
+        self.best_results, self.evaluations_without_gain = results, 0
         if self.accelerator.is_main_process:
             save_model(model, self.output_dir, resize_mode=args.resize_mode, crop_pct=args.crop_pct)
         self.write_predictions(evaluation)

@@ -100,7 +100,7 @@ class ModelArguments:
     )
     head: Literal[KINDS] = option("tree", "How classes are scored; see common/heads.py.")
     dropout: float = option(0.0, "Dropout before the heads.")
-    drop_path_rate: float = option(0.0, "Stochastic depth of the backbone.")
+    drop_path_rate: float | None = option(None, "Stochastic depth of the backbone; its own by default.")
     trust_remote_code: bool = option(False, "Allow code from the model's repository to run.")
 
 

@@ -32,6 +32,9 @@ class Backbone(nn.Module):
         self.spec = spec
         self.model = model if model is not None else _build(spec)
         self.num_features: int = spec["num_features"]
+        for name, parameter in self.model.named_parameters():
+            if name.endswith("mask_token"):  # of pre-training: never used, and DDP wants gradients of everything
+                parameter.requires_grad_(False)
         self._interpolate = spec["library"] == "transformers" and _accepts(self.model, "interpolate_pos_encoding")
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -48,7 +51,7 @@ def load_backbone(
     pretrained: bool = True,
     weights: str | None = None,
     image_size: int | None = None,
-    drop_path_rate: float = 0.0,
+    drop_path_rate: float | None = None,
     trust_remote_code: bool = False,
 ) -> tuple[Backbone, nn.Linear | None]:
     """Build an encoder by name and load its weights.
@@ -59,7 +62,7 @@ def load_backbone(
         pretrained: load the weights that go with the name; ``False`` builds the architecture with random weights.
         weights: a safetensors file with a state dict to load instead.
         image_size: side of the square input in pixels; the model's own by default.
-        drop_path_rate: stochastic depth, where the architecture has it.
+        drop_path_rate: stochastic depth, where the architecture has it; its own by default.
         trust_remote_code: allow code from the model's repository to run (Transformers only).
 
     Returns:
@@ -92,9 +95,9 @@ def load_backbone(
 
 
 def _load_timm(
-    name: str, pretrained: bool, weights: str | None, image_size: int | None, drop_path_rate: float
+    name: str, pretrained: bool, weights: str | None, image_size: int | None, drop_path_rate: float | None
 ) -> tuple[nn.Module, nn.Linear | None, dict[str, Any]]:
-    kwargs: dict[str, Any] = {"drop_path_rate": drop_path_rate or None}
+    kwargs: dict[str, Any] = {"drop_path_rate": drop_path_rate}
     architecture = name.removeprefix("timm/")
     if name.startswith("hf-hub:"):  # remember the architecture, so that the saved model needs no hub
         _, architecture, model_args = load_model_config_from_hf(name.removeprefix("hf-hub:"))
@@ -155,11 +158,11 @@ def _load_transformers(
     pretrained: bool,
     weights: str | None,
     image_size: int | None,
-    drop_path_rate: float,
+    drop_path_rate: float | None,
     trust_remote_code: bool,
 ) -> tuple[nn.Module, nn.Linear | None, dict[str, Any]]:
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    if drop_path_rate:
+    if drop_path_rate is not None:
         if hasattr(config, "drop_path_rate"):
             config.drop_path_rate = drop_path_rate
         else:

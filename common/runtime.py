@@ -13,6 +13,7 @@ import datasets
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from torch import nn
 from tqdm.auto import tqdm
@@ -27,8 +28,8 @@ def run(main: Callable[[], Any]) -> None:
     """Call a script's ``main``; what a user did wrong becomes one message and exit status 2, without a stack trace."""
     try:
         main()
-    except ValueError as error:
-        logger.debug("stack trace of the error below", exc_info=True)
+    except (ValueError, OSError) as error:
+        logger.debug("stack trace of the error below (shown because of LOGLEVEL=DEBUG)", exc_info=True)
         # All processes see the same mistakes, so one speaks; a broken image is seen by one process only.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, BadSampleError):
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -44,6 +45,9 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
     precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision == "fp16" and not gpu:
         raise ValueError("--mixed_precision fp16 needs a GPU and there is none; use bf16 or no.")
+    known = [str(tracker) for tracker in get_available_trackers()]
+    if args.report_to not in {"none", "all", *known}:
+        raise ValueError(f"--report_to {args.report_to}: that package is not installed; pip install {args.report_to}.")
     accelerator = Accelerator(
         mixed_precision=precision,
         log_with=None if args.report_to == "none" else args.report_to,
@@ -61,7 +65,7 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
 
 def _setup_logging() -> None:
     """Plain lines on stderr; bars of libraries only where a person watches."""
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
+    logging.basicConfig(format="%(message)s", level=os.environ.get("LOGLEVEL", "INFO"), stream=sys.stderr, force=True)
     for name in ("httpx", "PIL", "fsspec", "datasets", "timm", "accelerate", "filelock"):
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
@@ -92,16 +96,14 @@ class Progress:
     Args:
         num_steps: of the whole training.
         global_batch_size: images per step.
-        first_step: where this run starts.
         show: whether this process shows anything.
     """
 
-    def __init__(self, num_steps: int, global_batch_size: int, first_step: int, show: bool) -> None:
-        self.num_steps, self.global_batch_size, self.first_step = num_steps, global_batch_size, first_step
-        self.show = show
+    def __init__(self, num_steps: int, global_batch_size: int, show: bool) -> None:
+        self.num_steps, self.global_batch_size, self.show = num_steps, global_batch_size, show
         self.started = time.perf_counter()
-        live = show and sys.stderr.isatty()
-        self.bar = tqdm(total=num_steps, initial=first_step, unit="step", dynamic_ncols=True, disable=not live)
+        live = show and num_steps > 0 and sys.stderr.isatty()
+        self.bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, disable=not live)
 
     def update(self) -> None:
         """One more step is done."""
@@ -109,7 +111,7 @@ class Progress:
 
     def log(self, step: int, loss: float, learning_rate: float) -> float:
         """Show a loss; returns images per second since the start, pauses for evaluation included."""
-        speed = (step - self.first_step) * self.global_batch_size / (time.perf_counter() - self.started)
+        speed = step * self.global_batch_size / (time.perf_counter() - self.started)
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
         elif self.show:

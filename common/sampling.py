@@ -33,9 +33,10 @@ class GlobalBatchSampler:
         global_batch_size: samples per optimizer step, over all processes.
         micro_batch_size: samples per forward pass of one process; ``micro_batch_size * num_processes`` must divide
             ``global_batch_size``.
-        num_steps: optimizer steps until training ends; the sampler stops there.
+        num_steps: optimizer steps until training ends, where the sampler stops; ``num_epochs`` by default.
         seed: of the order.
         process_index, num_processes: this process, of how many.
+        num_epochs: passes over the training set, if ``num_steps`` is not given.
 
     Raises:
         ValueError: if the sizes do not divide, or there are fewer samples than a global batch. The incomplete batch at
@@ -47,10 +48,11 @@ class GlobalBatchSampler:
         num_samples: int,
         global_batch_size: int,
         micro_batch_size: int,
-        num_steps: int,
+        num_steps: int | None = None,
         seed: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
+        num_epochs: int = 1,
     ) -> None:
         if global_batch_size % (micro_batch_size * num_processes):
             raise ValueError(
@@ -65,7 +67,7 @@ class GlobalBatchSampler:
         self.num_samples = num_samples
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
-        self.num_steps = num_steps
+        self.num_steps = num_epochs * self.steps_per_epoch if num_steps is None else num_steps
         self.seed = seed
         self.process_index = process_index
         self.num_processes = num_processes

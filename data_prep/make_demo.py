@@ -18,10 +18,11 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-if __package__:
-    from data_prep.fungarium import LEVELS, Species, Studio, all_species
-else:  # Run as a script: Python then looks for modules beside this file, not in the repository.
-    from fungarium import LEVELS, Species, Studio, all_species
+if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data_prep.fungarium import LEVELS, Species, all_species
+from data_prep.fungarium_studio import Studio
 
 __all__ = ["LEVELS", "main", "make_taxonomy"]
 

@@ -112,6 +112,12 @@ def test_position_is_in_global_numbers():
     assert sampler.steps_per_epoch == 3 and sampler.accumulation_steps == 2
 
 
+def test_length_in_epochs_or_steps():
+    assert GlobalBatchSampler(31, 8, 4, num_epochs=4).num_steps == 12
+    assert len(GlobalBatchSampler(31, 8, 4, num_epochs=4)) == 24
+    assert GlobalBatchSampler(31, 8, 4, num_steps=5, num_epochs=4).num_steps == 5
+
+
 def test_iterating_does_not_move_the_position():
     """Batches that a loader has prefetched are not done yet."""
     sampler = make_sampler()
