@@ -33,7 +33,7 @@ from common.data import LabelColumns, check_groups, check_unseen, choose_rows, g
 from common.hierarchy import Hierarchy
 from common.image_rows import ImageRows, LabelledImages, ProblemLog, make_loader
 from common.images import MixImages, Normalize, TrainTransform, evaluation_transform
-from common.label_table import read_class_order
+from common.labels import read_class_order
 from common.losses import LevelCrossEntropy, class_weights, count_labels, level_weights, levels_where_labels_end
 from common.metrics import TaxonomyMetrics
 from common.modeling import LabelTreeForImageClassification
@@ -329,8 +329,15 @@ class Trainer:
             args.label_smoothing,
             args.logit_adjustment,
             counts,
-            levels_where_labels_end(labels) if self.model.heads.leaf_softmax else (),
+            self.backoff_levels(labels),
         )
+
+    def backoff_levels(self, train_labels: torch.Tensor) -> list[int]:
+        """Where labels end early, in training or validation; heads of independent levels just train those above."""
+        if not self.model.heads.leaf_softmax:
+            return []
+        eval_labels = torch.from_numpy(self.data.eval_labels[self.data.eval_rows])
+        return levels_where_labels_end(torch.cat([train_labels, eval_labels]))
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """AdamW; also what happens to the model before it is wrapped for several processes."""

@@ -13,7 +13,8 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_d
 
 from .hierarchy import IGNORE, Hierarchy
 from .hierarchy_files import load_hierarchy
-from .label_table import encode_names, encode_paths, hierarchy_from_table
+from .label_table import hierarchy_from_table
+from .labels import encode_names, encode_paths
 
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
@@ -104,6 +105,8 @@ def _cells(dataset: Dataset, column: str) -> list[Any]:
     """A column as Python values, class numbers replaced by their names."""
     values = dataset.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
     feature = dataset.features[column]
+    if values and isinstance(next((value for value in values if value is not None), None), list | dict):
+        raise ValueError(f"Column {column!r} holds {feature}, not one value a row.")
     if isinstance(feature, ClassLabel):
         return [None if value is None or value < 0 else feature.int2str(value) for value in values]
     return values

@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from .hierarchy import Hierarchy, fold_name
-from .label_table import LabelPath, hierarchy_from_paths, hierarchy_from_table
+from .label_table import hierarchy_from_paths, hierarchy_from_table
+from .labels import LabelPath
 
 
 def load_hierarchy(path: str | Path, levels: Sequence[str] | None = None) -> tuple[Hierarchy, list[str]]:
@@ -26,8 +27,8 @@ def load_hierarchy(path: str | Path, levels: Sequence[str] | None = None) -> tup
         The tree, and the report: what had to be resolved, one sentence an entry.
 
     Raises:
-        ValueError: if the file is missing or is not a tree, with the rows or classes at fault. A leaf that stands
-            under two parents is an error here, because labels name leaves.
+        ValueError: if the file is missing or is not a tree, with the rows or classes at fault. In CSV and
+            YAML a leaf that stands under two parents is an error too, because labels name leaves.
     """
     path = Path(path)
     if not path.is_file():
@@ -44,7 +45,8 @@ def load_hierarchy(path: str | Path, levels: Sequence[str] | None = None) -> tup
             raise ValueError("its ending is none of .json, .yaml, .yml, .csv, .tsv.")
     except (ValueError, yaml.YAMLError, csv.Error) as error:
         raise ValueError(f"Hierarchy file {path}: {error}") from error
-    _refuse_ambiguous_leaves(tree, path)
+    if suffix != ".json":  # what Hierarchy.save wrote may come from level columns, where paths tell leaves apart
+        _refuse_ambiguous_leaves(tree, path)
     return tree, report
 
 

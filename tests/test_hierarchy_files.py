@@ -109,7 +109,7 @@ def test_the_report_counts_lines_of_the_file(tmp_path):
         ("tree.csv", "a,b\nx,\n", "'b' is empty in every row"),
         ("tree.csv", "a,a\nx,y\n", "listed twice.*'a'"),
         ("tree.csv", "a,b\nx,s\ny,s\n", "leaf stands under two parents: x > s and y > s"),
-        ("tree.csv", "a,b,c\nx,,s\ny,p,S\n,,s\n", "under two parents: .*x > p > s and y > p > s"),
+        ("tree.csv", "a,b,c\nx,,s\ny,p,S\n,,s\n", "under two parents: .*y > p > s"),
         ("tree.csv", 'a,b\nx,"' + "s" * 200_000, "field larger"),
         # YAML
         ("tree.yaml", "", "needs the keys 'levels'"),
@@ -154,12 +154,6 @@ def test_the_report_counts_lines_of_the_file(tmp_path):
             '{"levels": ["a"], "names": {"a": ["x"]}, "parents": {"a": [0]}}',
             "not a class of a level above",
         ),
-        (
-            "tree.json",
-            '{"levels": ["a", "b"], "names": {"a": ["x", "y"], "b": ["s", "s"]},'
-            ' "parents": {"a": [null, null], "b": [0, 1]}}',
-            "under two parents: x > s and y > s",
-        ),
     ],
 )
 def test_bad_files(name, content, message, tmp_path):
@@ -181,3 +175,10 @@ def test_missing_file_folder_and_column(tmp_path):
 def test_other_encodings_are_named(name, tmp_path):
     with pytest.raises(ValueError, match="utf-8"):
         load_hierarchy(write(tmp_path, name, "R\u00f6hrling", encoding="latin-1"))
+
+
+def test_a_saved_tree_may_tell_leaves_apart_by_their_paths(tmp_path):
+    """Level columns can; a run's own hierarchy.json must load again."""
+    tree = Hierarchy(["a", "b"], [["x", "y"], ["s", "s"]], [[None, None], [0, 1]])
+    tree.save(tmp_path / "tree.json")
+    assert load_hierarchy(tmp_path / "tree.json")[0] == tree

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from common.hierarchy import IGNORE, Hierarchy
-from common.label_table import encode_names, encode_paths, hierarchy_from_table, read_class_order
+from common.label_table import hierarchy_from_table
+from common.labels import encode_names, encode_paths, read_class_order
 
 LEVELS = ["order", "genus", "species"]
 
@@ -301,3 +302,10 @@ def test_wrong_class_orders(content, outputs, message, tmp_path):
         file.write_text(content)
     with pytest.raises(ValueError, match=message):
         read_class_order(file, TREE, outputs)
+
+
+def test_a_gap_is_not_filled_from_rows_that_contradict_it():
+    """x has no p: filling it in from y would invent a class."""
+    tree, report = build("x - s / y p s")
+    assert paths_of(tree) == [("x", None, "s"), ("y", "p", "s")]
+    assert any("no value above 's'" in line for line in report)
