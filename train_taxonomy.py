@@ -107,10 +107,11 @@ class Data:
 def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
     """Data set, label tree, labels of every level, and all checks that need no model."""
     with accelerator.local_main_process_first():
-        if args.dataset_name == "demo" and not args.validation_file:
-            args.dataset_name = str(make_taxonomy(Path(HF_HOME) / "label_tree_demo" / "taxonomy"))
         files = {args.train_split: args.train_file, args.validation_split: args.validation_file}
-        splits = load_splits(args.dataset_name, args.dataset_config_name, files)
+        name = args.dataset_name
+        if name == "demo" and not args.validation_file:
+            name = str(make_taxonomy(Path(HF_HOME) / "label_tree_demo" / "taxonomy"))
+        splits = load_splits(name, args.dataset_config_name, files)
     validation = get_split(splits, args.validation_split, "--validation_split")
     columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy)
     if args.eval_only:
@@ -130,15 +131,13 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
         check_unseen(train_labels, eval_labels, hierarchy)
         if args.group_column:
             check_groups(train, validation, args.group_column)
+    root, eval_root = image_root(args, args.train_file), image_root(args, args.validation_file)
     return Data(
         hierarchy=hierarchy,
-        train_images=train
-        and ImageRows(train, args.image_column, args.train_split, image_root(args, args.train_file)),
+        train_images=train and ImageRows(train, args.image_column, args.train_split, root),
         train_labels=train_labels,
         train_rows=choose_rows(len(train_labels), args.max_train_samples, args.seed),
-        eval_images=ImageRows(
-            validation, args.image_column, args.validation_split, image_root(args, args.validation_file)
-        ),
+        eval_images=ImageRows(validation, args.image_column, args.validation_split, eval_root),
         eval_labels=eval_labels,
         eval_rows=choose_rows(len(eval_labels), args.max_eval_samples, args.seed),
     )
@@ -171,6 +170,8 @@ def make_sampler(args: TaxonomyArguments, accelerator: Accelerator, num_samples:
 
 def check_settings(args: TaxonomyArguments, accelerator: Accelerator, data: Data) -> None:
     """What can be known to be wrong, or missing on the disk, before a model is loaded."""
+    for line in args.without_effect():
+        logger.warning("%s", line)
     level_weights(args.level_weights, data.hierarchy)
     results = TaxonomyMetrics(data.hierarchy).compute()
     check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(results))])
@@ -192,6 +193,8 @@ def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForIm
         raise ValueError(f"{args.model_name_or_path} holds no model written by this script (--eval_only).")
     if saved:
         model = LabelTreeForImageClassification.from_pretrained(args.model_name_or_path)
+        for line in args.without_effect_on_saved_models():
+            logger.warning("%s", line)
         if model.hierarchy == hierarchy and (args.eval_only or model.config.head == args.head):
             return model
         logger.warning("%s has other classes or another head: only its backbone is used.", args.model_name_or_path)
@@ -522,7 +525,10 @@ class Trainer:
                 scores = model(self.to_model(batch["pixels"]), scores_only=True)
             sums += torch.stack([loss_fn.level_sums(scores, labels), loss_fn.label_weights(labels)])
             log_probs, leaf_scores = heads.log_probs(scores), heads.leaf_scores(scores)
-            path = model.hierarchy.lift(leaf_scores.argmax(1))
+            if self.args.decoding == "levels":
+                path = model.hierarchy.best_path([level.exp() for level in log_probs])
+            else:
+                path = model.hierarchy.lift(leaf_scores.argmax(1))
             self.metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)
             if self.args.save_predictions:
                 parts.append(prediction_columns(batch["rows"], labels, log_probs, path, leaf_scores))

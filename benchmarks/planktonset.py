@@ -36,6 +36,11 @@ METHODS = {
     "tree, leaf loss, inverse sqrt": "--head tree --level_weights leaf --class_weighting inverse_sqrt",
     "flat, logit adjustment": "--head flat --logit_adjustment 1",
 }
+# Evaluated again, with the weights of the method that comes first.
+DECODED = {
+    "flat, decoded by levels": "flat",
+    "tree, leaf loss, decoded by levels": "tree, leaf loss",
+}
 MAIN_METHODS = list(METHODS)[:6]
 STARTS = {
     "scratch": "--model_name_or_path timm/test_resnet --no_pretrained --image_size 48 --learning_rate 4e-3 "
@@ -56,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder with PlanktonSet")
     parser.add_argument("--weights", type=Path, help="tf_efficientnet_lite0.safetensors, for --starts pretrained")
     parser.add_argument("--output_dir", type=Path, default=Path("output/planktonset"))
-    parser.add_argument("--methods", nargs="+", default=MAIN_METHODS, choices=list(METHODS), metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", default=MAIN_METHODS, choices=[*METHODS, *DECODED], metavar="METHOD")
     parser.add_argument("--starts", nargs="+", default=["scratch"], choices=list(STARTS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
@@ -82,8 +87,13 @@ def run(args: argparse.Namespace, start: str, method: str, seed: int) -> None:
     if (output / "all_results.json").is_file():
         return
     data = f"--train_file {args.data}/train.parquet --validation_file {args.data}/validation.parquet"
-    options = [data, f"--hierarchy {args.data}/taxonomy.csv", COMMON, STARTS[start].format(weights=args.weights)]
-    words = " ".join([*options, METHODS[method], args.extra, f"--seed {seed} --output_dir"]).split()
+    options = [data, COMMON, STARTS[start].format(weights=args.weights)]
+    if method in DECODED:
+        trained = folder(args, start, DECODED[method], seed)
+        options = [data, COMMON, f"--eval_only --decoding levels --model_name_or_path {trained}"]
+    else:
+        options += [f"--hierarchy {args.data}/taxonomy.csv", METHODS[method]]
+    words = " ".join([*options, args.extra, f"--seed {seed} --output_dir"]).split()
     output.mkdir(parents=True, exist_ok=True)
     with (output / "log.txt").open("w") as log:
         command = [sys.executable, str(REPOSITORY / "train_taxonomy.py"), *words, str(output)]

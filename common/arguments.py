@@ -17,6 +17,7 @@ from typing import Any, Literal, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
+from .backbones import TIMM_PREFIXES
 from .heads import KINDS
 from .hierarchy_files import StrictLoader
 from .images import RESIZE_MODES
@@ -165,6 +166,9 @@ class RunArguments:
     )
     early_stopping_patience: int | None = option(None, "Stop after so many evaluations without improvement.")
     eval_only: bool = option(False, "Evaluate a folder that this script wrote, and do nothing else.")
+    decoding: Literal["leaf", "levels"] = option(
+        "leaf", "Best path: that of the most probable leaf, or the one with the most levels expected right."
+    )
     save_predictions: bool = option(False, "Write predictions.parquet for the evaluation images.")
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "all"] = option("none", "Trackers to log to.")
 
@@ -212,6 +216,29 @@ class CommonArguments(
             for name in names.split()
             if getattr(self, name) is not None and not holds(getattr(self, name))
         ]
+
+    def without_effect(self) -> list[str]:
+        """A sentence for each setting that cannot take effect beside the others."""
+        reasons = [
+            ("mix_probability", not (self.mixup or self.cutmix), "mixup and cutmix are off"),
+            ("class_weight_max_ratio", self.class_weighting == "none", "--class_weighting is none"),
+            ("image_root", not (self.train_file or self.validation_file), "images come with the data set"),
+            ("dataset_config_name", bool(self.validation_file), "files are given"),
+            ("trust_remote_code", self.model_name_or_path.startswith(TIMM_PREFIXES), "timm runs no remote code"),
+            ("no_pretrained", bool(self.backbone_weights), "--backbone_weights are loaded"),
+            ("warmup_ratio", self.eval_only, "--eval_only trains nothing"),
+        ]
+        return [
+            f"--{name} has no effect: {reason}." for name, holds, reason in reasons if holds and self._changed(name)
+        ]
+
+    def without_effect_on_saved_models(self) -> list[str]:
+        """The same for what a model brings along that this project has saved."""
+        names = ("no_pretrained", "backbone_weights", "init_leaf_from_classifier", "dropout", "drop_path_rate")
+        return [f"--{name} has no effect on a saved model." for name in names if self._changed(name)]
+
+    def _changed(self, name: str) -> bool:
+        return getattr(self, name) != next(entry.default for entry in fields(self) if entry.name == name)
 
     def save(self, path: str | Path) -> None:
         """Write the resolved arguments as YAML; ``--config`` reads it."""

@@ -15,6 +15,8 @@ from timm.models import load_model_config_from_hf
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+TIMM_PREFIXES = ("timm/", "hf-hub:", "local-dir:")
+
 logger = logging.getLogger(__name__)
 
 
@@ -73,7 +75,7 @@ def load_backbone(
     """
     if weights is not None and not Path(weights).is_file():
         raise ValueError(f"No weights file at {weights} (--backbone_weights).")
-    timm_name = any(name.startswith(prefix) for prefix in ("timm/", "hf-hub:", "local-dir:"))
+    timm_name = name.startswith(TIMM_PREFIXES)
     load = _load_timm if timm_name else _load_transformers
     try:
         options = {} if timm_name else {"trust_remote_code": trust_remote_code}

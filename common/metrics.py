@@ -15,7 +15,7 @@ import datasets
 import evaluate
 import torch
 
-from common.hierarchy import Hierarchy
+from .hierarchy import Hierarchy
 
 TOP_K = 5
 """How many of the highest-scored classes ``top5_accuracy`` looks at."""

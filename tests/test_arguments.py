@@ -44,7 +44,7 @@ OPTIONS = [
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "layer_decay", "lr_scheduler_type",
     "warmup_ratio", "max_grad_norm", "ema_decay", "output_dir", "seed", "deterministic", "mixed_precision",
     "channels_last", "compile", "dataloader_num_workers", "logging_steps", "eval_epochs", "metric_for_best_model",
-    "early_stopping_patience", "eval_only", "save_predictions", "report_to",
+    "early_stopping_patience", "eval_only", "decoding", "save_predictions", "report_to",
 ]
 # fmt: on
 
@@ -296,3 +296,19 @@ def test_evaluation_alone_needs_no_training_file(tmp_path):
 
 def test_mixing_with_even_batches():
     assert parse(NOT_THE_DEMO, "--mixup=0.2", "--per_device_train_batch_size=4").mixup == 0.2
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--mix_probability 0.5", ["mix_probability"]),
+        ("--mix_probability 0.5 --mixup 0.2", []),
+        ("--class_weight_max_ratio 5", ["class_weight_max_ratio"]),
+        ("--class_weight_max_ratio 5 --class_weighting inverse", []),
+        ("--image_root x", ["image_root"]),
+        ("--model_name_or_path timm/resnet18 --trust_remote_code", ["trust_remote_code"]),
+    ],
+)
+def test_settings_without_effect_are_told(words, expected):
+    args = parse_arguments(CommonArguments, ["--dataset_name", "x", *words.split()], "", "unused.yaml")
+    assert [line.split()[0].removeprefix("--") for line in args.without_effect()] == expected

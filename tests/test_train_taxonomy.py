@@ -115,6 +115,28 @@ def test_metrics_follow_from_saved_predictions(options, tmp_path):
     assert (best_leaf == table["species_best_path"]).all()
 
 
+def test_decoding_by_levels_is_the_path_with_most_levels_expected_right(options, tmp_path):
+    """Recomputed with loops over the tree from the model's own probabilities."""
+    train_taxonomy.main(options(decoding="levels", save_predictions=True, max_train_steps=4))
+    model = LabelTreeForImageClassification.from_pretrained(tmp_path / "out").eval()
+    tree = model.hierarchy
+    validation = datasets.load_from_disk(options()[1])["validation"]
+    transform = timm.data.create_transform(32, mean=[0.5] * 3, std=[0.5] * 3, crop_pct=1.0, interpolation="bicubic")
+    pixels = torch.stack([transform(image) for image in validation["image"]])
+    with torch.no_grad():
+        probabilities = [level.exp() for level in model(pixels).log_probs]
+    expected = []
+    for row in range(len(pixels)):
+        gains = {
+            leaf: sum(float(probabilities[level][row, label]) for level, label in enumerate(tree.path(2, leaf)))
+            for leaf in range(tree.num_leaves)
+        }
+        expected.append(tree.names[2][max(gains, key=gains.get)])
+    table = pd.read_parquet(tmp_path / "out" / "predictions.parquet")
+    assert table["species_best_path"].tolist() == expected
+    assert expected != table["top5_leaves"].str[0].tolist()  # otherwise this would be the other decoding
+
+
 def test_evaluates_what_it_saved(options, tmp_path):
     trained = train_taxonomy.main(options())
     again = train_taxonomy.main(
