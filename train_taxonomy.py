@@ -72,9 +72,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     accelerator = make_accelerator(args)
     data = load_data(args, accelerator)
     sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows))
-    check_settings(args, accelerator, data)
+    problems = ProblemLog(args.on_bad_sample)
+    check_settings(args, accelerator, data, problems)
     model = build_model(args, data.hierarchy)
-    trainer = Trainer(args, accelerator, data, model, sampler)
+    trainer = Trainer(args, accelerator, data, model, sampler, problems)
     if args.eval_only:
         evaluation = trainer.evaluate(trainer.model)
         results = {"train": None, "eval": evaluation.results}
@@ -168,7 +169,7 @@ def make_sampler(args: TaxonomyArguments, accelerator: Accelerator, num_samples:
     )
 
 
-def check_settings(args: TaxonomyArguments, accelerator: Accelerator, data: Data) -> None:
+def check_settings(args: TaxonomyArguments, accelerator: Accelerator, data: Data, problems: ProblemLog) -> None:
     """What can be known to be wrong, or missing on the disk, before a model is loaded."""
     for line in args.without_effect():
         logger.warning("%s", line)
@@ -178,7 +179,7 @@ def check_settings(args: TaxonomyArguments, accelerator: Accelerator, data: Data
     if accelerator.is_local_main_process:
         for images in (data.train_images, data.eval_images):
             if images is not None:
-                ProblemLog(args.on_bad_sample).add(images.check_headers())
+                problems.add(images.check_headers())
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,10 +244,11 @@ class Trainer:
         data: Data,
         model: LabelTreeForImageClassification,
         sampler: GlobalBatchSampler | None,
+        problems: ProblemLog,
     ) -> None:
-        self.args, self.accelerator, self.data, self.sampler = args, accelerator, data, sampler
+        self.args, self.accelerator, self.data = args, accelerator, data
+        self.sampler, self.problems = sampler, problems
         self.output_dir = Path(args.output_dir)
-        self.problems = ProblemLog(args.on_bad_sample)
         spec = model.config.backbone
         if args.image_size and args.image_size != spec["image_size"]:
             raise ValueError(f"--image_size {args.image_size} differs from the saved model's {spec['image_size']}.")

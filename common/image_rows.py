@@ -22,6 +22,9 @@ from .sampling import Key, counted_randomness
 
 logger = logging.getLogger(__name__)
 
+# What a whole file ends with; other endings may be whole too, so they are only a reason to look closer.
+FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
 BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, PILImage.DecompressionBombError)
 
 
@@ -84,7 +87,11 @@ class ImageRows:
             raise ValueError(f"it lies outside of the folder {self.root}")
 
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
-        """Open, without decoding, up to ``num_rows`` images spread evenly; a message for each that fails."""
+        """Open up to ``num_rows`` images spread evenly, and decode those whose file seems to end too early.
+
+        Returns:
+            A message for each that fails.
+        """
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(int)).tolist()
         problems = []
         for start in range(0, len(rows), 256):
@@ -101,7 +108,19 @@ class ImageRows:
             raise ValueError("the row has no image")
         if isinstance(source, str):
             self._check_inside(source)
-        PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source).close()
+        with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            kind = image.format
+        if not _tail(source).endswith(FILE_ENDS.get(kind, b"")):
+            load_image(source)
+
+
+def _tail(source: bytes | str) -> bytes:
+    """The last bytes of a file, without what writers pad with."""
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            file.seek(max(os.path.getsize(source) - 64, 0))
+            source = file.read()
+    return source[-64:].rstrip(b"\0\r\n ")
 
 
 def _reason(error: BaseException) -> str:

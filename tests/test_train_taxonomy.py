@@ -431,6 +431,33 @@ def broken(fruit, tmp_path) -> Path:
     return tmp_path / "broken"
 
 
+def test_broken_images_are_found_before_a_model_is_loaded(options, broken, fruit, tmp_path, monkeypatch):
+    """Also one that only ends too early; its header is fine."""
+    monkeypatch.setattr(train_taxonomy, "load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
+    with pytest.raises(ValueError, match="row 5 of the train split"):
+        train_taxonomy.main(options(dataset_name=broken))
+    halves = datasets.DatasetDict(
+        train=datasets.load_from_disk(fruit)["train"], validation=datasets.load_from_disk(broken)["validation"]
+    )
+    halves.save_to_disk(tmp_path / "halves")
+    with pytest.raises(ValueError, match=r"row 7 of the validation split, file .*7.jpg: .*[Tt]runcated"):
+        train_taxonomy.main(options(dataset_name=tmp_path / "halves"))
+
+
+def test_an_image_broken_in_the_middle_is_found_when_it_is_read(options, fruit, tmp_path):
+    splits = datasets.load_from_disk(fruit)
+    plain = splits["train"].cast_column("image", datasets.Image(decode=False))
+    images = plain["image"][:]
+    png = b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR\x00\x00\x00\x10\x00\x00\x00\x10\x08\x02\x00\x00\x00\x90\x91h6"
+    png += b"\x00\x00\x00\x04IDATxxxx\x00\x00\x00\x00" + b"\x00\x00\x00\x00IEND\xaeB`\x82"
+    images[9] = {"bytes": png, "path": "middle.png"}
+    columns = {name: images if name == "image" else plain[name][:] for name in plain.column_names}
+    splits["train"] = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    splits.save_to_disk(tmp_path / "middle")
+    with pytest.raises(ValueError, match="row 9 of the train split, file middle.png"):
+        train_taxonomy.main(options(dataset_name=tmp_path / "middle", dataloader_num_workers=1))
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_broken_image_stops_the_run(options, broken, workers):
     with pytest.raises(ValueError, match=r"Broken image: row 5 of the train split, file .*5.jpg"):
