@@ -367,15 +367,16 @@ class Trainer:
         args, accelerator, sampler = self.args, self.accelerator, self.sampler
         num_steps = sampler.num_steps
         self.show_banner()
-        if accelerator.is_main_process:
-            (self.output_dir / "history.jsonl").unlink(missing_ok=True)
+        if accelerator.is_main_process:  # what an earlier run left here must not be taken for this one's
+            for name in ("history.jsonl", "all_results.json", "predictions.parquet", "skipped_images.json"):
+                (self.output_dir / name).unlink(missing_ok=True)
         if args.report_to != "none":
             config = {name: str(value) for name, value in vars(args).items()}
             accelerator.init_trackers("label-tree", config=config)
         started = time.perf_counter()
         batches = iter(self.train_loader)
-        loss = running = torch.zeros((), device=accelerator.device)
-        epoch_loss, epoch_steps, logged = running.clone(), 0, 0
+        running, epoch_loss = torch.zeros(2, device=accelerator.device)
+        epoch_steps, logged = 0, 0
         while sampler.global_step < num_steps:
             step = sampler.global_step
             factor = learning_rate_factor(

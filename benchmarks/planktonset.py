@@ -73,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         list(pool.map(lambda job: run(args, *job), jobs))
     print(f"{len(jobs)} runs in {time.perf_counter() - started:.0f} s\n")
     for start in args.starts:
-        print(f"### {start}: {STARTS[start]} {args.extra}\n\n{table(args, start)}\n")
+        for decoding, title in (("path", "best path"), ("argmax", "each level alone")):
+            print(f"### {start}, {title}\n\n{table(args, start, decoding)}\n")
 
 
 def folder(args: argparse.Namespace, start: str, method: str, seed: int) -> Path:
@@ -119,13 +120,14 @@ def measures(output: Path) -> dict[str, float]:
     return row
 
 
-def table(args: argparse.Namespace, start: str) -> str:
+def table(args: argparse.Namespace, start: str, decoding: str) -> str:
     """Means and standard deviations over the seeds, a row a method."""
-    columns = ["leaf macro-F1"]
-    for decoding in ("path", "argmax"):
-        columns += [f"{level} {decoding}" for level in LEVELS[::-1]]
-        columns += [f"FPA {decoding}", f"TICE {decoding}", f"distance {decoding}"]
-    lines = ["| method | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    columns = [f"{level} {decoding}" for level in LEVELS[::-1]]
+    columns += [f"FPA {decoding}", f"TICE {decoding}", f"distance {decoding}"]
+    if decoding == "path":
+        columns.insert(1, "leaf macro-F1")
+    titles = [column.removesuffix(f" {decoding}") for column in columns]
+    lines = ["| method (runs) | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
     for method in args.methods:
         outputs = [folder(args, start, method, seed) for seed in args.seeds]
         rows = [measures(output) for output in outputs if (output / "all_results.json").is_file()]
