@@ -76,8 +76,16 @@ class LevelHeads(nn.Module):
         return [split[level].log_softmax(1) if level in wanted else None for level in every]
 
     def leaf_scores(self, scores: torch.Tensor) -> torch.Tensor:
-        """(batch, leaves, ...): what the best path is the argmax of; a softmax turns it into probabilities."""
-        return scores if self.leaf_softmax else self.hierarchy.path_scores(self.log_probs(scores))
+        """(batch, leaves, ...): what the best path is the argmax of; a softmax turns it into probabilities.
+
+        For ``independent``, log-probabilities summed along each path. A path without a value at some level has fewer
+        of them and would win by that, so its sum is scaled up to the number of levels.
+        """
+        if self.leaf_softmax:
+            return scores
+        total = self.hierarchy.path_scores(self.log_probs(scores))
+        num_values = (self.hierarchy.ancestors >= 0).sum(1).to(total)
+        return total * (self.hierarchy.num_levels / num_values).view(1, -1, *(1,) * (total.dim() - 2))
 
     def score_offsets(self, per_level: Sequence[torch.Tensor]) -> torch.Tensor:
         """One number per score from one per class and level, e.g. log-priors for logit adjustment.
