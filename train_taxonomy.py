@@ -29,7 +29,15 @@ from torch.utils.data import DataLoader
 
 from common.arguments import CommonArguments, parse_arguments
 from common.backbones import load_backbone
-from common.data import LabelColumns, check_groups, check_unseen, choose_rows, get_split, load_splits
+from common.data import (
+    LabelColumns,
+    check_groups,
+    check_unseen,
+    choose_rows,
+    get_split,
+    leaves_without_images,
+    load_splits,
+)
 from common.hierarchy import Hierarchy
 from common.image_rows import ImageRows, LabelledImages, ProblemLog, make_loader
 from common.images import MixImages, Normalize, TrainTransform, evaluation_transform
@@ -130,6 +138,9 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
     eval_labels = columns.read_labels(validation, hierarchy, args.validation_split)
     if train is not None:
         check_unseen(train_labels, eval_labels, hierarchy)
+        empty = leaves_without_images(train_labels, hierarchy)
+        if empty:
+            logger.warning("label tree: %d leaves have no training image: %s.", len(empty), ", ".join(empty[:5]))
         if args.group_column:
             check_groups(train, validation, args.group_column)
     root, eval_root = image_root(args, args.train_file), image_root(args, args.validation_file)

@@ -176,6 +176,13 @@ def check_unseen(train_labels: np.ndarray, labels: np.ndarray, hierarchy: Hierar
             )
 
 
+def leaves_without_images(train_labels: np.ndarray, hierarchy: Hierarchy) -> list[str]:
+    """Names of the last level's classes that no training image has: the model will hardly ever answer them."""
+    unused = np.setdiff1d(np.arange(hierarchy.num_classes[-1]), train_labels[:, -1])
+    names = hierarchy.display_names(hierarchy.num_levels - 1)
+    return [names[index] for index in unused]
+
+
 def choose_rows(num_rows: int, num_samples: int | None, seed: int) -> np.ndarray:
     """int64 row numbers, ascending: a random subset of ``num_samples``, or all rows if there are no more than that."""
     if num_samples is None or num_samples >= num_rows:

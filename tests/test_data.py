@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import LEVELS, PATHS, make_split
 
-from common.data import LabelColumns, check_unseen, choose_rows, get_split, load_splits
+from common.data import LabelColumns, check_unseen, choose_rows, get_split, leaves_without_images, load_splits
 from common.hierarchy import IGNORE, Hierarchy
 from common.image_rows import ImageRows, LabelledImages, collate
 from common.images import evaluation_transform
@@ -83,6 +83,12 @@ def test_unseen_class_names_rows():
     with pytest.raises(ValueError, match=r"1 classes of level 'a'.*y \(the first in rows \[2\]\)"):
         check_unseen(np.array([[0]]), np.array([[0], [IGNORE], [1]]), tree)
     check_unseen(np.array([[0], [1]]), np.array([[1], [IGNORE]]), tree)
+
+
+def test_leaves_without_images_are_named():
+    tree = Hierarchy(["a", "b"], [["x"], ["p", "q", "r"]], [[None], [0, 0, 0]])
+    assert leaves_without_images(np.array([[0, 1], [0, IGNORE]]), tree) == ["p", "r"]
+    assert leaves_without_images(np.array([[0, 0], [0, 1], [0, 2]]), tree) == []
 
 
 def test_chosen_rows_are_random_sorted_and_repeatable():
