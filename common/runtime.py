@@ -49,11 +49,15 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
     if args.report_to not in {"none", "all", *known}:
         raise ValueError(f"--report_to {args.report_to}: that package is not installed; pip install {args.report_to}.")
     accelerator = Accelerator(
+        cpu=not gpu,  # unless told so, torchrun's processes on a CPU would each train alone
         mixed_precision=precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=args.output_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
+    asked = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
+    if accelerator.num_processes != asked:
+        raise ValueError(f"{asked} processes were launched, but they did not find each other.")
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.ERROR)
     set_seed(args.seed)

@@ -252,6 +252,9 @@ def launch(processes: int, words: list[str]) -> None:
     command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / "train_taxonomy.py"), *words]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("Results are in") == 1, "each process ran alone"
+    if "--eval_only" not in words:
+        assert f"x {processes} processes x" in done.stderr
 
 
 # ---- options
