@@ -10,18 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
+from sweep import run_once, table
 
-REPOSITORY = Path(__file__).resolve().parents[1]
 LEVELS = ("kingdom", "phylum", "group", "class")
 
 METHODS = {
@@ -74,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{len(jobs)} runs in {time.perf_counter() - started:.0f} s\n")
     for start in args.starts:
         for decoding, title in (("path", "best path"), ("argmax", "each level alone")):
-            print(f"### {start}, {title}\n\n{table(args, start, decoding)}\n")
+            print(f"### {start}, {title}\n\n{levels_table(args, start, decoding)}\n")
 
 
 def folder(args: argparse.Namespace, start: str, method: str, seed: int) -> Path:
@@ -85,8 +81,6 @@ def folder(args: argparse.Namespace, start: str, method: str, seed: int) -> Path
 def run(args: argparse.Namespace, start: str, method: str, seed: int) -> None:
     """Train once, unless that has been done."""
     output = folder(args, start, method, seed)
-    if (output / "all_results.json").is_file():
-        return
     data = f"--train_file {args.data}/train.parquet --validation_file {args.data}/validation.parquet"
     options = [data, COMMON, STARTS[start].format(weights=args.weights)]
     if method in DECODED:
@@ -94,13 +88,8 @@ def run(args: argparse.Namespace, start: str, method: str, seed: int) -> None:
         options = [data, COMMON, f"--eval_only --decoding levels --model_name_or_path {trained}"]
     else:
         options += [f"--hierarchy {args.data}/taxonomy.csv", METHODS[method]]
-    words = " ".join([*options, args.extra, f"--seed {seed} --output_dir"]).split()
-    output.mkdir(parents=True, exist_ok=True)
-    with (output / "log.txt").open("w") as log:
-        command = [sys.executable, str(REPOSITORY / "train_taxonomy.py"), *words, str(output)]
-        status = subprocess.run(command, stdout=log, stderr=log, env=os.environ).returncode
-    tail = (output / "log.txt").read_text().splitlines()[-12:]
-    print(f"{start}, {method}, seed {seed}: status {status}", *(tail if status else []), sep="\n", flush=True)
+    options += [args.extra, f"--seed {seed}"]
+    run_once("train_taxonomy.py", " ".join(options), output, f"{start}, {method}, seed {seed}")
 
 
 def measures(output: Path) -> dict[str, float]:
@@ -120,27 +109,14 @@ def measures(output: Path) -> dict[str, float]:
     return row
 
 
-def table(args: argparse.Namespace, start: str, decoding: str) -> str:
+def levels_table(args: argparse.Namespace, start: str, decoding: str) -> str:
     """Means and standard deviations over the seeds, a row a method."""
     columns = [f"{level} {decoding}" for level in LEVELS[::-1]]
     columns += [f"FPA {decoding}", f"TICE {decoding}", f"distance {decoding}"]
     if decoding == "path":
         columns.insert(1, "leaf macro-F1")
-    titles = [column.removesuffix(f" {decoding}") for column in columns]
-    lines = ["| method (runs) | " + " | ".join(titles) + " |", "|---" * (len(columns) + 1) + "|"]
-    for method in args.methods:
-        outputs = [folder(args, start, method, seed) for seed in args.seeds]
-        rows = [measures(output) for output in outputs if (output / "all_results.json").is_file()]
-        if rows:
-            cells = [_cell(column, [row[column] for row in rows]) for column in columns]
-            lines.append(f"| {method} ({len(rows)}) | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def _cell(column: str, values: list[float]) -> str:
-    digits = 3 if "distance" in column else 1
-    spread = f" ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.{digits}f}{spread}"
+    outputs = {method: [folder(args, start, method, seed) for seed in args.seeds] for method in args.methods}
+    return table(outputs, columns, measures, [column.removesuffix(f" {decoding}") for column in columns])
 
 
 if __name__ == "__main__":

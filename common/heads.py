@@ -11,7 +11,8 @@ Three ways to score, all linear in the features:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -87,6 +88,18 @@ class LevelHeads(nn.Module):
         num_values = (self.hierarchy.ancestors >= 0).sum(1).to(total)
         return total * (self.hierarchy.num_levels / num_values).view(1, -1, *(1,) * (total.dim() - 2))
 
+    def path_scores(self, scores: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str) -> torch.Tensor:
+        """(batch, leaves, ...): what the leaf at the end of the best path is the argmax of.
+
+        Args:
+            scores: (batch, outputs, ...).
+            log_probs: of every level, from the same scores.
+            decoding: ``leaf`` for the most probable leaf, ``levels`` for the path with the most levels expected right.
+        """
+        if decoding == "levels":
+            return self.hierarchy.path_scores([level.exp() for level in log_probs])
+        return self.leaf_scores(scores)
+
     def score_offsets(self, per_level: Sequence[torch.Tensor]) -> torch.Tensor:
         """One number per score from one per class and level, e.g. log-priors for logit adjustment.
 
@@ -96,6 +109,24 @@ class LevelHeads(nn.Module):
         if not self.leaf_softmax:
             return torch.cat(list(per_level))
         return torch.stack([per_level[level][index] for level, index in self.hierarchy.leaves])
+
+    @contextmanager
+    def untrained_kept(self, level_weights: Sequence[float]) -> Iterator[None]:
+        """Keep what a loss with these weights of the levels does not train as it is while an optimizer steps.
+
+        Otherwise weight decay would shrink, and momentum move, the rows of levels that are not in use.
+        """
+        if self.leaf_softmax or all(level_weights):
+            yield
+            return
+        counts = torch.tensor(self.hierarchy.num_classes, device=self.weight.device)
+        idle = torch.tensor([weight == 0 for weight in level_weights], device=self.weight.device)
+        rows = idle.repeat_interleave(counts)[:, None]
+        weight, bias = self.weight.detach().clone(), self.bias.detach().clone()
+        yield
+        with torch.no_grad():
+            self.weight.copy_(torch.where(rows, weight, self.weight))
+            self.bias.copy_(torch.where(rows[:, 0], bias, self.bias))
 
     @torch.no_grad()
     def init_leaves(self, weight: torch.Tensor, bias: torch.Tensor | None, rows: Sequence[int | None]) -> None:

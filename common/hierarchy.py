@@ -124,6 +124,15 @@ class Hierarchy:
         index = torch.where(index < 0, self.num_leaves, index)
         return [column[index] for column in table]
 
+    def count_lifted(self, leaf_counts: torch.Tensor) -> list[torch.Tensor]:
+        """How often each class of each level occurs, from how often each leaf does: int64 (classes,) per level."""
+        counts = []
+        for level, num_classes in enumerate(self.num_classes):
+            index = self.ancestors[:, level]
+            known = index >= 0
+            counts.append(torch.zeros(num_classes, dtype=torch.long).index_add(0, index[known], leaf_counts[known]))
+        return counts
+
     def path_scores(self, scores: Sequence[torch.Tensor]) -> torch.Tensor:
         """Sum of the scores along each leaf's path.
 

@@ -50,6 +50,14 @@ def load_hierarchy(path: str | Path, levels: Sequence[str] | None = None) -> tup
     return tree, report
 
 
+def find_hierarchy(folder: str | Path) -> Path:
+    """The label tree that lies beside a prepared data set; ValueError if there is none."""
+    for name in ("hierarchy.yaml", "hierarchy.yml", "hierarchy.json", "hierarchy.csv"):
+        if (Path(folder) / name).is_file():
+            return Path(folder) / name
+    raise ValueError(f"Say what the labels are: --hierarchy FILE (there is no hierarchy.yaml or .json in {folder}).")
+
+
 def _from_csv(path: Path, levels: Sequence[str] | None) -> tuple[Hierarchy, list[str]]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")

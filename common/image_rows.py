@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ logger = logging.getLogger(__name__)
 FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, PILImage.DecompressionBombError)
+
+
+ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
 
 
 class BadSampleError(ValueError):
@@ -68,13 +72,17 @@ class ImageRows:
     def load(self, index: int, source: bytes | str | None) -> PILImage.Image:
         """Decode; BadSampleError names row and file."""
         try:
-            if not source:
-                raise ValueError("the row has no image")
-            if isinstance(source, str):
-                self._check_inside(source)
-            return load_image(source)
+            return load_image(self.checked(source))
         except BAD_IMAGE as error:
-            raise BadSampleError(f"{self.describe(index)}: {_reason(error)}") from error
+            raise BadSampleError(f"{self.describe(index)}: {explain(error)}") from error
+
+    def checked(self, source: bytes | str | None) -> bytes | str:
+        """The source again; ValueError if there is none, or it is a path to outside of the folder."""
+        if not source:
+            raise ValueError("the row has no image")
+        if isinstance(source, str) and self.root and not os.path.realpath(source).startswith(self.root + os.sep):
+            raise ValueError(f"it lies outside of the folder {self.root}")
+        return source
 
     def describe(self, index: int) -> str:
         """Row and file of an image, for messages."""
@@ -82,9 +90,11 @@ class ImageRows:
         path = cell if isinstance(cell, str) else (cell or {}).get("path")
         return f"row {index} of the {self.split} split" + (f", file {path}" if path else "")
 
-    def _check_inside(self, path: str) -> None:
-        if self.root and not os.path.realpath(path).startswith(self.root + os.sep):
-            raise ValueError(f"it lies outside of the folder {self.root}")
+    def size(self, source: bytes | str) -> tuple[int, int]:
+        """Width and height as a person would see the image, without decoding it."""
+        with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+            turned = image.getexif().get(ORIENTATION, 1) >= 5
+            return image.size[::-1] if turned else image.size
 
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
         """Open up to ``num_rows`` images spread evenly, and decode those whose file seems to end too early.
@@ -100,14 +110,11 @@ class ImageRows:
                 try:
                     self._open(source)
                 except BAD_IMAGE as error:
-                    problems.append(f"{self.describe(row)}: {_reason(error)}")
+                    problems.append(f"{self.describe(row)}: {explain(error)}")
         return problems
 
     def _open(self, source: bytes | str | None) -> None:
-        if not source:
-            raise ValueError("the row has no image")
-        if isinstance(source, str):
-            self._check_inside(source)
+        source = self.checked(source)
         with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             kind = image.format
         if not _tail(source).endswith(FILE_ENDS.get(kind, b"")):
@@ -123,36 +130,29 @@ def _tail(source: bytes | str) -> bytes:
     return source[-64:].rstrip(b"\0\r\n ")
 
 
-def _reason(error: BaseException) -> str:
+def explain(error: BaseException) -> str:
+    """Why an image does not decode, in words."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or of a kind that is not known"
     return str(error) or type(error).__name__
 
 
-class LabelledImages(torch.utils.data.Dataset):
-    """(epoch, index) keys -> uint8 image, labels, row. Augmentation depends on (seed, epoch, row) alone.
+class Samples(torch.utils.data.Dataset, ABC):
+    """(epoch, index) keys -> samples. Augmentation depends on (seed, epoch, row) alone.
 
     Args:
-        images: where the encoded images are.
-        labels: int64 (rows, levels), one row an image.
+        images: where the encoded images are: has ``encoded`` and ``load``.
         rows: the row numbers in use; a key's index counts these.
-        transform: PIL image -> uint8 tensor.
         seed: of the augmentation.
         on_bad_sample: ``error``, ``replace`` (by the next good row, for training) or ``drop`` (for evaluation).
     """
 
-    def __init__(
-        self,
-        images: ImageRows,
-        labels: np.ndarray,
-        rows: np.ndarray,
-        transform: Callable[[PILImage.Image], torch.Tensor],
-        seed: int = 0,
-        on_bad_sample: str = "error",
-    ) -> None:
-        assert len(images) == len(labels), "one row of labels per image"
-        self.images, self.labels, self.rows, self.transform = images, labels, rows, transform
-        self.seed, self.on_bad_sample = seed, on_bad_sample
+    def __init__(self, images: Any, rows: np.ndarray, seed: int = 0, on_bad_sample: str = "error") -> None:
+        self.images, self.rows, self.seed, self.on_bad_sample = images, rows, seed, on_bad_sample
+
+    @abstractmethod
+    def prepare(self, row: int, image: Any) -> dict[str, Any]:
+        """What a sample holds, of what ``images.load`` returned; may draw from the global generators."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -164,7 +164,7 @@ class LabelledImages(torch.utils.data.Dataset):
         sources = self.images.encoded([self.rows[index] for _, index in keys])
         return [self._sample(epoch, index, source) for (epoch, index), source in zip(keys, sources, strict=True)]
 
-    def _sample(self, epoch: int, index: int, source: bytes | str | None) -> dict[str, Any]:
+    def _sample(self, epoch: int, index: int, source: Any) -> dict[str, Any]:
         problems: list[str] = []
         for _ in range(len(self)):
             row = int(self.rows[index])
@@ -178,29 +178,56 @@ class LabelledImages(torch.utils.data.Dataset):
                 source = self.images.encoded([self.rows[index]])[0]
             else:
                 with counted_randomness(self.seed, epoch, row):
-                    pixels = self.transform(image)
-                return {"pixels": pixels, "labels": self.labels[row], "row": row, "problems": problems}
+                    return {**self.prepare(row, image), "rows": torch.tensor(row), "problems": problems}
         return {"pixels": None, "problems": problems}
 
 
-def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stack samples: ``pixels`` uint8 (batch, 3, h, w), ``labels`` (batch, levels), ``rows`` (batch,), ``problems``.
+class LabelledImages(Samples):
+    """uint8 images ``pixels`` and their ``labels``.
 
+    Args:
+        images: where the encoded images are.
+        labels: int64 (rows, levels), one row an image.
+        rows, seed, on_bad_sample: see :class:`Samples`.
+        transform: PIL image -> uint8 tensor.
+    """
+
+    def __init__(
+        self,
+        images: ImageRows,
+        labels: np.ndarray,
+        rows: np.ndarray,
+        transform: Callable[[PILImage.Image], torch.Tensor],
+        seed: int = 0,
+        on_bad_sample: str = "error",
+    ) -> None:
+        assert len(images) == len(labels), "one row of labels per image"
+        super().__init__(images, rows, seed, on_bad_sample)
+        self.labels, self.transform = labels, transform
+
+    def prepare(self, row: int, image: PILImage.Image) -> dict[str, Any]:
+        return {"pixels": self.transform(image), "labels": torch.from_numpy(self.labels[row])}
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Stack samples: ``pixels`` uint8 (batch, 3, h, w), ``rows`` (batch,), ``problems`` of all, and what else there is.
+
+    Tensors are stacked, but for ``truth``, which has every image's own size; other values are kept in lists.
     ``pixels`` is ``None`` if nothing could be decoded.
     """
     good = [sample for sample in samples if sample["pixels"] is not None]
     problems = [problem for sample in samples for problem in sample["problems"]]
     if not good:
         return {"pixels": None, "problems": problems}
-    return {
-        "pixels": torch.stack([sample["pixels"] for sample in good]),
-        "labels": torch.from_numpy(np.stack([sample["labels"] for sample in good])),
-        "rows": torch.tensor([sample["row"] for sample in good]),
-        "problems": problems,
+    columns = {name: [sample[name] for sample in good] for name in good[0] if name != "problems"}
+    stacked = {
+        name: torch.stack(values) if isinstance(values[0], torch.Tensor) and name != "truth" else values
+        for name, values in columns.items()
     }
+    return {**stacked, "problems": problems}
 
 
-def make_loader(dataset: LabelledImages, batch_sampler: Any, num_workers: int, pin_memory: bool) -> DataLoader:
+def make_loader(dataset: Samples, batch_sampler: Any, num_workers: int, pin_memory: bool) -> DataLoader:
     """A loader of keyed batches. It is already this process's share: do not give it to ``accelerator.prepare``."""
     return DataLoader(
         dataset,

@@ -10,16 +10,17 @@ from torch import nn
 from .heads import LevelHeads
 from .hierarchy import Hierarchy
 
-CLASS_WEIGHTINGS = ("none", "inverse", "inverse_sqrt", "effective_number")
+CLASS_WEIGHTINGS = ("none", "inverse", "inverse_sqrt", "effective_number", "inverse_sqrt_log_scaled")
 
 
 def class_weights(counts: torch.Tensor, method: str, max_ratio: float = 100.0, beta: float = 0.9999) -> torch.Tensor:
     """Weight of each class from how often it occurs.
 
     Args:
-        counts: (classes,) number of training samples; classes without any get weight 1.
-        method: ``none``, ``inverse`` (1/n), ``inverse_sqrt`` (1/sqrt n), or ``effective_number``
-            ((1 - beta)/(1 - beta^n), Cui et al., CVPR 2019).
+        counts: (classes,) number of training samples, or pixels; classes without any get weight 1.
+        method: ``none``, ``inverse`` (1/n), ``inverse_sqrt`` (1/sqrt n), ``effective_number``
+            ((1 - beta)/(1 - beta^n), Cui et al., CVPR 2019), or ``inverse_sqrt_log_scaled``
+            (log(1 + 1/sqrt f), f = n / sum n, as HeritageArt's POC-5.9).
         max_ratio: the largest weight is at most this many times the smallest.
         beta: of ``effective_number``.
 
@@ -35,6 +36,8 @@ def class_weights(counts: torch.Tensor, method: str, max_ratio: float = 100.0, b
     n = counts[occurs].double()
     if method == "effective_number":
         raw = (1 - beta) / -torch.expm1(n * torch.log(torch.tensor(beta, dtype=torch.float64)))
+    elif method == "inverse_sqrt_log_scaled":
+        raw = (n.sum() / n).sqrt().log1p()
     else:
         raw = 1 / (n if method == "inverse" else n.sqrt())
     raw = raw.clamp(max=raw.min() * max_ratio)
@@ -54,12 +57,18 @@ def levels_where_labels_end(labels: torch.Tensor) -> list[int]:
     return [level for level in finest.tolist() if 0 <= level < labels.shape[1] - 1]
 
 
-def level_weights(given: Sequence[str] | None, hierarchy: Hierarchy) -> list[float]:
-    """Weights of the levels, normalised to sum to 1.
+def level_weights(
+    given: Sequence[str] | None, hierarchy: Hierarchy, normalize: bool = True, option: str = "--level_weights"
+) -> list[float]:
+    """Weights of the levels.
 
     Args:
-        given: one number per level, or one word: ``leaf`` (the last level alone), ``equal``, or ``leaf_heavy``
-            (half of the weight on the last level, the rest shared equally).
+        given: one number per level, or one word: ``leaf`` (the last level alone), ``equal``, ``leaf_heavy`` (half of
+            the weight on the last level, the rest shared equally), or ``rising`` (1 on the last level, 0.2 to 0.3 on
+            those above; with three levels 0.2, 0.3, 1).
+        hierarchy: has the levels.
+        normalize: scale them to sum to 1; otherwise they are taken literally.
+        option: that messages name.
 
     Raises:
         ValueError: if it is neither.
@@ -69,6 +78,7 @@ def level_weights(given: Sequence[str] | None, hierarchy: Hierarchy) -> list[flo
         "leaf": [0.0] * (levels - 1) + [1.0],
         "equal": [1.0 / levels] * levels,
         "leaf_heavy": [0.5 / max(levels - 1, 1)] * (levels - 1) + [0.5],
+        "rising": [*torch.linspace(0.2, 0.3, levels - 1, dtype=torch.float64).tolist(), 1.0],
     }
     given = list(given or ["leaf"])
     if len(given) == 1 and given[0] in presets:
@@ -77,14 +87,14 @@ def level_weights(given: Sequence[str] | None, hierarchy: Hierarchy) -> list[flo
         try:
             weights = [float(entry) for entry in given]
         except ValueError:
-            raise ValueError(f"--level_weights takes numbers or one of {', '.join(presets)}; got {given}.") from None
+            raise ValueError(f"{option} takes numbers or one of {', '.join(presets)}; got {given}.") from None
         if len(weights) != levels:
             raise ValueError(
-                f"--level_weights has {len(weights)} numbers for {levels} levels ({', '.join(hierarchy.levels)})."
+                f"{option} has {len(weights)} numbers for {levels} levels ({', '.join(hierarchy.levels)})."
             )
     if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
-        raise ValueError(f"--level_weights must be at least 0, finite and not all 0; got {weights}.")
-    return [weight / sum(weights) for weight in weights]
+        raise ValueError(f"{option} must be at least 0, finite and not all 0; got {weights}.")
+    return [weight / sum(weights) for weight in weights] if normalize else weights
 
 
 class LevelCrossEntropy(nn.Module):

@@ -17,11 +17,11 @@ _WITH_PREVIOUS = (99999,)
 _TRANSFORMERS_LAYERS = {
     "stem": r"(?:(?!\.\d+\.).)*(?:embed|stem)",
     "blocks": [
-        (r".*?\.(?:layers?|stages?)\.(\d+)\.downsample\.", _WITH_PREVIOUS),
-        (r".*?\.stages?\.(\d+)\.(?:downsampling|patch_embed)", (0,)),
-        (r".*?\.(?:layers?|blocks?|stages?)\.(\d+)\..*?(?:layers?|blocks?)\.(\d+)", None),
-        (r".*?\.stages?\.(\d+)", _WITH_PREVIOUS),
-        (r".*?\.(?:layers?|blocks?)\.(\d+)", None),
+        (r"(?:.*?\.)?(?:layers?|stages?)\.(\d+)\.downsample\.", _WITH_PREVIOUS),
+        (r"(?:.*?\.)?stages?\.(\d+)\.(?:downsampling|patch_embed)", (0,)),
+        (r"(?:.*?\.)?(?:layers?|blocks?|stages?)\.(\d+)\..*?(?:layers?|blocks?)\.(\d+)", None),
+        (r"(?:.*?\.)?stages?\.(\d+)", _WITH_PREVIOUS),
+        (r"(?:.*?\.)?(?:layers?|blocks?)\.(\d+)", None),
         (r".*", _WITH_PREVIOUS),
     ],
 }

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
-from transformers import BitImageProcessor, PreTrainedModel
+from transformers import BitImageProcessor, ImageProcessingMixin, PreTrainedModel
 
 from .hierarchy import IGNORE, Hierarchy
 
@@ -76,25 +76,29 @@ def is_better(name: str, value: float, best: float | None) -> bool:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The evaluation as text: a row a level, and the measures of the whole path for both decodings."""
-    columns = ["accuracy", "top5_accuracy", "macro_f1", "mean_confidence", "ece", "num_labelled"]
+    levels = results["levels"]
+    columns = [name for name, value in next(iter(levels.values())).items() if not isinstance(value, Mapping)]
     rows = [["level", *columns]]
-    for level, row in results["levels"].items():
-        rows.append([level, *(_cell(name, row[name]) for name in columns)])
+    rows += [[level, *(_cell(name, row[name]) for name in columns)] for level, row in levels.items()]
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     for name, label in (("path", "best path"), ("argmax", "level by level")):
-        row = results[name]
-        lines.append(
-            f"{label}: full path {_cell('', row['full_path_accuracy'])}  not in the tree "
-            f"{_cell('', row['tree_inconsistency'])}  hierarchical distance {row['hierarchical_distance']:.3f}"
-        )
+        shown = [f"{words} {_cell(key, results[name][key])}" for key, words in MEASURES.items() if key in results[name]]
+        lines.append(f"{label}: {'  '.join(shown)}")
     return "\n".join([*lines, f"loss {results['loss']:.4f}  images {results['num_samples']}"])
 
 
+MEASURES = {
+    "full_path_accuracy": "full path",
+    "tree_inconsistency": "not in the tree",
+    "hierarchical_distance": "hierarchical distance",
+}
+
+
 def _cell(name: str, value: float) -> str:
-    if name == "num_labelled":
+    if name.startswith("num_"):
         return f"{value:,}"
-    return f"{value:.3f}" if name == "ece" else f"{100 * value:.2f}%"
+    return f"{value:.3f}" if name in {"ece", "hierarchical_distance"} else f"{100 * value:.2f}%"
 
 
 # ---- predictions
@@ -137,19 +141,19 @@ def _names(labels: np.ndarray, names: Sequence[str]) -> pa.Array:
 # ---- the model
 
 
-def save_model(model: PreTrainedModel, output_dir: str | Path, *, resize_mode: str, crop_pct: float) -> None:
+def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_dir: str | Path) -> None:
     """Write model.safetensors, config.json, preprocessor_config.json and the code they need, each in one step.
 
     Args:
         model: on any device; its config holds the label tree.
+        processor: prepares images as evaluation does.
         output_dir: the folder.
-        resize_mode, crop_pct: how evaluation prepares images; the saved processor does the same.
     """
     folder = Path(output_dir)
     staging = folder / ".model.tmp"
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)
-    image_processor(model.config.backbone, resize_mode, crop_pct).save_pretrained(staging)
+    processor.save_pretrained(staging)
     for file in sorted(staging.iterdir()):
         os.replace(file, folder / file.name)
     staging.rmdir()

@@ -18,8 +18,8 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
-from .arguments import CommonArguments
 from .image_rows import BadSampleError
+from .options import CommonArguments
 
 logger = logging.getLogger(__name__)
 

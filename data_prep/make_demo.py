@@ -1,17 +1,17 @@
 """Make the demo data sets that need no download.
 
     python data_prep/make_demo.py taxonomy --output_dir DIR [--num_train 2000] [--num_validation 480] [--seed 0]
+    python data_prep/make_demo.py artworks --output_dir DIR [--num_train 400] [--num_validation 100] [--seed 0]
 
 `taxonomy` draws a fungarium: pictures of invented fungi, each labelled with its path through an invented tree of six
 levels. All names and looks are made up; nothing in it helps to tell real fungi apart.
+
+`artworks` draws photographs of invented artworks with damage, and masks that say which damage each pixel shows.
 """
 
 import argparse
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -21,14 +21,17 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from data_prep.artworks_contact import draw_artworks_sheet
+from data_prep.artworks_set import make_artworks
+from data_prep.demo_files import DONE_MARK, SPLITS
+from data_prep.demo_files import check_replaceable as _check_replaceable
+from data_prep.demo_files import quiet_unless_terminal as _quiet_unless_terminal
+from data_prep.demo_files import write_atomically as _write_atomically
 from data_prep.fungarium import LEVELS, Species, all_species
 from data_prep.fungarium_studio import Studio
 
-__all__ = ["LEVELS", "main", "make_taxonomy"]
+__all__ = ["LEVELS", "main", "make_artworks", "make_taxonomy"]
 
-DONE_MARK = "dataset_dict.json"
-OWN_ENTRIES = {"train", "validation", "README.md"}
-SPLITS = ("train", "validation")
 MIN_PER_SPECIES = {"train": 4, "validation": 2}
 # Validation is less long-tailed than training, so that scores of rare species rest on more than two pictures.
 TAIL_EXPONENT = {"train": 1.0, "validation": 0.5}
@@ -149,54 +152,6 @@ def _readme(plans: dict[str, list[tuple[int, bool]]], seed: int) -> str:
     return README.format(seed=seed, species=len(counts), levels=levels, most=counts.max(), least=counts.min(), **sizes)
 
 
-@contextmanager
-def _quiet_unless_terminal() -> Iterator[None]:
-    """Hide the progress bars of `datasets` where they would fill a log file."""
-
-    hide = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    if hide:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            datasets.enable_progress_bars()
-
-
-def _check_replaceable(folder: Path) -> None:
-    """Refuse to replace a folder that may hold something else than an unfinished data set of ours.
-
-    Raises:
-        ValueError: it does, or the path is not a folder.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder")
-    others = {entry.name for entry in folder.iterdir()} - OWN_ENTRIES if folder.exists() else set()
-    if others:
-        raise ValueError(f"{folder} already holds other files ({', '.join(sorted(others)[:3])}); name a new folder")
-
-
-def _write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` with the path of a new folder and give what it wrote the name `folder` in one step.
-
-    What is already at `folder` is kept where it is finished, and replaced where it is not.
-    """
-    folder = folder.resolve()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        # A folder inside, because the temporary folder itself is closed to other users.
-        target = Path(scratch) / "data"
-        write(target)
-        if not (folder / DONE_MARK).exists():
-            with suppress(FileNotFoundError):
-                os.replace(folder, Path(scratch) / "unfinished")
-        try:
-            os.replace(target, folder)
-        except OSError:
-            if not (folder / DONE_MARK).exists():
-                raise
-
-
 def draw_contact_sheet(folder: str | Path, file: str | Path, *, columns: int = 3, shown: int = 4) -> Path:
     """Draw a labelled grid of training specimens of every species, for a person to look at, and return its path."""
     train = datasets.load_from_disk(str(folder))["train"]
@@ -229,39 +184,43 @@ def _draw_label(draw: ImageDraw.ImageDraw, species: Species, x: int, y: int, sid
         draw.text((x + 16, y + 31 + 14 * line), name, "#777777", ImageFont.load_default(11))
 
 
-def _run_taxonomy(arguments: argparse.Namespace) -> None:
-    folder = make_taxonomy(
-        arguments.output_dir,
-        num_train=arguments.num_train,
-        num_validation=arguments.num_validation,
-        seed=arguments.seed,
-    )
-    print(f"The fungarium is in {folder}")
+def _run(arguments: argparse.Namespace) -> None:
+    make, draw_sheet, name = {
+        "taxonomy": (make_taxonomy, draw_contact_sheet, "fungarium"),
+        "artworks": (make_artworks, draw_artworks_sheet, "artworks data"),
+    }[arguments.command]
+    sizes = {"num_train": arguments.num_train, "num_validation": arguments.num_validation}
+    folder = make(arguments.output_dir, **sizes, seed=arguments.seed)
+    print(f"The {name} {'is' if name == 'fungarium' else 'are'} in {folder}")
     if arguments.contact_sheet:
-        print(f"The contact sheet is {draw_contact_sheet(folder, arguments.contact_sheet)}")
+        print(f"The contact sheet is {draw_sheet(folder, arguments.contact_sheet)}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Make demo data sets that need no download.")
     commands = parser.add_subparsers(dest="command", required=True)
     taxonomy = commands.add_parser("taxonomy", help="a small fungarium of invented species in a tree of six levels")
-    taxonomy.add_argument("--output_dir", required=True, help="folder to write; kept as it is where it is finished")
-    taxonomy.add_argument("--num_train", type=int, default=2000, help="number of training pictures")
-    taxonomy.add_argument("--num_validation", type=int, default=480, help="number of validation pictures")
-    taxonomy.add_argument("--seed", type=int, default=0, help="draws other specimens of the same species")
-    taxonomy.add_argument("--contact_sheet", metavar="FILE.png", help="also draw a labelled grid of specimens")
-    taxonomy.set_defaults(run=_run_taxonomy)
+    _add_options(taxonomy, 2000, 480, "pictures", "draws other specimens of the same species")
+    artworks = commands.add_parser("artworks", help="photographs of invented artworks with masks of their damage")
+    _add_options(artworks, 400, 100, "photographs", "draws other artworks")
     return parser
+
+
+def _add_options(command: argparse.ArgumentParser, train: int, validation: int, what: str, seed: str) -> None:
+    command.add_argument("--output_dir", required=True, help="folder to write; kept as it is where it is finished")
+    command.add_argument("--num_train", type=int, default=train, help=f"number of training {what}")
+    command.add_argument("--num_validation", type=int, default=validation, help=f"number of validation {what}")
+    command.add_argument("--seed", type=int, default=0, help=seed)
+    command.add_argument("--contact_sheet", metavar="FILE.png", help=f"also draw a labelled grid of {what}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line; every kind of demo data is a sub-command.
 
     Raises:
-        ValueError: see `make_taxonomy`.
+        ValueError: see `make_taxonomy` and `make_artworks`.
     """
-    arguments = _parser().parse_args(argv)
-    arguments.run(arguments)
+    _run(_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

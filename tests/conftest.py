@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -98,10 +100,107 @@ def options(fruit: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "output_dir": tmp_path / "out",
             **changes,
         }
-        words = []
-        for name, value in settings.items():
-            if value is not None:
-                words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-        return words
+        return words_of(settings)
 
     return make
+
+
+def words_of(settings: dict[str, object]) -> list[str]:
+    """Options as words of a command line; those that are None are left out."""
+    words = []
+    for name, value in settings.items():
+        if value is not None:
+            words += [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+    return words
+
+
+TILES_TREE = """levels: [binary, coarse, fine]
+tree:
+  clean: {~: [clean]}
+  defect: {line: [scratch, crack], spot: [hole]}
+classes: [clean, scratch, crack, hole]
+"""
+
+
+def draw_tile(rng: np.random.Generator, defects: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Grey noise with bright rows (1), dark columns (2) and red squares (3), and its mask; a margin is ignored."""
+    height, width = rng.integers(44, 64, 2)
+    image = rng.integers(90, 130, (height, width, 3)).astype(np.uint8)
+    mask = np.zeros((height, width), dtype=np.uint8)
+    top, left = rng.integers(4, 26, 2)
+    for defect in defects:
+        area = {
+            1: (slice(top + 8, top + 14), slice(None)),
+            2: (slice(None), slice(left + 8, left + 14)),
+            3: (slice(top, top + 14), slice(left, left + 14)),
+        }[defect]
+        mask[area] = defect
+        image[area] = np.array([(240, 240, 240), (15, 15, 15), (220, 30, 30)])[defect - 1]
+    mask[:, :2] = 255
+    return image, mask
+
+
+def encode(pixels: np.ndarray) -> bytes:
+    """A PNG file."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def make_tiles(num_images: int, seed: int) -> datasets.Dataset:
+    """Tiles of various sizes, every fourth one clean, with masks."""
+    rng = np.random.default_rng(seed)
+    columns: dict[str, list] = {"image": [], "mask": [], "tile": []}
+    for index in range(num_images):
+        image, mask = draw_tile(rng, [[], [1], [2, 3], [3]][index % 4])
+        columns["image"].append({"bytes": encode(image), "path": f"{index}.png"})
+        columns["mask"].append({"bytes": encode(mask), "path": f"{index}_mask.png"})
+        columns["tile"].append(f"{seed}-{index // 2}")
+    dataset = datasets.Dataset.from_dict(columns)
+    return dataset.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+
+
+@pytest.fixture(scope="session")
+def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A prepared folder: 48 training and 13 validation images with masks, and the label tree."""
+    folder = tmp_path_factory.mktemp("data") / "tiles"
+    datasets.DatasetDict(train=make_tiles(48, 1), validation=make_tiles(13, 2)).save_to_disk(folder)
+    (folder / "hierarchy.yaml").write_text(TILES_TREE)
+    return folder
+
+
+@pytest.fixture
+def dense_options(tiles: Path, tmp_path: Path) -> Callable[..., list[str]]:
+    """A command line that trains a tiny random segmentation model on tiles; as ``options``."""
+
+    def make(**changes: object) -> list[str]:
+        settings: dict[str, object] = {
+            "dataset_name": tiles,
+            "model_name_or_path": "timm/test_resnet",
+            "no_pretrained": True,
+            "image_size": 64,
+            "decoder_channels": 16,
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 1,
+            "learning_rate": 3e-3,
+            "dataloader_num_workers": 0,
+            "output_dir": tmp_path / "out",
+            **changes,
+        }
+        return words_of(settings)
+
+    return make
+
+
+REPOSITORY = Path(__file__).parents[1]
+
+
+def launch(script: str, processes: int, words: list[str]) -> None:
+    """Run a script in several processes, and make sure that they worked together."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / script), *words]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stderr.count("Results are in") == 1, "each process ran alone"
+    if "--eval_only" not in words:
+        assert f"x {processes} processes x" in done.stderr

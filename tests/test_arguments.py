@@ -1,25 +1,24 @@
 """The command line and its YAML files."""
 
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
 import yaml
 
-from common.arguments import CommonArguments, groups_of, parse_arguments
+from common.arguments import groups_of, parse_arguments, save_arguments
+from train_segmentation import SegmentationArguments
+from train_taxonomy import TaxonomyArguments
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "taxonomy_demo.yaml"
+NOT_THE_DEMO = "--dataset_name=somewhere"
+SCRIPTS = {"train_taxonomy.py": TaxonomyArguments, "train_segmentation.py": SegmentationArguments}
 
 
-@dataclass
-class ScriptArguments(CommonArguments):
-    """As a script defines them."""
-
-
-def parse(*words, demo=DEMO):
-    return parse_arguments(ScriptArguments, list(words), "A test.", demo)
+def parse(*words, demo=DEMO, kind=TaxonomyArguments):
+    return parse_arguments(kind, list(words), "A test.", demo)
 
 
 def config(tmp_path, text, name="config.yaml"):
@@ -28,59 +27,73 @@ def config(tmp_path, text, name="config.yaml"):
     return f"--config={path}"
 
 
-NOT_THE_DEMO = "--dataset_name=somewhere"
-
-# Golden: adding, renaming or removing an option means editing this list, README and CHANGELOG.
+# Golden: adding, renaming or removing an option means editing these lists and the README.
 # fmt: off
-OPTIONS = [
+SHARED = [
     "dataset_name", "dataset_config_name", "train_file", "validation_file", "image_root", "train_split",
-    "validation_split", "image_column", "level_columns", "label_column", "hierarchy", "group_column",
-    "max_train_samples", "max_eval_samples", "on_bad_sample", "image_size", "resize_mode", "crop_pct",
-    "crop_scale", "aspect_ratio", "hflip", "vflip", "color_jitter", "auto_augment", "random_erasing", "mixup",
-    "cutmix", "mix_probability", "model_name_or_path", "no_pretrained", "backbone_weights",
-    "init_leaf_from_classifier", "head", "dropout", "drop_path_rate", "trust_remote_code", "level_weights",
-    "class_weighting", "class_weight_max_ratio", "logit_adjustment", "label_smoothing", "num_train_epochs",
+    "validation_split", "image_column", "hierarchy", "group_column", "max_train_samples", "max_eval_samples",
+    "on_bad_sample", "image_size", "resize_mode", "hflip", "vflip", "color_jitter", "model_name_or_path",
+    "no_pretrained", "backbone_weights", "head", "dropout", "drop_path_rate", "trust_remote_code", "level_weights",
+    "curriculum", "curriculum_schedule", "class_weighting", "class_weight_max_ratio", "num_train_epochs",
     "max_train_steps", "global_batch_size", "per_device_train_batch_size", "per_device_eval_batch_size",
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "layer_decay", "lr_scheduler_type",
     "warmup_ratio", "max_grad_norm", "ema_decay", "output_dir", "seed", "deterministic", "mixed_precision",
     "channels_last", "compile", "dataloader_num_workers", "logging_steps", "eval_epochs", "metric_for_best_model",
     "early_stopping_patience", "eval_only", "decoding", "save_predictions", "report_to",
 ]
+OPTIONS = {
+    "train_taxonomy.py": [
+        *SHARED, "level_columns", "label_column", "crop_pct", "crop_scale", "aspect_ratio", "auto_augment",
+        "random_erasing", "mixup", "cutmix", "mix_probability", "init_leaf_from_classifier", "logit_adjustment",
+        "label_smoothing",
+    ],
+    "train_segmentation.py": [
+        *SHARED, "mask_column", "mask_palette", "cache_decoded", "eval_crop", "eval_stride", "resize_longer",
+        "scale_jitter", "rare_crop", "rot90", "decoder", "decoder_channels", "loss", "dice_weight", "focal_weight",
+        "focal_gamma", "dice_over",
+    ],
+}
 # fmt: on
 
 
 # ---- the options
 
 
-def test_option_names():
-    assert sorted(field.name for field in fields(CommonArguments)) == sorted(OPTIONS)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_option_names(script):
+    assert sorted(field.name for field in fields(SCRIPTS[script])) == sorted(OPTIONS[script])
 
 
-def test_every_option_is_on_the_command_line_and_in_one_group():
-    names = [field.name for group in groups_of(ScriptArguments) for field in fields(group)]
-    assert sorted(names) == sorted(OPTIONS)
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_is_on_the_command_line_and_in_one_group(script):
+    """Only those whose default the script changes stand in its own class beside the group."""
+    names = [field.name for group in groups_of(SCRIPTS[script]) for field in fields(group)]
+    assert sorted(names) == sorted(OPTIONS[script])
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_no_option_is_dead(name):
-    """Somebody other than this module reads it."""
-    sources = [path for path in [*ROOT.glob("*.py"), *ROOT.glob("common/*.py")] if path.name != "arguments.py"]
-    pattern = re.compile(rf"\b(args|arguments)\.{name}\b")
-    assert any(pattern.search(path.read_text(encoding="utf-8")) for path in sources)
+@pytest.mark.parametrize("script, name", [(script, name) for script in SCRIPTS for name in OPTIONS[script]])
+def test_no_option_is_dead(script, name):
+    """The script or what it shares reads it."""
+    sources = [ROOT / script, *ROOT.glob("common/*.py")]
+    pattern = re.compile(rf"\b(args|arguments|self)\.{name}\b")
+    text = "".join(path.read_text(encoding="utf-8") for path in sources)
+    assert pattern.search(re.sub(r"EVALUATION_OPTIONS = \((.*)\)", r"args.\1", text))
 
 
-def test_every_option_has_help(capsys):
-    assert all(field.metadata["help"].endswith(".") for field in fields(CommonArguments))
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_option_has_help(script, capsys):
+    assert all(field.metadata["help"].endswith(".") for field in fields(SCRIPTS[script]))
     with pytest.raises(SystemExit) as stop:
-        parse("--help")
+        parse("--help", kind=SCRIPTS[script])
     assert stop.value.code == 0
     shown = capsys.readouterr().out
-    assert all(f"--{name}" in shown for name in [*OPTIONS, "config"])
+    assert all(f"--{name}" in shown for name in [*OPTIONS[script], "config"])
 
 
-def test_defaults():
-    given, default = parse(NOT_THE_DEMO), ScriptArguments(dataset_name="somewhere")
-    assert given == default and isinstance(given, ScriptArguments)
+@pytest.mark.parametrize("kind", SCRIPTS.values())
+def test_defaults(kind):
+    given, default = parse(NOT_THE_DEMO, kind=kind), kind(dataset_name="somewhere")
+    assert given == default and isinstance(given, kind)
     assert given.level_weights is not default.level_weights
 
 
@@ -178,7 +191,7 @@ EVERYTHING += ["--label_column=null", "--image_column=true", "--ema_decay=0.9999
 @pytest.mark.parametrize("words", [[], [NOT_THE_DEMO], [NOT_THE_DEMO, *EVERYTHING]])
 def test_saved_arguments_give_the_same_run(words, tmp_path):
     args = parse(*words)
-    args.save(tmp_path / "args.yaml")
+    save_arguments(args, tmp_path / "args.yaml")
     again = parse(f"--config={tmp_path / 'args.yaml'}")
     assert again == args and asdict(again) == asdict(args)
 
@@ -280,6 +293,8 @@ def test_ends_of_the_ranges(name, value):
         (["--validation_file=a.csv"], "go together"),
         (["--mixup=0.2", "--per_device_train_batch_size=3"], "must be even"),
         (["--cutmix=1", "--per_device_train_batch_size=1"], "must be even"),
+        (["--curriculum", "20"], "--curriculum takes EPOCHS=WEIGHT"),
+        (["--curriculum", "0=leaf"], "--curriculum takes EPOCHS=WEIGHT"),
         (["--eval_only", "--model_name_or_path=nowhere"], "--eval_only needs --model_name_or_path FOLDER"),
     ],
 )
@@ -307,8 +322,64 @@ def test_mixing_with_even_batches():
         ("--class_weight_max_ratio 5 --class_weighting inverse", []),
         ("--image_root x", ["image_root"]),
         ("--model_name_or_path timm/resnet18 --trust_remote_code", ["trust_remote_code"]),
+        ("--curriculum 2=leaf --num_train_epochs 3", ["num_train_epochs"]),
+        ("--curriculum 2=leaf --level_weights equal", ["level_weights"]),
+        ("--curriculum_schedule restart", ["curriculum_schedule"]),
     ],
 )
 def test_settings_without_effect_are_told(words, expected):
-    args = parse_arguments(CommonArguments, ["--dataset_name", "x", *words.split()], "", "unused.yaml")
+    args = parse("--dataset_name", "x", *words.split(), demo="unused.yaml")
     assert [line.split()[0].removeprefix("--") for line in args.without_effect()] == expected
+
+
+# ---- segmentation's own
+
+
+def parse_segmentation(*words):
+    return parse(NOT_THE_DEMO, *words, kind=SegmentationArguments)
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["--eval_crop=62"], "multiples of 4"),
+        (["--eval_crop=64", "--eval_stride=30"], "multiples of 4"),
+        (["--eval_crop=64", "--eval_stride=68"], "no more than the crop"),
+        (["--scale_jitter", "0.5"], "smallest and the largest"),
+        (["--scale_jitter", "2", "0.5"], "smallest and the largest"),
+        (["--scale_jitter", "0", "1"], "smallest and the largest"),
+        (["--dice_weight=0", "--focal_weight=0"], "must not both be 0"),
+        (["--rot90=1.5"], "--rot90 must be from 0 up to 1"),
+        (["--mixup=0.2"], "Unknown option --mixup"),
+    ],
+)
+def test_contradictions_in_segmentation(words, message):
+    with pytest.raises(ValueError, match=message):
+        parse_segmentation(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("--eval_stride 32", ["eval_stride"]),
+        ("--eval_stride 32 --eval_crop 64", []),
+        ("--resize_longer 512", ["resize_longer"]),
+        ("--eval_crop 64 --resize_mode fit", ["resize_mode"]),
+        ("--loss dice --focal_gamma 1", ["focal_gamma"]),
+        ("--loss cross_entropy --dice_weight 1 --dice_over batch", ["dice_weight", "dice_over"]),
+    ],
+)
+def test_segmentation_settings_without_effect_are_told(words, expected):
+    args = parse_segmentation(*words.split())
+    assert [line.split()[0].removeprefix("--") for line in args.without_effect()] == expected
+
+
+def test_stages_of_a_curriculum(tmp_path):
+    """As mappings or as words, which is what is saved."""
+    stages = "curriculum:\n- {epochs: 2, level_weights: [1, 0, 0]}\n- 3=0.2,0.3,1\n"
+    args = parse_segmentation(config(tmp_path, stages))
+    assert args.curriculum == ["2=1,0,0", "3=0.2,0.3,1"] and args.epochs == 5
+    save_arguments(args, tmp_path / "args.yaml")
+    assert parse_segmentation(f"--config={tmp_path / 'args.yaml'}") == args
+    with pytest.raises(ValueError, match="a stage needs epochs and level_weights"):
+        parse_segmentation(config(tmp_path, "curriculum:\n- {epochs: 2, weights: [1, 0, 0]}\n"))

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import timm
 import torch
-from conftest import LEVELS, PATHS, make_split
+from conftest import LEVELS, PATHS, launch, make_split
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -226,7 +226,7 @@ def test_two_processes_equal_one(options, tmp_path, processes):
     """The same global batches; the same evaluation of the same model to the last digit."""
     changes = {**AUGMENTED, "global_batch_size": 16, "head": "independent", "level_weights": ["equal"]}
     one = train_taxonomy.main(options(**changes, per_device_train_batch_size=16, output_dir=tmp_path / "one"))
-    launch(processes, options(**changes, per_device_train_batch_size=8, output_dir=tmp_path / "two"))
+    launch("train_taxonomy.py", processes, options(**changes, per_device_train_batch_size=8, output_dir=tmp_path / "two"))
     two = read(tmp_path / "two")
     assert two["train"]["loss"] == pytest.approx(one["train"]["loss"], rel=1e-3)
     assert two["train"]["samples_seen"] == one["train"]["samples_seen"]
@@ -234,7 +234,7 @@ def test_two_processes_equal_one(options, tmp_path, processes):
     evaluation = {"eval_only": True, "model_name_or_path": tmp_path / "one", "save_predictions": True}
     evaluation |= {"image_size": None, "no_pretrained": None, "per_device_eval_batch_size": 7}
     alone = train_taxonomy.main(options(**evaluation, output_dir=tmp_path / "eval_one"))["eval"]
-    launch(processes, options(**evaluation, output_dir=tmp_path / "eval_two"))
+    launch("train_taxonomy.py", processes, options(**evaluation, output_dir=tmp_path / "eval_two"))
     together = read(tmp_path / "eval_two")["eval"]
     assert together["path"] == alone["path"] and together["argmax"] == alone["argmax"]
     assert together["loss"] == pytest.approx(alone["loss"], abs=1e-6)
@@ -245,16 +245,6 @@ def test_two_processes_equal_one(options, tmp_path, processes):
     # evaluation with --eval_only writes no predictions of training; both tables hold every row once
     rows = pd.read_parquet(tmp_path / "eval_two" / "predictions.parquet")["row"]
     assert rows.tolist() == list(range(41))
-
-
-def launch(processes: int, words: list[str]) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / "train_taxonomy.py"), *words]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("Results are in") == 1, "each process ran alone"
-    if "--eval_only" not in words:
-        assert f"x {processes} processes x" in done.stderr
 
 
 # ---- options
@@ -436,7 +426,7 @@ def broken(fruit, tmp_path) -> Path:
 
 def test_broken_images_are_found_before_a_model_is_loaded(options, broken, fruit, tmp_path, monkeypatch):
     """Also one that only ends too early; its header is fine."""
-    monkeypatch.setattr(train_taxonomy, "load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
+    monkeypatch.setattr("common.setup.load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
     with pytest.raises(ValueError, match="row 5 of the train split"):
         train_taxonomy.main(options(dataset_name=broken))
     halves = datasets.DatasetDict(

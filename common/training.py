@@ -1,0 +1,265 @@
+"""The training loop that both scripts run; what differs between tasks are the methods that a script's trainer adds."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from timm.utils import ModelEmaV3
+from transformers import PreTrainedModel
+
+from .arguments import save_arguments
+from .curriculum import Curriculum, Stage
+from .image_rows import ProblemLog
+from .optimization import parameter_groups, set_learning_rate
+from .options import CommonArguments
+from .report import append_history, flatten, is_better, results_table, write_json
+from .runtime import Progress, banner
+from .sampling import GlobalBatchSampler, seed_step
+from .task import Data, Task
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(Task):
+    """Optimizer and loop. All state is here; the position is ``sampler``'s.
+
+    Every random draw is a function of the seed and the position (epoch, sample, step), so there is none to carry.
+
+    Args:
+        args, accelerator, data, model, curriculum, problems: see :class:`common.task.Task`.
+        sampler: the order of the training samples, and the position; ``None`` to evaluate only.
+    """
+
+    def __init__(
+        self,
+        args: CommonArguments,
+        accelerator: Accelerator,
+        data: Data,
+        model: PreTrainedModel,
+        sampler: GlobalBatchSampler | None,
+        curriculum: Curriculum,
+        problems: ProblemLog,
+    ) -> None:
+        self.output_dir = Path(args.output_dir)
+        super().__init__(args, accelerator, data, model, curriculum, problems)
+        self.sampler = sampler
+        self.stage: Stage | None = None
+        self.best: float | None = None
+        self.best_results: dict[str, Any] = {}
+        self.evaluations_without_gain = 0
+        self.ema: ModelEmaV3 | None = None
+        if sampler is not None:
+            self.train_loader = self.make_train_loader()
+            self.optimizer = self.make_optimizer()
+        if accelerator.is_main_process:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            save_arguments(args, self.output_dir / "args.yaml")
+            data.hierarchy.save(self.output_dir / "hierarchy.json")
+        show = accelerator.is_main_process
+        self.progress = (
+            Progress(sampler.num_steps, sampler.global_batch_size, show) if sampler else Progress(0, 0, show)
+        )
+
+    # ---- set-up
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """AdamW; also what happens to the model before it is wrapped for several processes."""
+        args, accelerator = self.args, self.accelerator
+        if args.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if args.ema_decay:
+            self.ema = ModelEmaV3(self.model, decay=args.ema_decay, use_warmup=True)
+        groups = parameter_groups(self.model, args.learning_rate, args.weight_decay, args.layer_decay)
+        optimizer = torch.optim.AdamW(
+            groups, betas=(args.adam_beta1, args.adam_beta2), fused=accelerator.device.type in ("cpu", "cuda")
+        )
+        if args.compile:
+            self.model.compile()
+        self.wrapped, optimizer = accelerator.prepare(self.model, optimizer)
+        return optimizer
+
+    # ---- the loop
+
+    def fit(self) -> dict[str, Any]:
+        """Train to the end; the best model is in the output folder whenever an evaluation has found one."""
+        args, accelerator, sampler = self.args, self.accelerator, self.sampler
+        num_steps = sampler.num_steps
+        self.show_banner()
+        if accelerator.is_main_process:  # what an earlier run left here must not be taken for this one's
+            for name in ("history.jsonl", "all_results.json", "predictions.parquet", "skipped_images.json"):
+                (self.output_dir / name).unlink(missing_ok=True)
+        if args.report_to != "none":
+            config = {name: str(value) for name, value in vars(args).items()}
+            accelerator.init_trackers("label-tree", config=config)
+        started = time.perf_counter()
+        batches = iter(self.train_loader)
+        running, epoch_loss = torch.zeros(2, device=accelerator.device)
+        epoch_steps, logged = 0, 0
+        while sampler.global_step < num_steps:
+            step = sampler.global_step
+            factor = self.enter_step(step)
+            loss = self.train_step(step, [next(batches) for _ in range(sampler.accumulation_steps)])
+            running, epoch_loss, epoch_steps = running + loss, epoch_loss + loss, epoch_steps + 1
+            epoch = sampler.epoch
+            sampler.advance()
+            step += 1
+            self.progress.update()
+            done = step == num_steps
+            if step % args.logging_steps == 0 or done:
+                self.log_loss(step, running / (step - logged), args.learning_rate * factor)
+                running, logged = torch.zeros_like(running), step
+            epoch_ends = sampler.epoch > epoch
+            if done or (epoch_ends and sampler.epoch % args.eval_epochs == 0):
+                train_loss = accelerator.reduce(epoch_loss / epoch_steps, "sum").item()
+                if self.evaluate_and_keep_best(step):
+                    break
+            if epoch_ends:
+                epoch_loss, epoch_steps = torch.zeros_like(epoch_loss), 0
+        self.progress.close()
+        seconds = time.perf_counter() - started
+        seen = sampler.global_step * sampler.global_batch_size
+        train = {
+            "loss": train_loss,
+            "global_step": sampler.global_step,
+            "epochs": sampler.global_step / sampler.steps_per_epoch,
+            "samples_seen": seen,
+            "seconds": seconds,
+            "images_per_second": seen / seconds,
+        }
+        return {"train": train, "eval": self.best_results}
+
+    def enter_step(self, step: int) -> float:
+        """Set the stage's level weights and the learning rate for an optimizer step; returns the rate's factor."""
+        stage = self.curriculum.stage(step)
+        if stage is not self.stage and len(self.curriculum.stages) > 1:
+            self.progress.write(f"step {step}: {self.curriculum.describe(stage, self.data.hierarchy.levels)}")
+        self.stage = stage
+        self.loss_fn.weights = stage.weights
+        factor = self.curriculum.learning_rate_factor(self.args.lr_scheduler_type, step, self.args.warmup_ratio)
+        set_learning_rate(self.optimizer, factor)
+        return factor
+
+    def train_step(self, step: int, batches: list[dict[str, Any]]) -> torch.Tensor:
+        """One optimizer step over this process's micro-batches; returns its share of the global batch's loss.
+
+        Each level's mean is over the labelled elements of the *global* batch, so neither accumulation nor the number
+        of processes changes the loss.
+        """
+        args, accelerator = self.args, self.accelerator
+        self.model.train()
+        self.loss_fn.train()
+        for batch in batches:
+            self.problems.add(batch["problems"])
+        labels = [self.to_labels(batch["labels"]) for batch in batches]
+        denominators = accelerator.reduce(sum(self.loss_fn.label_weights(part) for part in labels), "sum")
+        total = torch.zeros((), device=accelerator.device)
+        for micro_step, batch in enumerate(batches):
+            seed_step(args.seed, step, micro_step, accelerator.process_index)
+            last = micro_step == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.wrapped):
+                loss = self.train_loss(self.to_model(batch["pixels"]), labels[micro_step], denominators, step)
+                # Gradients are averaged over processes, but the parts of a global batch add up.
+                accelerator.backward(loss * accelerator.num_processes)
+            total += loss.detach()
+        if args.max_grad_norm:
+            accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+        with self.model.heads.untrained_kept(self.loss_fn.weights):
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self.ema.update(self.model, step=step + 1)
+        return total
+
+    def log_loss(self, step: int, loss: torch.Tensor, learning_rate: float) -> None:
+        """Show and record the mean loss since the last time; ValueError if it is no number any more."""
+        value = self.accelerator.reduce(loss, "sum").item()
+        if not math.isfinite(value):
+            raise ValueError(
+                f"The loss became {value} before step {step}. Lower --learning_rate, or use bf16 instead of fp16."
+            )
+        speed = self.progress.log(step, value, learning_rate)
+        entry = {"loss": value, "learning_rate": learning_rate, "images_per_second": speed}
+        self.record({f"train/{name}": number for name, number in entry.items()}, step)
+
+    def record(self, entry: dict[str, Any], step: int) -> None:
+        """One line in history.jsonl, and in the trackers if there are any."""
+        self.accelerator.log(entry, step=step)
+        if self.accelerator.is_main_process:
+            append_history(self.output_dir / "history.jsonl", {"global_step": step, **entry})
+
+    def show_banner(self) -> None:
+        """What is trained, on what, for how long."""
+        args, data, sampler = self.args, self.data, self.sampler
+        parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        facts = {
+            "model": f"{args.model_name_or_path}, {parameters / 1e6:.1f} M parameters, {args.head} head",
+            "image size": f"{self.spec['image_size']} px",
+            "label tree": str(data.hierarchy)[len("Hierarchy(") : -1],
+            "level weights": ", then ".join(
+                self.curriculum.describe(stage, data.hierarchy.levels) for stage in self.curriculum.stages
+            ),
+            "images": f"{len(data.train_rows):,} for training, {len(data.eval_rows):,} for validation",
+            **self.facts(),
+            "global batch": f"{sampler.global_batch_size} = {sampler.micro_batch_size} per device x "
+            f"{sampler.num_processes} processes x {sampler.accumulation_steps} accumulated",
+            "steps": f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs",
+            "device": f"{self.accelerator.device}, mixed precision {self.accelerator.mixed_precision}",
+            "output": args.output_dir,
+        }
+        self.progress.write(banner("Training", facts))
+
+    # ---- evaluation
+
+    def evaluate_and_keep_best(self, step: int) -> bool:
+        """Evaluate; save the model if it is the best so far. Returns whether to stop early."""
+        args = self.args
+        model = self.model if self.ema is None else self.ema.module
+        evaluation = self.evaluate(model)
+        results = evaluation.results
+        self.progress.write(f"evaluation after step {step}\n{results_table(results)}")
+        self.record({f"eval/{name}": value for name, value in flatten(results)}, step)
+        value = dict(flatten(results))[args.metric_for_best_model]
+        if self.best_results and not is_better(args.metric_for_best_model, value, self.best):
+            self.evaluations_without_gain += 1
+            return self.evaluations_without_gain == args.early_stopping_patience
+        self.best = None if math.isnan(value) else value
+        self.best_results, self.evaluations_without_gain = results, 0
+        if self.accelerator.is_main_process:
+            self.save_model(model)
+        self.write(evaluation)
+        self.accelerator.wait_for_everyone()
+        return False
+
+    # ---- the end
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Write all_results.json and say where things are."""
+        args, accelerator = self.args, self.accelerator
+        skipped = sorted(set(gather_object(list(self.problems.found))))
+        if accelerator.is_main_process:
+            write_json(self.output_dir / "all_results.json", results)
+            if skipped:
+                write_json(self.output_dir / "skipped_images.json", skipped)
+                self.progress.write(f"{len(skipped)} broken images were skipped, see skipped_images.json.")
+            self.progress.write(f"Results are in {args.output_dir}.")
+        accelerator.end_training()
+
+    def run(self) -> dict[str, Any]:
+        """Train, or evaluate with ``--eval_only``; returns what all_results.json holds."""
+        if self.sampler is None:
+            evaluation = self.evaluate(self.model)
+            results = {"train": None, "eval": evaluation.results}
+            self.progress.write(results_table(evaluation.results))
+            self.write(evaluation)
+        else:
+            results = self.fit()
+        self.finish(results)
+        return results

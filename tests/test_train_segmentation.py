@@ -1,0 +1,425 @@
+"""The script end to end on tiny models: results, files, options, bad data."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from conftest import TILES_TREE, draw_tile, launch, make_tiles
+from PIL import Image
+from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score, f1_score, jaccard_score
+
+import train_segmentation
+from common.modeling import LabelTreeForSemanticSegmentation
+
+REPOSITORY = Path(train_segmentation.__file__).parent
+LEVELS = ["binary", "coarse", "fine"]
+# What each fine class is called above: clean has no coarse class.
+LIFTED = {"binary": [0, 1, 1, 1], "coarse": [-1, 0, 0, 1], "fine": [0, 1, 2, 3]}
+NAMES = {
+    "binary": ["clean", "defect"],
+    "coarse": ["line", "spot"],
+    "fine": ["clean", "scratch", "crack", "hole"],
+}
+
+
+def read(folder: Path) -> dict:
+    return json.loads((folder / "all_results.json").read_text())
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def masks_of(tiles: Path) -> list[np.ndarray]:
+    return [np.asarray(mask) for mask in datasets.load_from_disk(tiles)["validation"]["mask"]]
+
+
+# ---- results and files
+
+
+@pytest.mark.parametrize("changes", [{"head": "tree"}, {"head": "independent", "decoder": "unet"}, {"head": "flat"}])
+def test_learns(dense_options, tmp_path, changes):
+    train_segmentation.main(dense_options(**changes, num_train_epochs=10, rare_crop=0.5, scale_jitter=[1, 1.2]))
+    results = read(tmp_path / "out")["eval"]
+    assert results["levels"]["binary"]["mean_iou"] > 0.6
+    assert results["levels"]["fine"]["mean_iou"] > 0.45  # of four classes; clean alone would be 0.2
+    assert results["path"]["tree_inconsistency"] == 0
+
+
+def test_output_contract(dense_options, tmp_path):
+    returned = train_segmentation.main(dense_options(save_predictions=True))
+    folder = tmp_path / "out"
+    results = read(folder)
+    assert set(results) == {"train", "eval"}
+    assert results["train"]["global_step"] == 6 and results["train"]["samples_seen"] == 48
+    assert set(results["eval"]) == {"loss", "num_samples", "num_pixels", "levels", "path", "argmax"}
+    assert results["eval"]["num_samples"] == 13
+    assert list(results["eval"]["levels"]) == LEVELS
+    for name, level in results["eval"]["levels"].items():
+        assert set(level) == {"mean_iou", "pixel_accuracy", "mean_f1", "per_class"}
+        assert list(level["per_class"]) == NAMES[name]
+        for row in level["per_class"].values():
+            assert set(row) == {"iou", "precision", "recall", "f1", "num_pixels"}
+    assert set(results["eval"]["path"]) >= {"full_path_accuracy", "tree_inconsistency"}
+    fine = returned["eval"]["levels"]["fine"]
+    assert fine["mean_iou"] == results["eval"]["levels"]["fine"]["mean_iou"]
+    files = {"model.safetensors", "config.json", "preprocessor_config.json", "args.yaml", "history.jsonl"}
+    assert files | {"hierarchy.json", "plots", "predictions"} <= {file.name for file in folder.iterdir()}
+    plots = {f"{kind}_{level}.png" for kind in ("examples", "confusion") for level in LEVELS} | {"iou.png"}
+    assert plots <= {file.name for file in (folder / "plots").iterdir()}
+    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*"))
+    saved = ["--config", str(folder / "args.yaml")]
+    kind = train_segmentation.SegmentationArguments
+    again = train_segmentation.parse_arguments(kind, saved, "", train_segmentation.DEMO_CONFIG)
+    assert again.metric_for_best_model == "levels.fine.mean_iou" and again.level_weights == ["rising"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head": "independent"},
+        {"resize_mode": "fit"},
+        {"eval_crop": 32, "eval_stride": 16},
+        {"eval_crop": 32, "resize_longer": 40, "decoding": "levels"},
+    ],
+    ids=["squash", "fit", "windows", "resized windows"],
+)
+def test_metrics_follow_from_saved_masks(dense_options, tiles, tmp_path, changes):
+    """At the masks' own sizes, with scikit-learn; ignored pixels left out."""
+    train_segmentation.main(dense_options(**changes, save_predictions=True, num_train_epochs=3))
+    results = read(tmp_path / "out")["eval"]
+    truth, predicted = [], []
+    for row, mask in enumerate(masks_of(tiles)):
+        image = Image.open(tmp_path / "out" / "predictions" / f"{row:06d}.png")
+        assert image.mode == "P" and image.size == mask.shape[::-1]
+        truth.append(mask[mask != 255])
+        predicted.append(np.asarray(image)[mask != 255])
+    truth, predicted = np.concatenate(truth), np.concatenate(predicted)
+    assert results["num_pixels"] == len(truth)
+    assert len(np.unique(predicted)) > 1  # otherwise this shows little
+    for level, table in LIFTED.items():
+        reference, answer = np.array(table)[truth], np.array(table)[predicted]
+        reference, answer = reference[reference >= 0], answer[reference >= 0]
+        found = results["levels"][level]
+        labels = sorted({*reference, *answer} - {-1})
+        assert found["pixel_accuracy"] == pytest.approx(accuracy_score(reference, answer), abs=1e-12)
+        for name, score in (("mean_iou", jaccard_score), ("mean_f1", f1_score)):
+            expected = score(reference, answer, labels=labels, average="macro", zero_division=0)
+            assert found[name] == pytest.approx(expected, abs=1e-12)
+        per_class = jaccard_score(reference, answer, labels=labels, average=None, zero_division=0)
+        for label, value in zip(labels, per_class, strict=True):
+            row = found["per_class"][NAMES[level][label]]
+            assert row["iou"] == pytest.approx(value, abs=1e-12)
+            assert row["num_pixels"] == (reference == label).sum()
+    assert results["path"]["full_path_accuracy"] == pytest.approx((truth == predicted).mean(), abs=1e-12)
+
+
+def test_evaluates_what_it_saved(dense_options, tmp_path):
+    """With the windows that it was trained for, unless told otherwise."""
+    trained = train_segmentation.main(dense_options(eval_crop=32, eval_stride=16))
+    again = {"eval_only": True, "model_name_or_path": tmp_path / "out", "output_dir": tmp_path / "again"}
+    again |= {"image_size": None, "no_pretrained": None, "decoder_channels": None}
+    assert train_segmentation.main(dense_options(**again))["eval"] == trained["eval"]
+    assert read(tmp_path / "again")["train"] is None
+    other = train_segmentation.main(dense_options(**again, eval_stride=32))["eval"]
+    assert other["levels"] != trained["eval"]["levels"]
+
+
+def test_loads_with_transformers_alone(dense_options, tiles, tmp_path):
+    """In another process and folder, without this repository; the pipeline gives the masks that were saved."""
+    train_segmentation.main(dense_options(save_predictions=True, num_train_epochs=4))
+    image = tmp_path / "image.png"
+    plain = datasets.load_from_disk(tiles)["validation"].cast_column("image", datasets.Image(decode=False))
+    image.write_bytes(plain[2]["image"]["bytes"])
+    code = f"""
+import json, numpy, torch, sys
+from transformers import AutoModelForSemanticSegmentation, AutoImageProcessor, pipeline
+assert not any("{REPOSITORY}" in path for path in sys.path)
+folder = {str(tmp_path / "out")!r}
+model = AutoModelForSemanticSegmentation.from_pretrained(folder, trust_remote_code=True)
+processor = AutoImageProcessor.from_pretrained(folder)
+found = pipeline("image-segmentation", model=model, image_processor=processor)({str(image)!r})
+numpy.savez("found.npz", **{{entry["label"]: numpy.asarray(entry["mask"]) for entry in found}})
+print(json.dumps([list(level.shape) for level in model(torch.zeros(2, 3, 50, 64)).log_probs]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == [[2, 2, 13, 16], [2, 2, 13, 16], [2, 4, 13, 16]]
+    ours = np.asarray(Image.open(tmp_path / "out" / "predictions" / "000002.png"))
+    found = np.load(tmp_path / "found.npz")
+    theirs = np.full(ours.shape, -1)
+    for name in found:
+        theirs[found[name] > 0] = NAMES["fine"].index(name)
+    assert (ours == theirs).mean() > 0.99  # the processor resizes with another library
+
+
+def test_large_images_are_shown_in_windows(dense_options, tmp_path):
+    """A scan much larger than the model's input keeps what squashing would lose."""
+    rng = np.random.default_rng(0)
+    for split in ("train", "validation"):
+        rows = []
+        for index in range(4):
+            pieces = [draw_tile(rng, [index % 4]) if index % 4 else draw_tile(rng, []) for _ in range(6)]
+            image = np.hstack([piece[0][:44, :44] for piece in pieces])
+            mask = np.hstack([piece[1][:44, :44] for piece in pieces])
+            for name, pixels in (("image", image), ("mask", mask)):
+                Image.fromarray(pixels).save(tmp_path / f"{split}{index}{name}.png")
+            rows.append([f"{split}{index}image.png", f"{split}{index}mask.png"])
+        pd.DataFrame(rows, columns=["image", "mask"]).to_csv(tmp_path / f"{split}.csv", index=False)
+    (tmp_path / "tree.yaml").write_text(TILES_TREE)
+    files = {name: tmp_path / f"{name.split('_')[0]}.csv" for name in ("train_file", "validation_file")}
+    results = train_segmentation.main(
+        dense_options(
+            **files,
+            dataset_name=None,
+            hierarchy=tmp_path / "tree.yaml",
+            image_size=32,
+            eval_crop=64,
+            per_device_train_batch_size=4,
+            save_predictions=True,
+        )
+    )
+    assert results["eval"]["num_pixels"] == sum(
+        (np.asarray(Image.open(file)) != 255).sum() for file in tmp_path.glob("validation?mask.png")
+    )
+    assert Image.open(tmp_path / "out" / "predictions" / "000000.png").size == (264, 44)
+
+
+# ---- the same run again, in other ways
+
+
+def test_workers_repetition_and_cache_change_nothing(dense_options, tmp_path, monkeypatch):
+    monkeypatch.setattr(train_segmentation, "HF_HOME", str(tmp_path / "home"))
+    runs = {"a": {}, "b": {"dataloader_num_workers": 2}, "c": {"cache_decoded": True}, "d": {"cache_decoded": True}}
+    for name, changes in runs.items():
+        train_segmentation.main(dense_options(**changes, dropout=0.2, output_dir=tmp_path / name))
+    for other in ("b", "c", "d"):
+        for name, value in weights_of(tmp_path / "a").items():
+            assert torch.equal(value, weights_of(tmp_path / other)[name]), (other, name)
+        assert read(tmp_path / other)["eval"] == read(tmp_path / "a")["eval"]
+
+
+# Group norm and no batch statistics anywhere: how a batch is split must not show.
+SPLIT = {"model_name_or_path": "timm/test_convnext", "global_batch_size": 16, "class_weighting": "inverse_sqrt"}
+
+
+@pytest.mark.parametrize("head", ["tree", "independent"])
+def test_accumulation_changes_nothing_but_rounding(dense_options, tmp_path, head):
+    """Dice and focal loss of parts of a batch add up to those of the whole."""
+    losses = []
+    for micro in (16, 4):
+        options = dense_options(**SPLIT, head=head, per_device_train_batch_size=micro, output_dir=tmp_path / str(micro))
+        losses.append(train_segmentation.main(options)["train"]["loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_two_processes_equal_one(dense_options, tmp_path):
+    """The same global batches; the same evaluation of the same model to the last pixel."""
+    script = "train_segmentation.py"
+    one = train_segmentation.main(
+        dense_options(**SPLIT, per_device_train_batch_size=16, output_dir=tmp_path / "one", save_predictions=True)
+    )
+    launch(script, 2, dense_options(**SPLIT, per_device_train_batch_size=8, output_dir=tmp_path / "two"))
+    assert read(tmp_path / "two")["train"]["loss"] == pytest.approx(one["train"]["loss"], rel=1e-3)
+
+    evaluation = {"eval_only": True, "model_name_or_path": tmp_path / "one", "save_predictions": True}
+    evaluation |= {"image_size": None, "no_pretrained": None, "per_device_eval_batch_size": 3, "decoder_channels": None}
+    launch(script, 2, dense_options(**evaluation, output_dir=tmp_path / "eval_two"))
+    together = read(tmp_path / "eval_two")["eval"]
+    assert {name: together[name] for name in ("levels", "path", "argmax", "num_samples")} == {
+        name: read(tmp_path / "one")["eval"][name] for name in ("levels", "path", "argmax", "num_samples")
+    }
+    assert together["loss"] == pytest.approx(one["eval"]["loss"], abs=1e-6)
+    files = sorted(file.name for file in (tmp_path / "eval_two" / "predictions").iterdir())
+    assert files == [f"{row:06d}.png" for row in range(13)]
+    for file in files:
+        ours, theirs = (tmp_path / name / "predictions" / file for name in ("eval_two", "one"))
+        assert ours.read_bytes() == theirs.read_bytes()
+
+
+# ---- options
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mixed_precision": "bf16", "channels_last": True, "ema_decay": 0.9, "layer_decay": 0.8},
+        {"loss": "cross_entropy", "level_weights": ["0", "0", "1"], "head": "flat", "deterministic": True},
+        {"loss": "dice", "dice_over": "batch", "class_weighting": "inverse_sqrt_log_scaled", "decoder": "unet"},
+        {"group_column": "tile", "report_to": "tensorboard", "lr_scheduler_type": "onecycle", "rot90": 1.0},
+        {"max_train_samples": 20, "max_eval_samples": 5, "vflip": 0.5, "color_jitter": 0, "rare_crop": 0},
+        {"model_name_or_path": "timm/test_vit", "dropout": 0.1, "drop_path_rate": 0.1},
+    ],
+)
+def test_options_run(dense_options, changes):
+    results = train_segmentation.main(dense_options(**changes, max_train_steps=2))
+    assert results["train"]["global_step"] == 2
+    assert np.isfinite(results["eval"]["loss"])
+    assert results["eval"]["num_samples"] == changes.get("max_eval_samples", 13)
+
+
+def test_curriculum(dense_options, tmp_path, capfd):
+    """Heads that are not in use yet stay as they are, weight decay or not; the stages are said."""
+    stages = ["1=1,0,0", "1=0.2,1,0", "1=0.2,0.3,1"]
+    base = dense_options(head="independent", weight_decay=0.5, curriculum=stages, curriculum_schedule="restart")
+    config = LabelTreeForSemanticSegmentation
+    rows = {}
+    for steps in (1, 6, 12, 18):
+        train_segmentation.main([*base, "--max_train_steps", str(steps), "--eval_epochs", "9"])
+        rows[steps] = config.from_pretrained(tmp_path / "out").heads.weight.detach().split([2, 2, 4])
+    unused = [torch.equal(rows[1][level], rows[6][level]) for level in range(3)]
+    assert unused == [False, True, True]
+    assert [torch.equal(rows[6][level], rows[12][level]) for level in range(3)] == [False, False, True]
+    assert not torch.equal(rows[12][2], rows[18][2])
+    output = capfd.readouterr().err
+    assert "stage 2 of 3: binary 0.2, coarse 1, fine 0 (learning rate starts anew)" in output
+
+
+def test_goes_on_from_a_saved_model(dense_options, tmp_path):
+    """Whole with the same label tree; with another one its backbone."""
+    train_segmentation.main(dense_options(max_train_steps=2))
+    saved = {"model_name_or_path": tmp_path / "out", "no_pretrained": None, "image_size": None, "decoder_channels": None}
+    again = train_segmentation.main(
+        dense_options(**saved, learning_rate=1e-12, max_train_steps=1, output_dir=tmp_path / "again")
+    )
+    assert np.isfinite(again["eval"]["loss"])
+    first, second = weights_of(tmp_path / "out"), weights_of(tmp_path / "again")
+    assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-2) for name in first)
+    (tmp_path / "flat.yaml").write_text("levels: [fine]\ntree: [clean, scratch, crack, hole]\n")
+    other = train_segmentation.main(
+        dense_options(**saved, hierarchy=tmp_path / "flat.yaml", max_train_steps=1, output_dir=tmp_path / "flat")
+    )
+    assert list(other["eval"]["levels"]) == ["fine"]
+
+
+CONFIGS = sorted((REPOSITORY / "configs").glob("artefact_*.yaml"))
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
+def test_configs_build_and_run(config, tmp_path):
+    """Two steps at the real architecture, with random weights and small images."""
+    content = yaml.safe_load(config.read_text())
+    folder = tmp_path / "artefact"
+    splits = {}
+    for split, seed in (("train", 1), ("validation", 2)):
+        tiles = make_tiles(4, seed)
+        columns = {"image": tiles["image"][:], "mask": tiles["mask"][:], "content": [f"{split} {i}" for i in range(4)]}
+        splits[split] = datasets.Dataset.from_dict(columns)
+        splits[split] = splits[split].cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+    datasets.DatasetDict(splits).save_to_disk(folder)
+    words = ["--config", str(config), "--dataset_name", str(folder), "--no_pretrained", "--image_size", "64"]
+    words += ["--hierarchy", str(REPOSITORY / "hierarchies" / "artefact.yaml"), "--output_dir", str(tmp_path / "out")]
+    words += ["--global_batch_size", "2", "--per_device_train_batch_size", "2", "--per_device_eval_batch_size", "2"]
+    words += ["--max_train_steps", "2", "--dataloader_num_workers", "0", "--mixed_precision", "no"]
+    words += ["--image_column", "image", "--mask_column", "mask", "--decoder_channels", "16"]
+    if content.get("group_column"):
+        words += ["--group_column", "content"]
+    results = train_segmentation.main(words)
+    assert results["train"]["global_step"] == 2 and list(results["eval"]["levels"]) == LEVELS
+
+
+# ---- bad data
+
+
+def with_mask(tiles: Path, folder: Path, row: int, mask: np.ndarray | bytes, split: str = "train") -> Path:
+    """The tiles with another mask in one row."""
+    splits = datasets.load_from_disk(tiles)
+    plain = splits[split].cast_column("mask", datasets.Image(decode=False))
+    cells = plain["mask"][:]
+    if isinstance(mask, np.ndarray):
+        buffer = io.BytesIO()
+        Image.fromarray(mask).save(buffer, "PNG")
+        mask = buffer.getvalue()
+    cells[row] = {"bytes": mask, "path": cells[row]["path"]}
+    columns = {name: cells if name == "mask" else plain[name][:] for name in plain.column_names}
+    dataset = datasets.Dataset.from_dict(columns)
+    splits[split] = dataset.cast_column("image", datasets.Image()).cast_column("mask", datasets.Image())
+    splits.save_to_disk(folder)
+    (folder / "hierarchy.yaml").write_text(TILES_TREE)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda mask: np.where(mask == 1, 17, mask), r"row 5 of the train split, file 5_mask.png: mask values \[17\]"),
+        (lambda mask: np.where(mask == 255, 4, mask), r"neither a class \(0 to 3\) nor 255"),
+        (lambda mask: mask[:-1], r"row 5 of the train split, file 5_mask.png: it is \d+ x \d+ pixels large, its image"),
+        (lambda mask: np.dstack([mask, mask, mask + 1]), "--mask_palette"),
+    ],
+)
+def test_wrong_masks_are_found_before_a_model_is_loaded(dense_options, tiles, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr("common.setup.load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
+    mask = np.asarray(datasets.load_from_disk(tiles)["train"][5]["mask"])
+    folder = with_mask(tiles, tmp_path / "wrong", 5, change(mask).astype(np.uint8))
+    with pytest.raises(ValueError, match=message):
+        train_segmentation.main(dense_options(dataset_name=folder))
+
+
+def test_wrong_masks_are_skipped_and_listed(dense_options, tiles, tmp_path):
+    mask = np.asarray(datasets.load_from_disk(tiles)["validation"][3]["mask"])
+    folder = with_mask(tiles, tmp_path / "wrong", 3, np.where(mask == 3, 9, mask).astype(np.uint8), "validation")
+    results = train_segmentation.main(dense_options(dataset_name=folder, on_bad_sample="skip"))
+    assert results["eval"]["num_samples"] == 12
+    listed = json.loads((tmp_path / "out" / "skipped_images.json").read_text())
+    assert len(listed) == 1 and "row 3 of the validation split" in listed[0] and "[9]" in listed[0]
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mask_column": "masks"}, "no column 'masks'.*Did you mean 'mask'"),
+        ({"hierarchy": "missing.yaml"}, "No hierarchy file at missing.yaml"),
+        ({"level_weights": ["1", "2"]}, "has 2 numbers for 3 levels"),
+        ({"curriculum": ["1=1,0"]}, "--curriculum has 2 numbers for 3 levels"),
+        ({"metric_for_best_model": "levels.fine.miou"}, "not among the results: loss,.*levels.fine.mean_iou"),
+        ({"mask_palette": "missing.yaml"}, "No palette file"),
+        ({"group_column": "image"}, "not one value a row"),
+    ],
+)
+def test_mistakes(dense_options, changes, message):
+    with pytest.raises(ValueError, match=message):
+        train_segmentation.main(dense_options(**changes))
+
+
+def test_artworks_on_both_sides_are_an_error(dense_options, tmp_path):
+    datasets.DatasetDict(train=make_tiles(16, 1), validation=make_tiles(8, 1)).save_to_disk(tmp_path / "leak")
+    (tmp_path / "leak" / "hierarchy.yaml").write_text(TILES_TREE)
+    with pytest.raises(ValueError, match="4 values of --group_column tile stand in training and validation"):
+        train_segmentation.main(dense_options(dataset_name=tmp_path / "leak", group_column="tile"))
+
+
+def test_a_model_of_the_other_script_is_refused(dense_options, options, tmp_path):
+    import train_taxonomy
+
+    train_taxonomy.main(options(max_train_steps=1))
+    with pytest.raises(ValueError, match="LabelTreeForImageClassification"):
+        train_segmentation.main(dense_options(model_name_or_path=tmp_path / "out", output_dir=tmp_path / "dense"))
+
+
+def test_all_ignored_masks_train_to_nothing(dense_options, tiles, tmp_path):
+    """A finite zero, and weights that stay what they were."""
+    mask = np.asarray(datasets.load_from_disk(tiles)["train"][0]["mask"])
+    splits = datasets.load_from_disk(tiles)
+    train = splits["train"].select([0] * 8).remove_columns("mask")
+    ignored = [Image.fromarray(np.full_like(mask, 255))] * 8
+    columns = {"image": train["image"][:], "tile": train["tile"][:], "mask": ignored}
+    splits["train"] = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    splits["train"] = splits["train"].cast_column("mask", datasets.Image())
+    splits.save_to_disk(tmp_path / "ignored")
+    (tmp_path / "ignored" / "hierarchy.yaml").write_text(TILES_TREE)
+    results = train_segmentation.main(
+        dense_options(dataset_name=tmp_path / "ignored", weight_decay=0, max_train_steps=1)
+    )
+    assert results["train"]["loss"] == 0
