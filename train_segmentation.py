@@ -40,7 +40,6 @@ from common.mask_transforms import (
     MaskedImages,
     MaskEvaluationTransform,
     MaskTrainTransform,
-    nearest,
     resize_pair,
 )
 from common.masks import IGNORED_PIXEL, MaskedImageRows, MaskReader

@@ -39,9 +39,9 @@ MAIN_METHODS = [
     "tree, curriculum",
 ]
 COMMON = (
-    "--model_name_or_path timm/tf_efficientnet_lite0 --decoder_channels 64 --image_size 96 --eval_crop 192 "
-    "--resize_longer 256 --eval_stride 128 --scale_jitter 0.75 1.5 --vflip 0.5 --color_jitter 0.1 "
-    "--per_device_train_batch_size 16 --learning_rate 2e-3 --lr_scheduler_type onecycle --channels_last "
+    "--model_name_or_path timm/tf_efficientnet_lite0 --decoder_channels 64 --image_size 96 --eval_crop 256 "
+    "--resize_longer 256 --scale_jitter 0.75 1.5 --vflip 0.5 --color_jitter 0.1 "
+    "--per_device_train_batch_size 8 --learning_rate 1e-3 --lr_scheduler_type onecycle --channels_last "
     "--eval_epochs 1000 --logging_steps 50 --per_device_eval_batch_size 8 --dataloader_num_workers 0 "
     "--group_column tile --save_predictions"
 )
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output_dir", type=Path, default=Path("output/magnetic_tile"))
     parser.add_argument("--methods", nargs="+", default=MAIN_METHODS, choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1])
-    parser.add_argument("--epochs", type=int, default=9)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--extra", default="", help="more options for every run")
     args = parser.parse_args(argv)

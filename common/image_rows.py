@@ -210,7 +210,7 @@ class LabelledImages(Samples):
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Stack samples: ``pixels`` uint8 (batch, 3, h, w), ``rows`` (batch,), ``problems`` of all, and what else there is.
+    """Stack samples: ``pixels`` uint8 (batch, 3, h, w), ``rows`` (batch,), ``problems``, and what else there is.
 
     Tensors are stacked, but for ``truth``, which has every image's own size; other values are kept in lists.
     ``pixels`` is ``None`` if nothing could be decoded.

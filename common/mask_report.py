@@ -103,7 +103,7 @@ class ExampleKeeper:
 
 
 def choose_examples(rows: np.ndarray, pixels: np.ndarray, num_examples: int) -> list[int]:
-    """Row numbers: each time the image with the most classes that the chosen ones lack, then with the rarest pixels."""
+    """Row numbers: each time the image with the most classes that the chosen ones lack, then the rarest pixels."""
     present = pixels > 0
     rarity = (pixels / np.maximum(pixels.sum(0), 1)).sum(1)
     covered = np.zeros(pixels.shape[1], dtype=bool)

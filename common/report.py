@@ -83,7 +83,9 @@ def results_table(results: Mapping[str, Any]) -> str:
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     for name, label in (("path", "best path"), ("argmax", "level by level")):
-        shown = [f"{words} {_cell(key, results[name][key])}" for key, words in MEASURES.items() if key in results[name]]
+        shown = [
+            f"{words} {_cell(key, results[name][key])}" for key, words in MEASURES.items() if key in results[name]
+        ]
         lines.append(f"{label}: {'  '.join(shown)}")
     return "\n".join([*lines, f"loss {results['loss']:.4f}  images {results['num_samples']}"])
 

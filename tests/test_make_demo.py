@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep import make_demo
-from data_prep.fungarium import LEVELS, all_species
-from data_prep.make_demo import main, make_taxonomy, specimen_counts
+from data_prep.demo import fungarium_set
+from data_prep.demo.fungarium import LEVELS, all_species
+from data_prep.demo.files import quiet_unless_terminal, write_atomically
+from data_prep.demo.fungarium_set import specimen_counts
+from data_prep.make_demo import main, make_taxonomy
 
 SMALL = {"num_train": 200, "num_validation": 100}
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -118,7 +120,7 @@ def test_another_seed_draws_other_specimens_of_the_same_species(demo, tmp_path):
 
 
 def test_finished_folder_is_returned_at_once(folder, monkeypatch):
-    monkeypatch.setattr(make_demo, "Studio", refuse)
+    monkeypatch.setattr(fungarium_set, "Studio", refuse)
     before = files(folder)
     assert make_taxonomy(str(folder), num_train=5, seed=9) == folder
     assert files(folder) == before
@@ -140,7 +142,7 @@ def test_failure_leaves_nothing(tmp_path):
         raise OSError("disk full")
 
     with pytest.raises(OSError, match="disk full"):
-        make_demo._write_atomically(tmp_path / "demo", write)
+        write_atomically(tmp_path / "demo", write)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -151,7 +153,7 @@ def test_first_of_two_processes_wins(tmp_path):
         (tmp_path / "demo").mkdir()
         (tmp_path / "demo" / "dataset_dict.json").write_text("first")
 
-    make_demo._write_atomically(tmp_path / "demo", write)
+    write_atomically(tmp_path / "demo", write)
     assert (tmp_path / "demo" / "dataset_dict.json").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
@@ -176,7 +178,7 @@ def test_least_size_named_in_the_error_works():
         with pytest.raises(ValueError, match="at least") as caught:
             specimen_counts(split, 1)
         least = int(str(caught.value).split("at least ")[1].split()[0])
-        assert len(make_demo._plan_split(split, least, 0)) == least
+        assert len(fungarium_set.plan_split(split, least, 0)) == least
 
 
 def test_other_files_are_never_replaced(tmp_path):
@@ -195,7 +197,7 @@ def test_progress_bars_are_restored(monkeypatch, disabled, terminal):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
     (datasets.disable_progress_bars if disabled else datasets.enable_progress_bars)()
     try:
-        with make_demo._quiet_unless_terminal():
+        with quiet_unless_terminal():
             assert datasets.are_progress_bars_disabled() == (disabled or not terminal)
         assert datasets.are_progress_bars_disabled() == disabled
     finally:

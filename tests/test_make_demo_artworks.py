@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 
 from common.hierarchy_files import load_hierarchy
-from data_prep import artworks_set
-from data_prep.artworks import MATERIALS, SCENES, Artwork, Gallery, Shot
-from data_prep.artworks_damage import HABITS, Damage
-from data_prep.artworks_set import HIERARCHY, make_artworks, plan_artworks
-from data_prep.artworks_sheet import BACKGROUND, CLASSES, Sheet, View
+from data_prep.demo import artworks_set
+from data_prep.demo.artworks import MATERIALS, SCENES, Artwork, Gallery, Shot
+from data_prep.demo.artworks_damage import HABITS, Damage
+from data_prep.demo.artworks_set import HIERARCHY, make_artworks, plan_artworks
+from data_prep.demo.artworks_sheet import BACKGROUND, CLASSES, Sheet, View
 from data_prep.make_demo import main
 
 SMALL = {"num_train": 32, "num_validation": 16}

@@ -12,8 +12,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import yaml
-from conftest import PATHS, make_split
+from conftest import PATHS, make_split, make_tiles
 
+import train_segmentation
 import train_taxonomy
 from data_prep import make_demo
 
@@ -25,12 +26,22 @@ COMMANDS = [
     for line in block.splitlines()
     if line.strip()
 ]
-TRAINING = [command for command in COMMANDS if "train_taxonomy.py" in command and "pip install" not in command]
-FASTER = "--no_pretrained --max_train_steps 2 --max_eval_samples 8 --image_size 32 --dataloader_num_workers 0"
+SCRIPTS = {"train_taxonomy.py": train_taxonomy, "train_segmentation.py": train_segmentation}
+ARGUMENTS = {
+    "train_taxonomy.py": train_taxonomy.TaxonomyArguments,
+    "train_segmentation.py": train_segmentation.SegmentationArguments,
+}
+TRAINING = [command for command in COMMANDS if re.search(r"train_\w+\.py", command) and "pip install" not in command]
+FASTER = "--no_pretrained --max_train_steps 2 --max_eval_samples 8 --dataloader_num_workers 0"
 
 
-def options_of(command: str) -> list[str]:
-    return shlex.split(command.split("train_taxonomy.py", 1)[1])
+def script_and_options(command: str) -> tuple[str, list[str]]:
+    script = re.search(r"train_\w+\.py", command).group()
+    return script, shlex.split(command.split(script, 1)[1])
+
+
+def parse(script: str, words: list[str]) -> object:
+    return SCRIPTS[script].parse_arguments(ARGUMENTS[script], words, "", SCRIPTS[script].DEMO_CONFIG)
 
 
 def test_the_two_commands_stand_in_the_readme():
@@ -39,14 +50,21 @@ def test_the_two_commands_stand_in_the_readme():
     assert len(TRAINING) >= 4
 
 
-def test_demo_runs_through_accelerate_launch(tmp_path):
+@pytest.mark.parametrize(
+    "script, levels",
+    [
+        ("train_taxonomy.py", ["phylum", "class", "order", "family", "genus", "species"]),
+        ("train_segmentation.py", ["binary", "coarse", "fine"]),
+    ],
+)
+def test_demo_runs_through_accelerate_launch(script, levels, tmp_path):
     """The first command, cut short; without any other option."""
-    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", "train_taxonomy.py"]
+    command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", script]
     words = ["--max_train_steps", "3", "--max_eval_samples", "20", "--output_dir", str(tmp_path)]
     done = subprocess.run([*command, *words], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     results = json.loads((tmp_path / "all_results.json").read_text())
-    assert list(results["eval"]["levels"]) == ["phylum", "class", "order", "family", "genus", "species"]
+    assert list(results["eval"]["levels"]) == levels
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +80,15 @@ def user_folder(tmp_path_factory):
             rows.append([f"{split}{index}.jpg", *PATHS[index % 6]])
         pd.DataFrame(rows, columns=["file", "family", "genus", "species"]).to_csv(data / f"{split}.csv", index=False)
     pd.DataFrame(PATHS, columns=["family", "genus", "species"]).to_csv(data / "tree.csv", index=False)
+    for split, seed in (("train", 1), ("validation", 2)):
+        tiles = make_tiles(12, seed)
+        for index, row in enumerate(tiles):
+            row["image"].save(data / f"{split}{index}.png")
+            row["mask"].save(data / f"{split}{index}_mask.png")
+        names = [[f"{split}{index}.png", f"{split}{index}_mask.png", f"{split}{index}"] for index in range(12)]
+        table = pd.DataFrame(names, columns=["image", "mask", "artwork"])
+        table.to_csv(data / f"masks_{split}.csv", index=False)
+    (data / "damage.yaml").write_text(re.search(r"```yaml\n(# data/damage.yaml\n.*?)```", README, re.DOTALL).group(1))
     make_demo.main(["taxonomy", "--output_dir", str(data / "fungarium")])
     return folder
 
@@ -69,28 +96,36 @@ def user_folder(tmp_path_factory):
 @pytest.mark.parametrize("command", TRAINING)
 def test_training_commands(command, user_folder, monkeypatch):
     monkeypatch.chdir(user_folder)
-    options = [word.replace("configs/", f"{REPOSITORY}/configs/") for word in options_of(command)]
-    if "fungitastic" in command or not options:  # needs a download; the demo is run above
-        train_taxonomy.parse_arguments(train_taxonomy.TaxonomyArguments, options, "", train_taxonomy.DEMO_CONFIG)
+    script, options = script_and_options(command)
+    options = [word.replace("configs/", f"{REPOSITORY}/configs/") for word in options]
+    if "configs/" in command or not options:  # needs a download; the demos are run above
+        parse(script, options)
         return
+    faster = [*FASTER.split(), "--image_size", "64" if script == "train_segmentation.py" else "32"]
     if "--eval_only" in options:
         trained = (
             "--dataset_name data/fungarium --level_columns class order family genus species --output_dir output/mine"
         )
-        train_taxonomy.main([*f"--model_name_or_path timm/test_vit {FASTER} {trained}".split()])
+        train_taxonomy.main(["--model_name_or_path", "timm/test_vit", *faster, *trained.split()])
         results = train_taxonomy.main([*options, "--max_eval_samples", "8"])
         assert (user_folder / "output/again/predictions.parquet").is_file()
     else:
-        results = train_taxonomy.main([*options, *FASTER.split(), "--per_device_train_batch_size", "8"])
+        results = SCRIPTS[script].main([*options, *faster, "--per_device_train_batch_size", "2"])
         assert results["train"]["global_step"] == 2
     assert results["eval"]["num_samples"] == 8
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda file: file.name)
 def test_configs_parse(file):
-    words = ["--config", str(file), "--dataset_name", "somewhere"]
-    args = train_taxonomy.parse_arguments(train_taxonomy.TaxonomyArguments, words, "", train_taxonomy.DEMO_CONFIG)
+    script = (
+        "train_segmentation.py" if "mask_column" in file.read_text() or "segm" in file.name else "train_taxonomy.py"
+    )
+    args = parse(script, ["--config", str(file), "--dataset_name", "somewhere"])
     for name, value in yaml.safe_load(file.read_text()).items():
+        if name == "curriculum":
+            value = [f"{stage['epochs']}={','.join(map(str, stage['level_weights']))}" for stage in value]
+        elif name == "level_weights":
+            value = [str(weight) for weight in value]
         assert getattr(args, name) == value
 
 

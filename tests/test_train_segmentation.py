@@ -127,13 +127,14 @@ def test_metrics_follow_from_saved_masks(dense_options, tiles, tmp_path, changes
 
 def test_evaluates_what_it_saved(dense_options, tmp_path):
     """With the windows that it was trained for, unless told otherwise."""
-    trained = train_segmentation.main(dense_options(eval_crop=32, eval_stride=16))
+    train_segmentation.main(dense_options(eval_crop=32, eval_stride=16, learning_rate=1e-2))
+    trained = read(tmp_path / "out")["eval"]
     again = {"eval_only": True, "model_name_or_path": tmp_path / "out", "output_dir": tmp_path / "again"}
     again |= {"image_size": None, "no_pretrained": None, "decoder_channels": None}
-    assert train_segmentation.main(dense_options(**again))["eval"] == trained["eval"]
-    assert read(tmp_path / "again")["train"] is None
+    train_segmentation.main(dense_options(**again))
+    assert read(tmp_path / "again") == {"train": None, "eval": trained}
     other = train_segmentation.main(dense_options(**again, eval_stride=32))["eval"]
-    assert other["levels"] != trained["eval"]["levels"]
+    assert other["loss"] != trained["loss"]
 
 
 def test_loads_with_transformers_alone(dense_options, tiles, tmp_path):
@@ -219,22 +220,29 @@ def test_accumulation_changes_nothing_but_rounding(dense_options, tmp_path, head
     """Dice and focal loss of parts of a batch add up to those of the whole."""
     losses = []
     for micro in (16, 4):
-        options = dense_options(**SPLIT, head=head, per_device_train_batch_size=micro, output_dir=tmp_path / str(micro))
+        options = dense_options(
+            **SPLIT, head=head, per_device_train_batch_size=micro, output_dir=tmp_path / str(micro)
+        )
         losses.append(train_segmentation.main(options)["train"]["loss"])
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 def test_two_processes_equal_one(dense_options, tmp_path):
     """The same global batches; the same evaluation of the same model to the last pixel."""
-    script = "train_segmentation.py"
+    script, split = "train_segmentation.py", {**SPLIT, "class_weighting": "none"}  # evaluation alone knows no weights
     one = train_segmentation.main(
-        dense_options(**SPLIT, per_device_train_batch_size=16, output_dir=tmp_path / "one", save_predictions=True)
+        dense_options(**split, per_device_train_batch_size=16, output_dir=tmp_path / "one", save_predictions=True)
     )
-    launch(script, 2, dense_options(**SPLIT, per_device_train_batch_size=8, output_dir=tmp_path / "two"))
+    launch(script, 2, dense_options(**split, per_device_train_batch_size=8, output_dir=tmp_path / "two"))
     assert read(tmp_path / "two")["train"]["loss"] == pytest.approx(one["train"]["loss"], rel=1e-3)
 
     evaluation = {"eval_only": True, "model_name_or_path": tmp_path / "one", "save_predictions": True}
-    evaluation |= {"image_size": None, "no_pretrained": None, "per_device_eval_batch_size": 3, "decoder_channels": None}
+    evaluation |= {
+        "image_size": None,
+        "no_pretrained": None,
+        "per_device_eval_batch_size": 3,
+        "decoder_channels": None,
+    }
     launch(script, 2, dense_options(**evaluation, output_dir=tmp_path / "eval_two"))
     together = read(tmp_path / "eval_two")["eval"]
     assert {name: together[name] for name in ("levels", "path", "argmax", "num_samples")} == {
@@ -289,13 +297,19 @@ def test_curriculum(dense_options, tmp_path, capfd):
 def test_goes_on_from_a_saved_model(dense_options, tmp_path):
     """Whole with the same label tree; with another one its backbone."""
     train_segmentation.main(dense_options(max_train_steps=2))
-    saved = {"model_name_or_path": tmp_path / "out", "no_pretrained": None, "image_size": None, "decoder_channels": None}
+    saved = {
+        "model_name_or_path": tmp_path / "out",
+        "no_pretrained": None,
+        "image_size": None,
+        "decoder_channels": None,
+    }
     again = train_segmentation.main(
         dense_options(**saved, learning_rate=1e-12, max_train_steps=1, output_dir=tmp_path / "again")
     )
     assert np.isfinite(again["eval"]["loss"])
     first, second = weights_of(tmp_path / "out"), weights_of(tmp_path / "again")
-    assert all(torch.allclose(first[name].float(), second[name].float(), atol=1e-2) for name in first)
+    learned = [name for name in first if "running" not in name and "num_batches" not in name]
+    assert learned and all(torch.allclose(first[name], second[name], atol=1e-6) for name in learned)
     (tmp_path / "flat.yaml").write_text("levels: [fine]\ntree: [clean, scratch, crack, hole]\n")
     other = train_segmentation.main(
         dense_options(**saved, hierarchy=tmp_path / "flat.yaml", max_train_steps=1, output_dir=tmp_path / "flat")
@@ -355,7 +369,10 @@ def with_mask(tiles: Path, folder: Path, row: int, mask: np.ndarray | bytes, spl
     [
         (lambda mask: np.where(mask == 1, 17, mask), r"row 5 of the train split, file 5_mask.png: mask values \[17\]"),
         (lambda mask: np.where(mask == 255, 4, mask), r"neither a class \(0 to 3\) nor 255"),
-        (lambda mask: mask[:-1], r"row 5 of the train split, file 5_mask.png: it is \d+ x \d+ pixels large, its image"),
+        (
+            lambda mask: mask[:-1],
+            r"row 5 of the train split, file 5_mask.png: it is \d+ x \d+ pixels large, its image",
+        ),
         (lambda mask: np.dstack([mask, mask, mask + 1]), "--mask_palette"),
     ],
 )

@@ -226,7 +226,9 @@ def test_two_processes_equal_one(options, tmp_path, processes):
     """The same global batches; the same evaluation of the same model to the last digit."""
     changes = {**AUGMENTED, "global_batch_size": 16, "head": "independent", "level_weights": ["equal"]}
     one = train_taxonomy.main(options(**changes, per_device_train_batch_size=16, output_dir=tmp_path / "one"))
-    launch("train_taxonomy.py", processes, options(**changes, per_device_train_batch_size=8, output_dir=tmp_path / "two"))
+    launch(
+        "train_taxonomy.py", processes, options(**changes, per_device_train_batch_size=8, output_dir=tmp_path / "two")
+    )
     two = read(tmp_path / "two")
     assert two["train"]["loss"] == pytest.approx(one["train"]["loss"], rel=1e-3)
     assert two["train"]["samples_seen"] == one["train"]["samples_seen"]

@@ -1,0 +1,451 @@
+"""The cache of decoded images and masks against the files it was made from."""
+
+import io
+import json
+import os
+import pickle
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from common import decoded_cache
+from common.decoded_cache import open_cache
+from common.hierarchy import Hierarchy
+from common.image_rows import BadSampleError, ImageRows, make_loader
+from common.mask_transforms import (
+    Geometry,
+    MaskedImages,
+    MaskEvaluationTransform,
+    MaskTrainTransform,
+    resize_pair,
+)
+from common.masks import MaskedImageRows, MaskReader
+
+TREE = Hierarchy(["class"], [["a", "b", "c", "d"]], [[None] * 4])
+LARGER_TREE = Hierarchy(["class"], [["a", "b", "c", "d", "e"]], [[None] * 5])
+SIZES = [(20, 31), (1, 1), (40, 8), (17, 17), (9, 50), (33, 12)]
+
+
+def png(values):
+    buffer = io.BytesIO()
+    Image.fromarray(values).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def contents(seed=0):
+    rng = np.random.default_rng(seed)
+    images = [png(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in SIZES]
+    masks = [png(rng.choice([0, 1, 2, 3, 255], size).astype(np.uint8)) for size in SIZES]
+    return images, masks
+
+
+def byte_rows(images, masks, reader=None):
+    columns = {"image": images, "mask": masks}
+    dataset = datasets.Dataset.from_dict(
+        {
+            name: [content and {"bytes": content, "path": None} for content in column]
+            for name, column in columns.items()
+        }
+    )
+    for name in columns:
+        dataset = dataset.cast_column(name, datasets.Image())
+    return make_rows(dataset, None, reader)
+
+
+def path_rows(folder, root=None, split="train"):
+    """Writes the files, if they are not there yet."""
+    paths = {}
+    for name, column in zip(("image", "mask"), contents(), strict=True):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        paths[name] = [str(folder / name / f"{row}.png") for row in range(len(column))]
+        for path, content in zip(paths[name], column, strict=True):
+            if not os.path.exists(path):
+                with open(path, "wb") as file:
+                    file.write(content)
+    return make_rows(datasets.Dataset.from_dict(paths), root, split=split)
+
+
+def make_rows(dataset, root=None, reader=None, split="train"):
+    images, masks = (ImageRows(dataset, column, split, root) for column in ("image", "mask"))
+    return MaskedImageRows(images, masks, reader or MaskReader(TREE))
+
+
+def keep(image, mask):
+    return image, mask
+
+
+def halve(image, mask):
+    return resize_pair(image, mask, [-(-side // 2) for side in mask.shape])
+
+
+def image_only(image, mask):
+    return resize_pair(image, mask, (10, 12))[0], mask
+
+
+def load(rows, index):
+    return rows.load(index, rows.encoded([index])[0])
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """Counts how often a cache is written."""
+    calls, write = [], decoded_cache._write
+
+    def counting(*args):
+        calls.append(args)
+        return write(*args)
+
+    monkeypatch.setattr(decoded_cache, "_write", counting)
+    return calls
+
+
+def finished(root):
+    return sorted(path.parent.name for path in root.glob("*/done.json"))
+
+
+# ---- content
+
+
+@pytest.mark.parametrize("shrink", [keep, halve, image_only])
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_the_same_as_from_the_files(tmp_path, shrink, num_workers):
+    rows = byte_rows(*contents())
+    cache = open_cache(tmp_path, rows, shrink, shrink.__name__, num_workers)
+    assert len(cache) == len(rows) == 6
+    assert cache.encoded([4, 0]) == [None, None]
+    for index in (3, 0, 5, 1, 4, 2, 0):
+        image, mask = load(cache, index)
+        expected = shrink(*load(rows, index))
+        assert image.dtype == mask.dtype == torch.uint8
+        assert torch.equal(image, expected[0]) and torch.equal(mask, expected[1])
+    image.zero_(), mask.zero_()  # what was handed over is a copy
+    assert torch.equal(load(cache, index)[0], expected[0]) and torch.equal(load(cache, index)[1], expected[1])
+    assert cache.check_headers() == rows.check_headers() == []
+    assert (cache.count_pixels(np.arange(6), 1)[0] == rows.count_pixels(np.arange(6), 1)[0]).all()
+
+
+def test_paths(tmp_path):
+    rows = path_rows(tmp_path / "data")
+    cache = open_cache(tmp_path / "cache", rows, keep, "", 0)
+    for index in range(6):
+        assert all(torch.equal(*pair) for pair in zip(load(cache, index), load(rows, index), strict=True))
+
+
+def test_training_does_not_notice(tmp_path):
+    """The same augmented batches from the files and from the cache, with workers and without."""
+    rows = byte_rows(*contents())
+    transform = MaskTrainTransform(
+        Geometry(16, "fit"),
+        scale_jitter=(0.5, 2),
+        rare_crop=0.5,
+        hflip=0.5,
+        vflip=0.5,
+        rot90=0.5,
+        color_jitter=0.2,
+        mean=(0.5, 0.5, 0.5),
+    )
+    keys = [[(0, 3), (0, 1)], [(1, 0), (1, 5), (0, 2)]]
+    expected = list(make_loader(MaskedImages(rows, np.arange(6), transform, 1), keys, 0, False))
+    cache = open_cache(tmp_path, rows, keep, "", 0)
+    load(cache, 0)  # mapped in this process too
+    for num_workers in (0, 2):
+        batches = list(make_loader(MaskedImages(cache, np.arange(6), transform, 1), keys, num_workers, False))
+        for batch, other in zip(batches, expected, strict=True):
+            assert all(torch.equal(batch[name], other[name]) for name in ("pixels", "labels", "rows"))
+
+
+@pytest.mark.parametrize("geometry", [Geometry(16), Geometry(16, "fit"), Geometry(16, windows=True, resize_longer=25)])
+def test_evaluation_does_not_notice(tmp_path, geometry):
+    rows = byte_rows(*contents())
+    cache = open_cache(tmp_path, rows, lambda i, m: (resize_pair(i, m, geometry.resized(*m.shape))[0], m), "", 0)
+    transform = MaskEvaluationTransform(geometry, (0.5, 0.5, 0.5))
+    for key in [(0, row) for row in range(6)]:
+        one, two = (MaskedImages(source, np.arange(6), transform)[key] for source in (rows, cache))
+        assert all(torch.equal(one[name], two[name]) for name in ("pixels", "labels", "truth"))
+        assert one["resized"] == two["resized"]
+
+
+@pytest.mark.parametrize("jitter", [(0.3, 0.5), (0.5, 1.0), (0.5, 2.0)])
+@pytest.mark.parametrize("geometry", [Geometry(16), Geometry(16, "fit"), Geometry(16, windows=True)])
+def test_shrinking_does_not_change_the_scale(tmp_path, geometry, jitter):
+    """A ramp, as the training script keeps it: windows span as much of it as without the cache."""
+    ramp = np.linspace(0, 255, 200).astype(np.uint8)[:, None].repeat(200, 1)
+    rows = byte_rows([png(ramp[..., None].repeat(3, 2))], [png(np.zeros((200, 200), np.uint8))])
+    most = max(jitter)
+    cache = open_cache(tmp_path, rows, lambda i, m: resize_pair(i, m, geometry.largest(*m.shape, most)), "", 0)
+    turns = {"rare_crop": 0.0, "hflip": 0.0, "vflip": 0.0, "rot90": 0.0, "color_jitter": 0.0}
+    transform = MaskTrainTransform(geometry, scale_jitter=jitter, **turns, mean=(0.0, 0.0, 0.0))
+    for epoch in range(5):
+        spans = []
+        for source in (rows, cache):
+            sample = MaskedImages(source, np.arange(1), transform)[epoch, 0]
+            inside = sample["pixels"][0][sample["labels"] == 0].float()
+            spans.append((inside.max() - inside.min()).item())
+        assert spans[1] == pytest.approx(spans[0], abs=20)
+
+
+# ---- made once, and again after changes
+
+
+def test_made_once(tmp_path, made, monkeypatch):
+    rows = byte_rows(*contents())
+    first = open_cache(tmp_path, rows, halve, "half", 0)
+    expected = [load(first, index) for index in range(6)]
+
+    def refuse(*args):
+        raise AssertionError("decoded again")
+
+    monkeypatch.setattr(MaskedImageRows, "load", refuse)
+    monkeypatch.setattr(MaskReader, "__call__", refuse)
+    again = open_cache(tmp_path, byte_rows(*contents()), refuse, "half", 0)
+    for index in range(6):
+        assert all(torch.equal(*pair) for pair in zip(load(again, index), expected[index], strict=True))
+    assert len(made) == 1 and len(finished(tmp_path)) == 1
+    assert len(list(tmp_path.iterdir())) == 1  # nothing is left of the making
+
+
+def test_making_draws_no_random_number(tmp_path, made):
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    for num_workers in (0, 2):
+        open_cache(tmp_path, byte_rows(*contents()), keep, str(num_workers), num_workers)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert len(made) == 2
+
+
+def changed_bytes(which):
+    columns = list(contents())
+    columns[which] = [*columns[which][:3], contents(seed=1)[which][3], *columns[which][4:]]
+    return byte_rows(*columns)
+
+
+def swapped():
+    return byte_rows(*([column[1], column[0], *column[2:]] for column in contents()))
+
+
+def shorter():
+    return byte_rows(*(column[:-1] for column in contents()))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tmp_path: (changed_bytes(0), "half"),
+        lambda tmp_path: (changed_bytes(1), "half"),
+        lambda tmp_path: (swapped(), "half"),
+        lambda tmp_path: (shorter(), "half"),
+        lambda tmp_path: (byte_rows(*contents()), "other settings"),
+        lambda tmp_path: (byte_rows(*contents(), MaskReader(LARGER_TREE)), "half"),
+        lambda tmp_path: (byte_rows(*contents(), MaskReader(TREE, palette(tmp_path, 0))), "half"),
+    ],
+)
+def test_changes_make_another(tmp_path, made, change):
+    open_cache(tmp_path / "cache", byte_rows(*contents()), halve, "half", 0)
+    rows, settings = change(tmp_path)
+    cache = open_cache(tmp_path / "cache", rows, halve, settings, 0)
+    assert len(made) == len(finished(tmp_path / "cache")) == 2
+    for index in range(len(rows)):
+        try:
+            expected = halve(*load(rows, index))
+        except BadSampleError:  # colours that the palette does not have
+            assert rows.reader.palette
+            continue
+        assert all(torch.equal(*pair) for pair in zip(load(cache, index), expected, strict=True))
+    open_cache(tmp_path / "cache", byte_rows(*contents()), halve, "half", 0)
+    assert len(made) == 2  # the first is still there
+
+
+def palette(folder, first):
+    path = folder / f"palette {first}.json"
+    path.write_text(json.dumps({name: [first + index] * 3 for index, name in enumerate("abcd")}))
+    return path
+
+
+def test_another_palette_makes_another(tmp_path, made):
+    for first in (0, 1, 0):
+        rows = byte_rows(*contents(), MaskReader(TREE, palette(tmp_path, first)))
+        open_cache(tmp_path / "cache", rows, keep, "", 0)
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("column", ["image", "mask"])
+def test_files_that_change(tmp_path, made, column):
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    open_cache(cache, path_rows(data), keep, "", 0)
+    open_cache(cache, path_rows(data), keep, "", 0)
+    assert len(made) == 1
+    path = data / column / "2.png"
+    content, state = path.read_bytes(), os.stat(path)
+    path.write_bytes(content + b" ")  # another size at the same time
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    open_cache(cache, path_rows(data), keep, "", 0)
+    assert len(made) == 2
+    path.write_bytes(content)  # the same size at another time
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
+    open_cache(cache, path_rows(data), keep, "", 0)
+    assert len(made) == 3
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # all as it was
+    open_cache(cache, path_rows(data), keep, "", 0)
+    assert len(made) == 3
+
+
+def test_the_content_of_a_changed_file_is_seen(tmp_path):
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    open_cache(cache, path_rows(data), keep, "", 0)
+    (data / "mask/0.png").write_bytes(png(np.full(SIZES[0], 3, np.uint8)))
+    assert (load(open_cache(cache, path_rows(data), keep, "", 0), 0)[1] == 3).all()
+    (data / "mask/0.png").unlink()
+    rows = path_rows(tmp_path / "other")
+    rows.masks.rows = datasets.Dataset.from_dict({"mask": [str(data / f"mask/{row}.png") for row in range(6)]})
+    with pytest.raises(BadSampleError, match="mask in row 0"):
+        load(open_cache(cache, rows, keep, "", 0), 0)
+
+
+def test_a_cache_does_not_open_what_lies_outside(tmp_path):
+    """Made with a root that allows the files, it does not serve one that forbids them."""
+    data, cache = tmp_path / "data", tmp_path / "cache"
+    load(open_cache(cache, path_rows(data, root=tmp_path), keep, "", 0), 0)
+    strict = open_cache(cache, path_rows(data, root=data / "image"), keep, "", 0)
+    with pytest.raises(BadSampleError, match="outside of the folder"):
+        load(strict, 0)
+
+
+# ---- broken rows
+
+
+def broken_contents():
+    images, masks = contents()
+    images[1] = images[1][:40]
+    masks[2] = png(np.full(SIZES[2], 77, np.uint8))
+    masks[4] = png(np.zeros((3, 3), np.uint8))
+    images[5] = None
+    return images, masks
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_broken_rows_go_back_to_the_files(tmp_path, num_workers):
+    rows = byte_rows(*broken_contents())
+    cache = open_cache(tmp_path, rows, halve, "", num_workers)
+    assert [source is None for source in cache.encoded(range(6))] == [True, False, False, True, False, False]
+    for index in range(6):
+        if index in (0, 3):
+            assert all(torch.equal(*pair) for pair in zip(load(cache, index), halve(*load(rows, index)), strict=True))
+            continue
+        messages = []
+        for source in (rows, cache):
+            with pytest.raises(BadSampleError) as caught:
+                load(source, index)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1] and f"row {index} of the train split" in messages[0]
+    assert cache.check_headers() == rows.check_headers() != []
+
+
+def test_broken_rows_are_skipped_alike(tmp_path):
+    rows = byte_rows(*broken_contents())
+    cache = open_cache(tmp_path, rows, keep, "", 0)
+    transform = MaskEvaluationTransform(Geometry(16), (0.5, 0.5, 0.5))
+    keys = [[(0, row) for row in range(6)]]
+    (one,), (two,) = (
+        list(make_loader(MaskedImages(source, np.arange(6), transform, 0, "drop"), keys, 0, False))
+        for source in (rows, cache)
+    )
+    assert one["rows"].tolist() == two["rows"].tolist() == [0, 3]
+    assert one["problems"] == two["problems"] and len(one["problems"]) == 4
+    replaced = [MaskedImages(source, np.arange(6), transform, 0, "replace")[0, 4] for source in (rows, cache)]
+    assert replaced[0]["rows"] == replaced[1]["rows"] == 0
+    assert replaced[0]["problems"] == replaced[1]["problems"] != []
+
+
+def test_nothing_but_broken_rows(tmp_path):
+    rows = byte_rows([b"no image"] * 2, [png(np.zeros((2, 2), np.uint8))] * 2)
+    cache = open_cache(tmp_path, rows, keep, "", 0)
+    for index in range(2):
+        with pytest.raises(BadSampleError, match=f"row {index}"):
+            load(cache, index)
+
+
+# ---- interruptions
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_interrupted_making(tmp_path, made, error):
+    rows = byte_rows(*contents())
+
+    def interrupt(image, mask):
+        if image.shape[1:] == SIZES[3]:
+            raise error("in the middle")
+        return image, mask
+
+    with pytest.raises(error, match="in the middle"):
+        open_cache(tmp_path, rows, interrupt, "", 0)
+    assert finished(tmp_path) == [] and list(tmp_path.iterdir()) == []
+    cache = open_cache(tmp_path, rows, keep, "", 0)
+    assert len(made) == 2 and len(finished(tmp_path)) == 1
+    assert torch.equal(load(cache, 3)[0], load(rows, 3)[0])
+
+
+@pytest.mark.parametrize("name", ["save", "replace"])
+def test_interrupted_at_the_end(tmp_path, monkeypatch, name):
+    rows = byte_rows(*contents())
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np if name == "save" else os, name, fail)
+        with pytest.raises(OSError, match="disk full"):
+            open_cache(tmp_path, rows, keep, "", 0)
+    assert list(tmp_path.iterdir()) == []
+    assert torch.equal(load(open_cache(tmp_path, rows, keep, "", 0), 3)[0], load(rows, 3)[0])
+
+
+def test_killed_makings_are_passed_over(tmp_path, made):
+    """A process that was killed cannot tidy up; what it left is not taken for a cache, even under its name."""
+    rows = byte_rows(*contents())
+    open_cache(tmp_path, rows, keep, "", 0)
+    (name,) = finished(tmp_path)
+    (tmp_path / name / "done.json").unlink()
+    (tmp_path / name / "pixels.bin").write_bytes(b"half")
+    (tmp_path / ".making-abc").mkdir()
+    (tmp_path / ".making-abc" / "pixels.bin").write_bytes(b"half")
+    cache = open_cache(tmp_path, rows, keep, "", 0)
+    assert len(made) == 2 and finished(tmp_path) == [name]
+    assert torch.equal(load(cache, 5)[1], load(rows, 5)[1])
+
+
+def test_another_process_was_faster(tmp_path, monkeypatch):
+    rows, write = byte_rows(*contents()), decoded_cache._write
+
+    def slow(*args):
+        monkeypatch.setattr(decoded_cache, "_write", write)
+        open_cache(tmp_path, rows, keep, "", 0)
+        return write(*args)
+
+    monkeypatch.setattr(decoded_cache, "_write", slow)
+    cache = open_cache(tmp_path, rows, keep, "", 0)
+    assert len(finished(tmp_path)) == len(list(tmp_path.iterdir())) == 1
+    assert torch.equal(load(cache, 0)[0], load(rows, 0)[0])
+
+
+# ---- processes
+
+
+def test_pickles_do_not_carry_the_pixels(tmp_path):
+    image = np.random.default_rng(0).integers(0, 256, (500, 600, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "image.png")
+    Image.fromarray(image[..., 0] % 4).save(tmp_path / "mask.png")
+    rows = make_rows(
+        datasets.Dataset.from_dict(
+            {name: [str(tmp_path / f"{name}.png")] * 3 for name in ("image", "mask")},
+        )
+    )
+    cache = open_cache(tmp_path / "cache", rows, keep, "", 0)
+    expected = load(cache, 1)  # mapped
+    pickled = pickle.dumps(cache)
+    assert len(pickled) < 100_000 < image.size
+    copy = pickle.loads(pickled)
+    assert all(torch.equal(*pair) for pair in zip(load(copy, 1), expected, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(load(cache, 1), expected, strict=True))  # and the first still works
