@@ -80,7 +80,11 @@ class ImageRows:
         """The source again; ValueError if there is none, or it is a path to outside of the folder."""
         if not source:
             raise ValueError("the row has no image")
-        if isinstance(source, str) and self.root and not os.path.realpath(source).startswith(self.root + os.sep):
+        if (
+            isinstance(source, str)
+            and self.root
+            and not os.path.realpath(source).startswith(os.path.join(self.root, ""))
+        ):
             raise ValueError(f"it lies outside of the folder {self.root}")
         return source
 

@@ -15,6 +15,7 @@ import datasets
 import evaluate
 import torch
 
+from .counting import CountingMetric
 from .hierarchy import Hierarchy
 
 TOP_K = 5
@@ -68,7 +69,7 @@ _CITATION = """@misc{hcast, author={Park, S. and Zhang, Y. and Yu, S. X. and Bee
 """
 
 
-class TaxonomyMetrics(evaluate.Metric):
+class TaxonomyMetrics(CountingMetric):
     """Streaming, exact metrics of a classifier whose labels form a tree.
 
     ``metric.description`` defines every number. Counting makes no host synchronisation and no collective; each process
@@ -121,10 +122,6 @@ class TaxonomyMetrics(evaluate.Metric):
             features=datasets.Features({"predictions": predictions, "references": datasets.Sequence(number)}),
             reference_urls=["https://arxiv.org/abs/2406.11608", "https://arxiv.org/abs/1912.09393"],
         )
-
-    def _build_data_dir(self) -> str:
-        # The base class makes this directory for its cache of predictions, of which there is none here.
-        return self._data_dir_root
 
     # ---- counting
 
@@ -187,11 +184,6 @@ class TaxonomyMetrics(evaluate.Metric):
             if levels:
                 raise ValueError(f"Path or references name a class beyond the last one of the levels {levels}.")
 
-    def _unpack(self, counts: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The counters by name, as views of ``counts``."""
-        parts = counts.split([math.prod(shape) for shape in self._shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
-
     def _count_classes(
         self, counters: dict[str, torch.Tensor], decoded: torch.Tensor, references: torch.Tensor, right: torch.Tensor
     ) -> None:
@@ -253,7 +245,7 @@ class TaxonomyMetrics(evaluate.Metric):
 
     def reset(self) -> None:
         """Set every counter to zero."""
-        self._counts.zero_()
+        super().reset()
         self._confidence.zero_()
 
     def compute(

@@ -16,6 +16,7 @@ import evaluate
 import numpy as np
 import torch
 
+from .counting import CountingMetric
 from .hierarchy import Hierarchy
 
 UINT8_IGNORE = 255  # an ignored pixel in uint8 references; in signed ones every negative number is
@@ -62,7 +63,7 @@ _CITATION = """@misc{hcast, author={Park, S. and Zhang, Y. and Yu, S. X. and Bee
 """
 
 
-class SegmentationMetrics(evaluate.Metric):
+class SegmentationMetrics(CountingMetric):
     """Streaming, exact metrics of a segmentation model whose labels form a tree.
 
     ``metric.description`` defines every number. Counting makes no host synchronisation and no collective; each process
@@ -100,10 +101,6 @@ class SegmentationMetrics(evaluate.Metric):
             features=datasets.Features(features),
             reference_urls=["https://arxiv.org/abs/2406.11608", "https://arxiv.org/abs/1912.09393"],
         )
-
-    def _build_data_dir(self) -> str:
-        # The base class makes this directory for its cache of predictions, of which there is none here.
-        return self._data_dir_root
 
     # ---- counting
 
@@ -178,11 +175,6 @@ class SegmentationMetrics(evaluate.Metric):
         right = torch.stack([(label < 0) | (label == labels) for label, labels in truth]).all(0)
         return right, self.hierarchy.is_path(argmax)
 
-    def _unpack(self, counts: torch.Tensor) -> dict[Any, torch.Tensor]:
-        """The counters by name, as views of ``counts``."""
-        parts = counts.split([math.prod(shape) for shape in self._shapes.values()])
-        return {name: part.view(shape) for (name, shape), part in zip(self._shapes.items(), parts, strict=True)}
-
     # ---- results
 
     def reduce(self, reduce_fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
@@ -193,10 +185,6 @@ class SegmentationMetrics(evaluate.Metric):
                 ``lambda tensor: accelerator.reduce(tensor, "sum")``.
         """
         self._counts.copy_(reduce_fn(self._counts))
-
-    def reset(self) -> None:
-        """Set every counter to zero."""
-        self._counts.zero_()
 
     def compute(self, *, predictions: Mapping[str, Any] | None = None, references: Any = None) -> dict[str, Any]:
         """The metrics of everything counted so far, and of the given batch if there is one; clears nothing.

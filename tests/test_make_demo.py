@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from data_prep.demo import fungarium_set
-from data_prep.demo.fungarium import LEVELS, all_species
 from data_prep.demo.files import quiet_unless_terminal, write_atomically
+from data_prep.demo.fungarium import LEVELS, all_species
 from data_prep.demo.fungarium_set import specimen_counts
 from data_prep.make_demo import main, make_taxonomy
 
