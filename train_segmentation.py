@@ -33,7 +33,7 @@ from common.hierarchy import IGNORE, Hierarchy
 from common.hierarchy_files import find_hierarchy, load_hierarchy
 from common.image_rows import ImageRows, ProblemLog, make_loader
 from common.losses import class_weights
-from common.mask_report import ExampleKeeper, PredictionFolder, draw_plots
+from common.mask_report import ExampleKeeper, PredictionFolder, draw_plots, keep_for_plots
 from common.mask_transforms import (
     RESIZE_MODES,
     Geometry,
@@ -226,7 +226,8 @@ class SegmentationData(Data):
     train_images: MaskedImageRows | None
     eval_images: MaskedImageRows
     train_pixels: np.ndarray | None = None  # int64 (leaves,)
-    eval_pixels: np.ndarray | None = None  # int64 (rows looked at, leaves)
+    eval_looked: np.ndarray | None = None  # row numbers
+    eval_pixels: np.ndarray | None = None  # int64 (of these, leaves)
 
 
 def load_data(args: SegmentationArguments, accelerator: Accelerator) -> SegmentationData:
@@ -267,11 +268,12 @@ def look_at_masks(
 ) -> None:
     """Read masks before any training: for values that are no class, and to know how common the classes are."""
     found: list[Any] = [None]
+    looked = data.train_rows if args.class_weighting != "none" else spread(data.train_rows, MASKS_LOOKED_AT)
+    data.eval_looked = spread(data.eval_rows, MASKS_LOOKED_AT)
     if accelerator.is_main_process:
         threads = max(1, num_workers(args, accelerator))
-        rows = data.train_rows if args.class_weighting != "none" else data.train_rows[:MASKS_LOOKED_AT]
-        train = (None, []) if data.train_images is None else data.train_images.count_pixels(rows, threads)
-        found = [(*train, *data.eval_images.count_pixels(data.eval_rows[:MASKS_LOOKED_AT], threads))]
+        train = (None, []) if data.train_images is None else data.train_images.count_pixels(looked, threads)
+        found = [(*train, *data.eval_images.count_pixels(data.eval_looked, threads))]
     counts, train_problems, data.eval_pixels, eval_problems = broadcast_object_list(found)[0]
     problems.add([*train_problems, *eval_problems])
     if counts is None:
@@ -289,6 +291,11 @@ def look_at_masks(
             len(counts),
             ", ".join(names[leaf] for leaf in missing[:5]),
         )
+
+
+def spread(rows: np.ndarray, most: int) -> np.ndarray:
+    """The rows, or so many of them at even distances."""
+    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -433,17 +440,12 @@ class SegmentationTrainer(Trainer):
         sums = torch.zeros(2, loss_fn.num_levels, 2, dtype=torch.float64, device=self.accelerator.device)
         folder = PredictionFolder(self.output_dir / "predictions", hierarchy, self.args.save_predictions)
         folder.start(self.accelerator)
-        examples = ExampleKeeper(self.data.eval_rows, self.data.eval_pixels)
+        examples = ExampleKeeper(self.data.eval_looked, self.data.eval_pixels)
         for batch in self.evaluation_batches(model):
             labels = self.to_labels(batch["labels"])
             scores = self.predict(model, self.to_model(batch["pixels"]))
-            if self.args.eval_crop:  # a large image; its scores are not enlarged for the loss
-                labels = labels[:, 2 :: model.stride, 2 :: model.stride]
-                labels = torch.nn.functional.pad(
-                    labels,
-                    (0, scores.shape[-1] - labels.shape[-1], 0, scores.shape[-2] - labels.shape[-2]),
-                    value=IGNORE,
-                )
+            if self.args.eval_crop:  # the image may be large: for the loss its scores are not enlarged
+                labels = labels_at_stride(labels, scores, model.stride)
             sums += torch.stack([loss_fn.level_sums(scores, labels), loss_fn.label_weights(labels)])
             log_probs = model.heads.log_probs(scores)
             path_scores = model.heads.path_scores(scores, log_probs, self.args.decoding)
@@ -486,11 +488,24 @@ class SegmentationTrainer(Trainer):
         save_model(model, processor, self.output_dir)
 
     def write(self, evaluation: Evaluation) -> None:
-        """Predicted masks, if asked for, and pictures of them."""
+        """Predicted masks, if asked for, and what pictures of them need."""
         folder, examples = evaluation.extras
         folder.keep(self.accelerator)
         if self.accelerator.is_main_process:
-            draw_plots(self.output_dir / "plots", self.data.hierarchy, self.metrics, evaluation.results, examples)
+            keep_for_plots(self.output_dir / "plots", self.data.hierarchy, self.metrics, evaluation.results, examples)
+
+    def finish(self, results: dict[str, Any]) -> None:
+        """Also draws the plots of the best evaluation, which takes some seconds."""
+        if self.accelerator.is_main_process:
+            draw_plots(self.output_dir / "plots", self.data.hierarchy)
+        super().finish(results)
+
+
+def labels_at_stride(labels: torch.Tensor, scores: torch.Tensor, stride: int) -> torch.Tensor:
+    """Labels (batch, height, width) in the middle of what each of the scores stands for, ignored beyond the image."""
+    labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]
+    missing = [have - want for have, want in zip(scores.shape[2:], labels.shape[1:], strict=True)]
+    return torch.nn.functional.pad(labels, (0, missing[1], 0, missing[0]), value=IGNORE)
 
 
 if __name__ == "__main__":

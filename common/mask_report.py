@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,11 @@ from .hierarchy import Hierarchy
 from .mask_transforms import nearest
 from .plots import Example, draw_class_bars, draw_confusion, draw_examples, leaf_colours
 from .segmentation_metrics import SegmentationMetrics
+
+DATA_FILE = "data.npz"
+"""Beside the plots: what they were drawn from"""
+
+SHOWN = ("image", "truth", "prediction", "name")
 
 LONGEST_SIDE = 384
 """Of example pictures, in pixels"""
@@ -117,17 +123,36 @@ def choose_examples(rows: np.ndarray, pixels: np.ndarray, num_examples: int) -> 
     return chosen
 
 
-def draw_plots(
+def keep_for_plots(
     folder: Path,
     hierarchy: Hierarchy,
     metrics: SegmentationMetrics,
     results: Mapping[str, Any],
     examples: Sequence[Example],
 ) -> None:
-    """Examples and confusion matrix of every level, and IoU of every class."""
+    """Write what :func:`draw_plots` needs into one file, because drawing takes longer than an evaluation should."""
     folder.mkdir(parents=True, exist_ok=True)
+    arrays: dict[str, np.ndarray] = {"levels": np.array(json.dumps(results["levels"]))}
+    for level, name in enumerate(hierarchy.levels):
+        arrays[f"confusion_{name}"] = metrics.confusion(level)
+    for index, example in enumerate(examples):
+        arrays |= {f"{key}_{index:02d}": np.asarray(value) for key, value in vars(example).items() if key in SHOWN}
+    with (folder / ".data.tmp").open("wb") as file:
+        np.savez_compressed(file, **arrays)
+    os.replace(folder / ".data.tmp", folder / DATA_FILE)
+
+
+def draw_plots(folder: Path, hierarchy: Hierarchy) -> None:
+    """Examples and confusion matrix of every level, and IoU of every class, of the last :func:`keep_for_plots`."""
+    data = np.load(folder / DATA_FILE)
+    numbers = sorted(name.removeprefix("name_") for name in data.files if name.startswith("name_"))
+    examples = [
+        Example(*(data[f"{key}_{number}"] for key in SHOWN[:3]), name=str(data[f"name_{number}"]))
+        for number in numbers
+    ]
     for level, name in enumerate(hierarchy.levels):
         draw_examples(folder / f"examples_{name}.png", hierarchy, level, examples)
-        matrix = metrics.confusion(level)
-        draw_confusion(folder / f"confusion_{name}.png", hierarchy.display_names(level), matrix, name)
-    draw_class_bars(folder / "iou.png", results["levels"])
+        draw_confusion(
+            folder / f"confusion_{name}.png", hierarchy.display_names(level), data[f"confusion_{name}"], name
+        )
+    draw_class_bars(folder / "iou.png", json.loads(str(data["levels"])))

@@ -50,7 +50,8 @@ def masks_of(tiles: Path) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("changes", [{"head": "tree"}, {"head": "independent", "decoder": "unet"}, {"head": "flat"}])
 def test_learns(dense_options, tmp_path, changes):
-    train_segmentation.main(dense_options(**changes, num_train_epochs=10, rare_crop=0.5, scale_jitter=[1, 1.2]))
+    size = {"per_device_train_batch_size": 4, "num_train_epochs": 10, "learning_rate": 1e-2}
+    train_segmentation.main(dense_options(**changes, **size, scale_jitter=[1, 1.2], rot90=0, eval_epochs=100))
     results = read(tmp_path / "out")["eval"]
     assert results["levels"]["binary"]["mean_iou"] > 0.6
     assert results["levels"]["fine"]["mean_iou"] > 0.45  # of four classes; clean alone would be 0.2
@@ -97,7 +98,8 @@ def test_output_contract(dense_options, tmp_path):
 )
 def test_metrics_follow_from_saved_masks(dense_options, tiles, tmp_path, changes):
     """At the masks' own sizes, with scikit-learn; ignored pixels left out."""
-    train_segmentation.main(dense_options(**changes, save_predictions=True, num_train_epochs=3))
+    size = {"num_train_epochs": 6, "eval_epochs": 6, "learning_rate": 2e-2, "rot90": 0, "scale_jitter": [1, 1.2]}
+    train_segmentation.main(dense_options(**changes, **size, save_predictions=True))
     results = read(tmp_path / "out")["eval"]
     truth, predicted = [], []
     for row, mask in enumerate(masks_of(tiles)):
