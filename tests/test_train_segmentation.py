@@ -98,7 +98,8 @@ def test_output_contract(dense_options, tmp_path):
 )
 def test_metrics_follow_from_saved_masks(dense_options, tiles, tmp_path, changes):
     """At the masks' own sizes, with scikit-learn; ignored pixels left out."""
-    size = {"num_train_epochs": 6, "eval_epochs": 6, "learning_rate": 2e-2, "rot90": 0, "scale_jitter": [1, 1.2]}
+    size = {"num_train_epochs": 6, "eval_epochs": 6, "learning_rate": 1e-2, "rot90": 0, "scale_jitter": [1, 1.2]}
+    size["per_device_train_batch_size"] = 4
     train_segmentation.main(dense_options(**changes, **size, save_predictions=True))
     results = read(tmp_path / "out")["eval"]
     truth, predicted = [], []
