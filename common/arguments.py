@@ -24,6 +24,7 @@ Arguments = TypeVar("Arguments")
 RANGES = {
     "greater than 0": lambda value: 0 < value < math.inf,
     "at least 0": lambda value: value >= 0,
+    "at least 2": lambda value: value >= 2,
     "at least 1": lambda value: value >= 1,
     "from 0 up to 1": lambda value: 0 <= value <= 1,
     "over 0 and up to 1": lambda value: 0 < value <= 1,

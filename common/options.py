@@ -149,6 +149,19 @@ class RunArguments:
     early_stopping_patience: int | None = option(
         None, "Stop after so many evaluations without improvement.", "greater than 0"
     )
+    checkpointing_steps: str = option("epoch", "Save a checkpoint every so many optimizer steps, or every epoch.")
+    checkpointing_seconds: float | None = option(
+        600.0, "Save one whenever the last is this old, too; 0 for never.", "at least 0"
+    )
+    keep_last: int = option(2, "How many checkpoints to keep, at least 2.", "at least 2")
+    resume_from_checkpoint: str = option(
+        "auto",
+        "auto (the newest in output_dir), none, or a checkpoint or output folder to start from; common/resume.py.",
+    )
+    max_train_minutes: float | None = option(None, "Stop after this time, with a checkpoint.", "greater than 0")
+    max_skipped_steps: int = option(
+        10, "Steps in a row whose loss may be no number; each is skipped and counted.", "at least 0"
+    )
     eval_only: bool = option(False, "Evaluate a folder that this script wrote, and do nothing else.")
     decoding: Literal["leaf", "levels"] = option(
         "leaf", "Best path: that of the most probable leaf, or the one with the most levels expected right."
@@ -178,6 +191,10 @@ class CommonArguments(
             stage_epochs(self.curriculum or [])
         except ValueError as error:
             problems.append(str(error))
+        if self.checkpointing_steps != "epoch" and not (
+            self.checkpointing_steps.isdecimal() and int(self.checkpointing_steps)
+        ):
+            problems.append(f"--checkpointing_steps must be a number or epoch, not {self.checkpointing_steps}")
         if self.eval_only and not (Path(self.model_name_or_path) / "config.json").is_file():
             problems.append("--eval_only needs --model_name_or_path FOLDER, one that a training run has written")
         return problems

@@ -14,7 +14,7 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, broadcast, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -22,6 +22,8 @@ from .image_rows import BadSampleError
 from .options import CommonArguments
 
 logger = logging.getLogger(__name__)
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
 
 def run(main: Callable[[], Any]) -> None:
@@ -56,6 +58,11 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     asked = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
+    if accelerator.distributed_type not in SUPPORTED:
+        raise ValueError(
+            f"{accelerator.distributed_type.value} is not supported: checkpoints could not keep their promises. "
+            "Use --multi_gpu (DDP); models of this size fit."
+        )
     if accelerator.num_processes != asked:
         raise ValueError(f"{asked} processes were launched, but they did not find each other.")
     if not accelerator.is_main_process:
@@ -105,9 +112,15 @@ class Progress:
 
     def __init__(self, num_steps: int, global_batch_size: int, show: bool) -> None:
         self.num_steps, self.global_batch_size, self.show = num_steps, global_batch_size, show
-        self.started = time.perf_counter()
+        self.start(0)
         live = show and num_steps > 0 and sys.stderr.isatty()
         self.bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, disable=not live)
+
+    def start(self, step: int) -> None:
+        """Count from here, at the beginning or where a run goes on."""
+        self.first_step, self.started = step, time.perf_counter()
+        if step:
+            self.bar.update(step)
 
     def update(self) -> None:
         """One more step is done."""
@@ -115,7 +128,7 @@ class Progress:
 
     def log(self, step: int, loss: float, learning_rate: float) -> float:
         """Show a loss; returns images per second since the start, pauses for evaluation included."""
-        speed = step * self.global_batch_size / (time.perf_counter() - self.started)
+        speed = (step - self.first_step) * self.global_batch_size / (time.perf_counter() - self.started)
         if not self.bar.disable:
             self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
         elif self.show:

@@ -20,6 +20,7 @@ from .image_rows import ProblemLog
 from .images import Normalize
 from .options import CommonArguments
 from .runtime import evaluation_bar, sync_buffers
+from .stopping import EvaluationAbandoned, StopRequest
 
 
 @dataclass
@@ -50,6 +51,8 @@ class Task(ABC):
         curriculum: weights of the levels over the course of the training.
         problems: collects broken images.
     """
+
+    stop: StopRequest
 
     def __init__(
         self,
@@ -131,6 +134,9 @@ class Task(ABC):
         """Batches that hold an image, after everything is set for evaluation.
 
         No collective happens between them, because processes may have different numbers of batches.
+
+        Raises:
+            EvaluationAbandoned: after the last one, if the run is to stop.
         """
         model.eval()
         self.loss_fn.eval()
@@ -139,8 +145,12 @@ class Task(ABC):
         self.metrics.reset()
         for batch in evaluation_bar(self.eval_loader, len(self.eval_loader), self.accelerator.is_main_process):
             self.problems.add(batch["problems"])
+            if self.stop.here():
+                break
             if batch["pixels"] is not None:
                 yield batch
+        if self.stop.anywhere()[0]:
+            raise EvaluationAbandoned
 
     def computed(self, loss_sums: torch.Tensor, loss_denominators: torch.Tensor) -> dict[str, Any]:
         """Loss and metrics over all processes; sums are float64."""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from timm.utils import ModelEmaV3
 from transformers import PreTrainedModel
@@ -21,8 +22,12 @@ from .image_rows import ProblemLog
 from .optimization import parameter_groups, set_learning_rate
 from .options import CommonArguments
 from .report import append_history, flatten, is_better, results_table, write_json
+from .resume import RunSaver
+from .run_lock import RunLock
+from .run_state import StepCounts
 from .runtime import Progress, banner
 from .sampling import GlobalBatchSampler, seed_step
+from .stopping import EvaluationAbandoned, RunStatus, StopRequest
 from .task import Data, Task
 
 logger = logging.getLogger(__name__)
@@ -55,6 +60,10 @@ class Trainer(Task):
         self.best: float | None = None
         self.best_results: dict[str, Any] = {}
         self.evaluations_without_gain = 0
+        self.evaluated_step, self.stopped_early = 0, False
+        self.epoch_loss: float | None = None
+        self.counts = StepCounts(accelerator.device)
+        self.status = RunStatus(self.output_dir, accelerator.is_main_process)
         self.ema: ModelEmaV3 | None = None
         if sampler is not None:
             self.train_loader = self.make_train_loader()
@@ -88,53 +97,70 @@ class Trainer(Task):
 
     # ---- the loop
 
+    def run(self) -> dict[str, Any]:
+        """Train, or evaluate with ``--eval_only``; returns what all_results.json holds.
+
+        Raises:
+            Stopped: if a signal or the time budget ended the run before its end; there is a checkpoint then.
+        """
+        with StopRequest(self.args.max_train_minutes) as self.stop, self.status.of_run():
+            if self.sampler is not None:
+                with RunLock(self.output_dir) if self.accelerator.is_main_process else nullcontext():
+                    results = self.fit()
+            else:
+                evaluation = self.evaluate(self.model)
+                results = {"train": None, "eval": evaluation.results}
+                self.progress.write(results_table(evaluation.results))
+                self.write(evaluation)
+            self.finish(results)
+        return results
+
     def fit(self) -> dict[str, Any]:
-        """Train to the end; the best model is in the output folder whenever an evaluation has found one."""
+        """Train from the last checkpoint, or the beginning, to the end.
+
+        The best model is in the output folder whenever an evaluation has found one.
+        """
         args, accelerator, sampler = self.args, self.accelerator, self.sampler
-        num_steps = sampler.num_steps
         self.show_banner()
-        if accelerator.is_main_process:  # what an earlier run left here must not be taken for this one's
-            for name in ("history.jsonl", "all_results.json", "predictions.parquet", "skipped_images.json"):
-                (self.output_dir / name).unlink(missing_ok=True)
+        self.saver = RunSaver(self)
+        self.saver.resume()
+        self.progress.start(sampler.global_step)
         if args.report_to != "none":
             config = {name: str(value) for name, value in vars(args).items()}
             accelerator.init_trackers("label-tree", config=config)
-        started = time.perf_counter()
         batches = iter(self.train_loader)
-        running, epoch_loss = torch.zeros(2, device=accelerator.device)
-        epoch_steps, logged = 0, 0
-        while sampler.global_step < num_steps:
+        while True:
             step = sampler.global_step
+            if self.evaluation_due(step):
+                self.evaluate_and_keep_best(step)
+            self.saver.save_if_due()
+            if self.stopped_early or step == sampler.num_steps:
+                break
             factor = self.enter_step(step)
-            loss = self.train_step(step, [next(batches) for _ in range(sampler.accumulation_steps)])
-            running, epoch_loss, epoch_steps = running + loss, epoch_loss + loss, epoch_steps + 1
-            epoch = sampler.epoch
+            self.train_step(step, [next(batches) for _ in range(sampler.accumulation_steps)])
             sampler.advance()
-            step += 1
             self.progress.update()
-            done = step == num_steps
-            if step % args.logging_steps == 0 or done:
-                self.log_loss(step, running / (step - logged), args.learning_rate * factor)
-                running, logged = torch.zeros_like(running), step
-            epoch_ends = sampler.epoch > epoch
-            if done or (epoch_ends and sampler.epoch % args.eval_epochs == 0):
-                train_loss = accelerator.reduce(epoch_loss / epoch_steps, "sum").item()
-                if self.evaluate_and_keep_best(step):
-                    break
-            if epoch_ends:
-                epoch_loss, epoch_steps = torch.zeros_like(epoch_loss), 0
+            if (step + 1) % args.logging_steps == 0 or step + 1 == sampler.num_steps:
+                self.log_loss(step + 1, args.learning_rate * factor)
         self.progress.close()
-        seconds = time.perf_counter() - started
+        self.saver.finish()
         seen = sampler.global_step * sampler.global_batch_size
         train = {
-            "loss": train_loss,
+            "loss": self.epoch_loss,
             "global_step": sampler.global_step,
             "epochs": sampler.global_step / sampler.steps_per_epoch,
             "samples_seen": seen,
-            "seconds": seconds,
-            "images_per_second": seen / seconds,
+            "skipped_steps": self.counts.skipped_steps,
+            "seconds": self.saver.seconds,
+            "images_per_second": seen / self.saver.seconds,
         }
         return {"train": train, "eval": self.best_results}
+
+    def evaluation_due(self, step: int) -> bool:
+        """At the end of the training and after every so many epochs, and at each of these steps once."""
+        sampler = self.sampler
+        epoch_ends = step > 0 and sampler.samples_seen == 0 and sampler.epoch % self.args.eval_epochs == 0
+        return self.evaluated_step != step and (step == sampler.num_steps or epoch_ends)
 
     def enter_step(self, step: int) -> float:
         """Set the stage's level weights and the learning rate for an optimizer step; returns the rate's factor."""
@@ -147,11 +173,11 @@ class Trainer(Task):
         set_learning_rate(self.optimizer, factor)
         return factor
 
-    def train_step(self, step: int, batches: list[dict[str, Any]]) -> torch.Tensor:
-        """One optimizer step over this process's micro-batches; returns its share of the global batch's loss.
+    def train_step(self, step: int, batches: list[dict[str, Any]]) -> None:
+        """One optimizer step over this process's micro-batches.
 
         Each level's mean is over the labelled elements of the *global* batch, so neither accumulation nor the number
-        of processes changes the loss.
+        of processes changes the loss. If that is no number in any process, the step changes nothing.
         """
         args, accelerator = self.args, self.accelerator
         self.model.train()
@@ -171,23 +197,28 @@ class Trainer(Task):
             total += loss.detach()
         if args.max_grad_norm:
             accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
-        with self.model.heads.untrained_kept(self.loss_fn.weights):
+        bad = accelerator.reduce((~torch.isfinite(total)).float(), "sum").clamp(max=1)
+        with self.model.heads.untrained_kept(self.loss_fn.weights), left_alone(self.optimizer, bad):
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         if self.ema is not None:
             self.ema.update(self.model, step=step + 1)
-        return total
+        self.counts.add(total, bad, new_epoch=self.sampler.samples_seen == 0)
 
-    def log_loss(self, step: int, loss: torch.Tensor, learning_rate: float) -> None:
-        """Show and record the mean loss since the last time; ValueError if it is no number any more."""
-        value = self.accelerator.reduce(loss, "sum").item()
-        if not math.isfinite(value):
+    def log_loss(self, step: int, learning_rate: float) -> None:
+        """Show and record the mean loss since the last time; ValueError after too many steps without a number."""
+        value = self.counts.mean_loss(self.accelerator)
+        if self.counts.skipped_in_a_row > self.args.max_skipped_steps:
             raise ValueError(
-                f"The loss became {value} before step {step}. Lower --learning_rate, or use bf16 instead of fp16."
+                f"The loss has been no number for the last {self.counts.skipped_in_a_row} steps before step {step} "
+                f"(--max_skipped_steps). Lower --learning_rate, or use bf16 instead of fp16. {self.saver.last_good()}"
             )
         speed = self.progress.log(step, value, learning_rate)
-        entry = {"loss": value, "learning_rate": learning_rate, "images_per_second": speed}
+        if self.counts.skipped_steps:
+            self.progress.write(f"{self.counts.skipped_steps} steps so far were skipped: their loss was no number.")
+        entry = {"loss": value, "learning_rate": learning_rate}
         self.record({f"train/{name}": number for name, number in entry.items()}, step)
+        self.accelerator.log({"train/images_per_second": speed}, step=step)
 
     def record(self, entry: dict[str, Any], step: int) -> None:
         """One line in history.jsonl, and in the trackers if there are any."""
@@ -218,25 +249,32 @@ class Trainer(Task):
 
     # ---- evaluation
 
-    def evaluate_and_keep_best(self, step: int) -> bool:
-        """Evaluate; save the model if it is the best so far. Returns whether to stop early."""
+    def evaluate_and_keep_best(self, step: int) -> None:
+        """Evaluate; save the model if it is the best so far; the training may be finished with that."""
         args = self.args
         model = self.model if self.ema is None else self.ema.module
-        evaluation = self.evaluate(model)
+        self.epoch_loss = self.counts.epoch_loss(self.accelerator)
+        try:
+            evaluation = self.evaluate(model)
+        except EvaluationAbandoned:  # to be done again; everything is as it was before
+            self.saver.save_if_due()
+            raise AssertionError("a stop that all processes know of") from None
         results = evaluation.results
+        self.evaluated_step = step
         self.progress.write(f"evaluation after step {step}\n{results_table(results)}")
         self.record({f"eval/{name}": value for name, value in flatten(results)}, step)
         value = dict(flatten(results))[args.metric_for_best_model]
         if self.best_results and not is_better(args.metric_for_best_model, value, self.best):
             self.evaluations_without_gain += 1
-            return self.evaluations_without_gain == args.early_stopping_patience
+            self.stopped_early = self.evaluations_without_gain == args.early_stopping_patience
+            return
         self.best = None if math.isnan(value) else value
         self.best_results, self.evaluations_without_gain = results, 0
         if self.accelerator.is_main_process:
             self.save_model(model)
         self.write(evaluation)
         self.accelerator.wait_for_everyone()
-        return False
+        self.saver.best_found()
 
     # ---- the end
 
@@ -252,14 +290,17 @@ class Trainer(Task):
             self.progress.write(f"Results are in {args.output_dir}.")
         accelerator.end_training()
 
-    def run(self) -> dict[str, Any]:
-        """Train, or evaluate with ``--eval_only``; returns what all_results.json holds."""
-        if self.sampler is None:
-            evaluation = self.evaluate(self.model)
-            results = {"train": None, "eval": evaluation.results}
-            self.progress.write(results_table(evaluation.results))
-            self.write(evaluation)
-        else:
-            results = self.fit()
-        self.finish(results)
-        return results
+
+@contextmanager
+def left_alone(optimizer: AcceleratedOptimizer, bad: torch.Tensor) -> Iterator[None]:
+    """Let a fused optimizer's step change nothing if ``bad`` is 1, without waiting for the device to know.
+
+    With fp16 that is the scaler's part, which sees it in the gradients.
+    """
+    inner = optimizer.optimizer
+    if optimizer.scaler is not None or not inner.defaults.get("fused"):
+        yield
+        return
+    inner.found_inf, inner.grad_scale = bad, None
+    yield
+    del inner.found_inf, inner.grad_scale

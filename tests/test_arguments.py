@@ -39,7 +39,8 @@ SHARED = [
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "layer_decay", "lr_scheduler_type",
     "warmup_ratio", "max_grad_norm", "ema_decay", "output_dir", "seed", "deterministic", "mixed_precision",
     "channels_last", "compile", "dataloader_num_workers", "logging_steps", "eval_epochs", "metric_for_best_model",
-    "early_stopping_patience", "eval_only", "decoding", "save_predictions", "report_to",
+    "early_stopping_patience", "eval_only", "decoding", "save_predictions", "report_to", "checkpointing_steps",
+    "checkpointing_seconds", "keep_last", "resume_from_checkpoint", "max_train_minutes", "max_skipped_steps",
 ]
 OPTIONS = {
     "train_taxonomy.py": [
@@ -293,6 +294,9 @@ def test_ends_of_the_ranges(name, value):
         (["--validation_file=a.csv"], "go together"),
         (["--mixup=0.2", "--per_device_train_batch_size=3"], "must be even"),
         (["--cutmix=1", "--per_device_train_batch_size=1"], "must be even"),
+        (["--checkpointing_steps", "often"], "--checkpointing_steps must be a number or epoch"),
+        (["--checkpointing_steps", "0"], "--checkpointing_steps must be a number or epoch"),
+        (["--keep_last", "1"], "--keep_last must be at least 2"),
         (["--curriculum", "20"], "--curriculum takes EPOCHS=WEIGHT"),
         (["--curriculum", "0=leaf"], "--curriculum takes EPOCHS=WEIGHT"),
         (["--eval_only", "--model_name_or_path=nowhere"], "--eval_only needs --model_name_or_path FOLDER"),

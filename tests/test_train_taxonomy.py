@@ -52,6 +52,7 @@ def test_output_contract(options, tmp_path):
         "global_step",
         "epochs",
         "samples_seen",
+        "skipped_steps",
         "seconds",
         "images_per_second",
     }

@@ -1,0 +1,350 @@
+"""Runs that are killed, stopped and moved end as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import launch
+from safetensors.torch import load_file
+
+import train_segmentation
+import train_taxonomy
+from common import checkpoint, training
+from common.stopping import STOPPED_STATUS
+
+RANDOM = {
+    "taxonomy": {"mixup": 0.5, "cutmix": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "drop_path_rate": 0.2},
+    "segmentation": {"model_name_or_path": "timm/test_convnext", "head": "independent"},
+}
+SCRIPTS = {"taxonomy": train_taxonomy, "segmentation": train_segmentation}
+
+
+@pytest.fixture(params=list(SCRIPTS))
+def script(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def words(script, options, dense_options, tmp_path) -> Callable[..., list[str]]:
+    """A command line of the script with everything random on: 12 steps in two epochs, with accumulation and EMA."""
+    make = {"taxonomy": options, "segmentation": dense_options}[script]
+    size = {"taxonomy": 96, "segmentation": 48}[script]
+
+    def command(**changes: object) -> list[str]:
+        settings = {
+            "max_train_samples": size,
+            "global_batch_size": size // 6,
+            "per_device_train_batch_size": size // 12,
+            "num_train_epochs": 2,
+            "dropout": 0.2,
+            "ema_decay": 0.9,
+            "checkpointing_steps": 2,
+            "logging_steps": 3,
+            "learning_rate": 5e-3,
+            **RANDOM[script],
+            **changes,
+        }
+        return make(**settings)
+
+    return command
+
+
+def outcome(folder: Path) -> dict[str, object]:
+    """What must not depend on how often a run was cut off."""
+    results = json.loads((folder / "all_results.json").read_text())
+    for name in ("seconds", "images_per_second"):
+        del results["train"][name]
+    return {
+        "weights": (folder / "model.safetensors").read_bytes(),
+        "history": (folder / "history.jsonl").read_text(),
+        "results": results,
+    }
+
+
+def dies(script: str, words: list[str], patch: Callable[[pytest.MonkeyPatch], None]) -> int:
+    """Run in a child that the patch makes end itself; its exit status."""
+    child = os.fork()
+    if child == 0:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            patch(monkeypatch)
+            try:
+                SCRIPTS[script].main(words)
+            except SystemExit as stop:
+                os._exit(stop.code)
+            except BaseException:
+                os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def kill_at(owner: object, name: str, call: int) -> Callable[[pytest.MonkeyPatch], None]:
+    """SIGKILL at the so-many-th call of a function, before it does anything."""
+
+    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
+        original, calls = getattr(owner, name), []
+
+        def wrapped(*args: object, **kwargs: object) -> object:
+            calls.append(1)
+            if len(calls) == call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, wrapped)
+
+    return patch
+
+
+# ---- killed
+
+
+def test_killed_anywhere_ends_as_if_nothing_had_happened(script, words, tmp_path):
+    """In mid-epoch, in mid-accumulation, in mid-save, in an evaluation, and twice in one epoch; byte for byte."""
+    trainer = {"taxonomy": train_taxonomy.TaxonomyTrainer, "segmentation": train_segmentation.SegmentationTrainer}
+    trainer = trainer[script]
+    SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
+    command = words(output_dir=tmp_path / "cut")
+    places = [
+        ("train_step", trainer, 4),
+        ("train_loss", trainer, 4),  # the second half of an accumulated step
+        ("_at", checkpoint.Checkpointer, 7),
+        ("evaluation_batches", trainer, 1),
+        ("_at", checkpoint.Checkpointer, 4),
+        ("train_step", trainer, 2),
+        ("save_model", trainer, 1),
+        ("train_step", trainer, 3),
+    ]
+    for name, owner, call in places:
+        assert dies(script, command, kill_at(owner, name, call)) in (-signal.SIGKILL, 0)
+    SCRIPTS[script].main(command)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_workers_do_not_matter(script, words, tmp_path):
+    """With loader processes that live on, and that have prefetched when the run is killed."""
+    SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
+    command = words(output_dir=tmp_path / "cut", dataloader_num_workers=1)
+    assert dies(script, command, kill_at(training.Trainer, "enter_step", 6)) == -signal.SIGKILL
+    SCRIPTS[script].main(command)
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+# ---- stopped
+
+
+@pytest.mark.parametrize("where", ["train_step", "evaluation_batches"])
+def test_a_signal_stops_with_a_checkpoint(words, script, tmp_path, monkeypatch, where):
+    SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
+    command = words(output_dir=tmp_path / "cut", checkpointing_steps="epoch")
+    original, calls = getattr(training.Trainer, where), []
+
+    def signalled(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training.Trainer, where, signalled)
+        before = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(SystemExit) as stop:
+            SCRIPTS[script].main(command)
+    assert stop.value.code == STOPPED_STATUS and signal.getsignal(signal.SIGTERM) is before
+    status = json.loads((tmp_path / "cut" / "run_status.json").read_text())
+    assert status["status"] == "stopped" and "SIGTERM" in status["reason"]
+    assert status["global_step"] == {"train_step": 2, "evaluation_batches": 12}[where]
+    SCRIPTS[script].main(command)
+    assert json.loads((tmp_path / "cut" / "run_status.json").read_text())["status"] == "finished"
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_second_signal_exits_at_once(options):
+    def twice(monkeypatch: pytest.MonkeyPatch) -> None:
+        def step(self, *args):
+            os.kill(os.getpid(), signal.SIGUSR1)
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+        monkeypatch.setattr(training.Trainer, "train_step", step)
+
+    assert dies("taxonomy", options(), twice) == 128 + signal.SIGUSR1
+
+
+def test_the_time_budget_stops_a_run(options, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        train_taxonomy.main(options(max_train_minutes=1e-6))
+    assert stop.value.code == STOPPED_STATUS
+    status = json.loads((tmp_path / "out" / "run_status.json").read_text())
+    assert status["status"] == "stopped" and "--max_train_minutes" in status["reason"]
+    train_taxonomy.main(options())
+
+
+# ---- other numbers of processes
+
+
+def test_one_process_then_two_then_one(dense_options, tmp_path):
+    """The same global batches, so that the loss of every step is the same but for the order of sums."""
+    script = "train_segmentation.py"
+    settings = {
+        "model_name_or_path": "timm/test_convnext",
+        "global_batch_size": 8,
+        "lr_scheduler_type": "constant",
+        "warmup_ratio": 0,
+        "logging_steps": 1,
+        "checkpointing_steps": 1,
+        "num_train_epochs": None,
+    }
+    one = {**settings, "per_device_train_batch_size": 8}
+    train_segmentation.main(dense_options(**one, max_train_steps=9, output_dir=tmp_path / "whole"))
+    train_segmentation.main(dense_options(**one, max_train_steps=2, output_dir=tmp_path / "cut"))
+    two = dense_options(**settings, max_train_steps=4, output_dir=tmp_path / "cut")
+    two[two.index("--per_device_train_batch_size") + 1] = "4"
+    launch(script, 2, two)
+    train_segmentation.main(dense_options(**one, max_train_steps=9, output_dir=tmp_path / "cut"))
+
+    def losses(folder: Path) -> dict[int, float]:
+        lines = map(json.loads, (folder / "history.jsonl").read_text().splitlines())
+        return {line["global_step"]: line["train/loss"] for line in lines if "train/loss" in line}
+
+    whole, cut = losses(tmp_path / "whole"), losses(tmp_path / "cut")
+    assert list(cut) == list(range(1, 10))
+    assert list(cut.values()) == pytest.approx(list(whole.values()), rel=1e-3)
+
+
+# ---- where a run starts
+
+
+def test_a_finished_run_is_not_trained_again(options, tmp_path, monkeypatch):
+    first = train_taxonomy.main(options(max_train_steps=3))
+    monkeypatch.setattr(training.Trainer, "train_step", lambda *args: pytest.fail("trained again"))
+    again = train_taxonomy.main(options(max_train_steps=3))
+    assert again["train"]["global_step"] == 3 and again["eval"]["loss"] == first["eval"]["loss"]
+
+
+def test_starting_over_and_starting_from_another_run(options, tmp_path, capfd):
+    train_taxonomy.main(options(max_train_steps=3))
+    train_taxonomy.main(options(max_train_steps=3, resume_from_checkpoint="none"))
+    assert "earlier checkpoints are now in" in capfd.readouterr().err
+    assert len(list((tmp_path / "out").glob("checkpoints*"))) == 2
+    elsewhere = {"output_dir": tmp_path / "other", "resume_from_checkpoint": tmp_path / "out"}
+    results = train_taxonomy.main(options(max_train_steps=5, **elsewhere))
+    assert results["train"]["global_step"] == 5
+    assert "Going on from step 3" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="no checkpoint at|is not a whole checkpoint"):
+        train_taxonomy.main(options(output_dir=tmp_path / "third", resume_from_checkpoint=tmp_path / "nowhere"))
+
+
+def test_another_run_is_refused(options):
+    train_taxonomy.main(options(max_train_steps=2))
+    for changes, said in (
+        ({"learning_rate": 1e-5}, "learning_rate was 0.003, now 1e-05"),
+        ({"per_device_train_batch_size": 4}, "global_batch_size was 8, now 4"),
+        ({"max_train_samples": 50}, "training images was 96, now 50"),
+        ({"level_columns": ["order", "species"]}, "level_columns"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            train_taxonomy.main(options(**{"max_train_steps": 2, **changes}))
+
+
+def test_a_broken_checkpoint_is_passed_over(options, tmp_path, capfd):
+    settings = {"checkpointing_steps": 2, "max_train_steps": 5}
+    train_taxonomy.main(options(**settings, output_dir=tmp_path / "whole"))
+    train_taxonomy.main(options(**settings))
+    newest = sorted((tmp_path / "out" / "checkpoints").glob("checkpoint-*"))[-1]
+    file = newest / "weights.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    train_taxonomy.main(options(**settings))
+    assert "Falling back on" in capfd.readouterr().err
+    assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+
+
+def test_a_folder_in_use_is_refused(options, tmp_path):
+    def second(monkeypatch: pytest.MonkeyPatch) -> None:
+        original = training.Trainer.train_step
+
+        def step(self, *args):
+            words = options(max_train_steps=2, resume_from_checkpoint="none")
+            child = os.fork()
+            if child == 0:
+                monkeypatch.setattr(training.Trainer, "train_step", original)
+                try:
+                    train_taxonomy.main(words)
+                except ValueError as error:
+                    os._exit(7 if "use" in str(error) else 8)
+                os._exit(0)
+            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+
+        monkeypatch.setattr(training.Trainer, "train_step", step)
+
+    assert dies("taxonomy", options(max_train_steps=2), second) == 7
+
+
+# ---- losses that are no number
+
+
+def with_bad_steps(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
+    original = training.Trainer.train_step
+
+    def step(self, number, batches):
+        if number in bad:
+            batches[0]["pixels"] = batches[0]["pixels"].float() * float("nan")
+        return original(self, number, batches)
+
+    monkeypatch.setattr(training.Trainer, "train_step", step)
+
+
+def test_a_bad_step_changes_nothing_and_is_counted(options, tmp_path, monkeypatch):
+    with_bad_steps(monkeypatch, {2, 3})
+    results = train_taxonomy.main(options(max_train_steps=4, checkpointing_steps=1, keep_last=9, weight_decay=0.5))
+    assert results["train"]["skipped_steps"] == 2
+    folders = [tmp_path / "out" / "checkpoints" / f"checkpoint-{step:08d}" for step in (1, 2, 4)]
+    weights = [load_file(folder / "weights.safetensors") for folder in folders]
+    assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
+    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_too_many_bad_steps_end_the_run(options, tmp_path, monkeypatch):
+    with_bad_steps(monkeypatch, set(range(3, 100)))
+    with pytest.raises(ValueError, match=r"no number for the last 5 steps.*last checkpoint before that is of step \d"):
+        train_taxonomy.main(options(max_skipped_steps=4, logging_steps=4, checkpointing_steps=2))
+    assert json.loads((tmp_path / "out" / "run_status.json").read_text())["status"] == "failed"
+
+
+# ---- Strong Compute's ISC
+
+
+def ship(artifact: Path, fresh: Path) -> None:
+    """As the platform does: what the link names and what is forced, into an empty folder elsewhere."""
+    link = artifact / "AtomicDirectory.latest_checkpoint"
+    fresh.mkdir()
+    kept = {Path(os.readlink(link)).name} if link.is_symlink() else set()
+    kept |= {folder.name for folder in artifact.iterdir() if folder.name.endswith("_force")}
+    for name in kept:
+        shutil.copytree(artifact / name, fresh / name)
+    if link.is_symlink():
+        os.symlink(os.readlink(link), fresh / link.name)
+
+
+def test_cycles_on_the_isc(script, words, tmp_path, monkeypatch):
+    SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
+    status, artifact = -signal.SIGKILL, tmp_path / "artifact0"
+    artifact.mkdir()
+    for cycle in range(9):
+        monkeypatch.setenv("CHECKPOINT_ARTIFACT_PATH", str(artifact))
+        command = words(output_dir=tmp_path / f"machine{cycle}", checkpointing_steps=1)
+        status = dies(script, command, kill_at(training.Trainer, "enter_step", 4))
+        if status == 0:
+            break
+        ship(artifact, tmp_path / f"artifact{cycle + 1}")
+        shutil.rmtree(artifact)  # absolute links now lead nowhere
+        artifact = tmp_path / f"artifact{cycle + 1}"
+    assert status == 0 and cycle >= 2
+    assert outcome(tmp_path / f"machine{cycle}") == outcome(tmp_path / "whole")
+    assert any(folder.name.endswith("_force") for folder in artifact.iterdir())
