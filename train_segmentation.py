@@ -449,10 +449,12 @@ class SegmentationTrainer(Trainer):
             sums += torch.stack([loss_fn.level_sums(scores, labels), loss_fn.label_weights(labels)])
             log_probs = model.heads.log_probs(scores)
             path_scores = model.heads.path_scores(scores, log_probs, self.args.decoding)
+            alone = log_probs[:-1] if self.last_level_is_leaf(model) else log_probs
             for index, truth in enumerate(batch["truth"]):
-                dense = [path_scores[index], *(level[index] for level in log_probs)]
+                dense = [path_scores[index], *(level[index] for level in alone)]
                 resampler = Resampler(batch["resized"][index], truth.shape, model.stride, scores.device)
                 leaf, *argmax = dense_labels(resampler, dense, lambda parts: [part.argmax(1) for part in parts])
+                argmax += [leaf] * (len(log_probs) - len(alone))
                 self.metrics.add_batch(
                     predictions={"leaf": leaf, "argmax": argmax}, references=truth.to(leaf.device, non_blocking=True)
                 )
@@ -464,6 +466,12 @@ class SegmentationTrainer(Trainer):
             means = {name: value for name, value in row.items() if name != "per_class"}
             results["argmax"].setdefault("levels", {})[level] = means
         return Evaluation(results, (folder, examples.gather(self.accelerator)))
+
+    def last_level_is_leaf(self, model: LabelTreeForSemanticSegmentation) -> bool:
+        """Whether the last level's most probable class is always the leaf of the best path: no need to look twice."""
+        hierarchy = self.data.hierarchy
+        only_leaves = hierarchy.num_leaves == hierarchy.num_classes[-1]
+        return model.heads.leaf_softmax and only_leaves and self.args.decoding == "leaf"
 
     def predict(self, model: LabelTreeForSemanticSegmentation, pixels: torch.Tensor) -> torch.Tensor:
         """Scores at stride 4 of normalised images: whole ones, or with ``--eval_crop`` one in windows."""
@@ -492,12 +500,12 @@ class SegmentationTrainer(Trainer):
         folder, examples = evaluation.extras
         folder.keep(self.accelerator)
         if self.accelerator.is_main_process:
-            keep_for_plots(self.output_dir / "plots", self.data.hierarchy, self.metrics, evaluation.results, examples)
+            keep_for_plots(self.output_dir, self.data.hierarchy, self.metrics, evaluation.results, examples)
 
     def finish(self, results: dict[str, Any]) -> None:
         """Also draws the plots of the best evaluation, which takes some seconds."""
         if self.accelerator.is_main_process:
-            draw_plots(self.output_dir / "plots", self.data.hierarchy)
+            draw_plots(self.output_dir, self.data.hierarchy)
         super().finish(results)
 
 

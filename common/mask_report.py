@@ -20,8 +20,10 @@ from .mask_transforms import nearest
 from .plots import Example, draw_class_bars, draw_confusion, draw_examples, leaf_colours
 from .segmentation_metrics import SegmentationMetrics
 
-DATA_FILE = "data.npz"
-"""Beside the plots: what they were drawn from"""
+DATA_FILE = "plots.npz"
+"""Beside the model: what the plots are drawn from"""
+
+PLOTS = "plots"
 
 SHOWN = ("image", "truth", "prediction", "name")
 
@@ -131,20 +133,22 @@ def keep_for_plots(
     examples: Sequence[Example],
 ) -> None:
     """Write what :func:`draw_plots` needs into one file, because drawing takes longer than an evaluation should."""
-    folder.mkdir(parents=True, exist_ok=True)
     arrays: dict[str, np.ndarray] = {"levels": np.array(json.dumps(results["levels"]))}
     for level, name in enumerate(hierarchy.levels):
         arrays[f"confusion_{name}"] = metrics.confusion(level)
     for index, example in enumerate(examples):
         arrays |= {f"{key}_{index:02d}": np.asarray(value) for key, value in vars(example).items() if key in SHOWN}
-    with (folder / ".data.tmp").open("wb") as file:
+    temporary = folder / f".{DATA_FILE}.tmp"
+    with temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
-    os.replace(folder / ".data.tmp", folder / DATA_FILE)
+    os.replace(temporary, folder / DATA_FILE)
 
 
 def draw_plots(folder: Path, hierarchy: Hierarchy) -> None:
     """Examples and confusion matrix of every level, and IoU of every class, of the last :func:`keep_for_plots`."""
     data = np.load(folder / DATA_FILE)
+    folder = folder / PLOTS
+    folder.mkdir(parents=True, exist_ok=True)
     numbers = sorted(name.removeprefix("name_") for name in data.files if name.startswith("name_"))
     examples = [
         Example(*(data[f"{key}_{number}"] for key in SHOWN[:3]), name=str(data[f"name_{number}"]))

@@ -52,7 +52,7 @@ LENGTH = {"num_train_epochs", "max_train_steps"}
 
 # The parts of the output folder that a checkpoint on the ISC brings along, because nothing else is shipped.
 INSIDE = {"weights.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json"}
-BEST_MODEL = ("*.safetensors", "*.json", "*.jsonl", "*.py", "*.yaml")
+BEST_MODEL = ("*.safetensors", "*.json", "*.jsonl", "*.py", "*.yaml", "*.npz")
 
 
 class RunSaver:
@@ -100,7 +100,7 @@ class RunSaver:
             self.save(wait=stop)
         if stop:
             self.close()
-            trainer.status.progress["global_step"] = step
+            trainer.status.set("running", global_step=step)
             raise Stopped(trainer.stop.reason)
 
     def save(self, wait: bool = False, force: bool = False) -> None:
@@ -133,6 +133,7 @@ class RunSaver:
             files = self.brought_along() if self.on_isc else {}
             self.files.save(trainer.sampler.global_step, tensors, state, force=force, extra_files=files, wait=wait)
         self.saved_step, self.saved_at = trainer.sampler.global_step, time.monotonic()
+        trainer.status.set("running", global_step=self.saved_step)
 
     def brought_along(self) -> dict[str, Path]:
         """The best model and the history, which must be in a checkpoint if nothing else of the run is kept."""

@@ -54,7 +54,7 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
         cpu=not gpu,  # unless told so, torchrun's processes on a CPU would each train alone
         mixed_precision=precision,
         log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=args.output_dir,
+        project_dir=os.environ.get("LOSSY_ARTIFACT_PATH") or args.output_dir,  # the ISC copies that one all the time
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
     asked = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))

@@ -103,8 +103,9 @@ class RunStatus:
         self.path, self._write = Path(folder) / STATUS_FILE, write
         self.progress: dict[str, int] = {}
 
-    def set(self, status: str, reason: str = "") -> None:
-        """Replace the file in one step."""
+    def set(self, status: str, reason: str = "", **progress: int) -> None:
+        """Replace the file in one step; ``global_step`` and ``num_steps`` stay until they are given anew."""
+        self.progress |= progress
         if self._write:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             write_json(self.path, {"status": status, "reason": reason, **self.progress, "time": time.time()})

@@ -125,6 +125,7 @@ class Trainer(Task):
         self.saver = RunSaver(self)
         self.saver.resume()
         self.progress.start(sampler.global_step)
+        self.status.set("running", global_step=sampler.global_step, num_steps=sampler.num_steps)
         if args.report_to != "none":
             config = {name: str(value) for name, value in vars(args).items()}
             accelerator.init_trackers("label-tree", config=config)
@@ -144,6 +145,7 @@ class Trainer(Task):
                 self.log_loss(step + 1, args.learning_rate * factor)
         self.progress.close()
         self.saver.finish()
+        self.status.set("running", global_step=sampler.global_step)
         seen = sampler.global_step * sampler.global_batch_size
         train = {
             "loss": self.epoch_loss,
