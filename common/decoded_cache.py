@@ -18,7 +18,7 @@ import xxhash
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .image_rows import BadSampleError
+from .image_rows import BadSampleError, let_main_decide
 from .masks import MaskedImageRows
 
 logger = logging.getLogger(__name__)
@@ -123,7 +123,13 @@ def _file_state(path: str | None) -> bytes:
 
 def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int) -> None:
     # A generator of its own: a loader draws a seed for its workers, which the first run alone must not notice.
-    decoded = DataLoader(_Decoded(rows, shrink), batch_size=None, num_workers=num_workers, generator=torch.Generator())
+    decoded = DataLoader(
+        _Decoded(rows, shrink),
+        batch_size=None,
+        num_workers=num_workers,
+        worker_init_fn=let_main_decide,
+        generator=torch.Generator(),
+    )
     live = sys.stderr.isatty()
     index = np.full((len(rows), 5), -1, dtype=np.int64)
     position = 0

@@ -151,7 +151,7 @@ class RunArguments:
     )
     checkpointing_steps: str = option("epoch", "Save a checkpoint every so many optimizer steps, or every epoch.")
     checkpointing_seconds: float | None = option(
-        600.0, "Save one whenever the last is this old, too; 0 for never.", "at least 0"
+        None, "Save one whenever the last is this old, too; 0 for never. 600, on the ISC 30, by default.", "at least 0"
     )
     keep_last: int = option(2, "How many checkpoints to keep, at least 2.", "at least 2")
     resume_from_checkpoint: str = option(

@@ -94,6 +94,8 @@ class RunSaver:
         step, every = sampler.global_step, self.args.checkpointing_steps
         by_steps = sampler.samples_seen == 0 if every == "epoch" else step % int(every) == 0
         seconds = self.args.checkpointing_seconds
+        if seconds is None:
+            seconds = 30 if self.on_isc else 600  # a cycle on the ISC lasts 90 seconds
         by_time = trainer.accelerator.is_main_process and bool(seconds) and time.monotonic() - self.saved_at > seconds
         stop, by_time = trainer.stop.anywhere(also=by_time)
         if step != self.saved_step and (stop or by_time or (by_steps and step > 0)):

@@ -119,7 +119,7 @@ class RunStatus:
         except Stopped as stop:
             self.set("stopped", stop.reason)
             raise
-        except BaseException as error:
+        except (ValueError, OSError) as error:  # for a person to mend; other errors may be gone the next time
             self.set("failed", str(error) or type(error).__name__)
             raise
         self.set("finished")

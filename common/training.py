@@ -27,7 +27,7 @@ from .run_lock import RunLock
 from .run_state import StepCounts
 from .runtime import Progress, banner
 from .sampling import GlobalBatchSampler, seed_step
-from .stopping import EvaluationAbandoned, RunStatus, StopRequest
+from .stopping import EvaluationAbandoned, RunStatus, Stopped, StopRequest
 from .task import Data, Task
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,10 @@ class Trainer(Task):
                 with RunLock(self.output_dir) if self.accelerator.is_main_process else nullcontext():
                     results = self.fit()
             else:
-                evaluation = self.evaluate(self.model)
+                try:
+                    evaluation = self.evaluate(self.model)
+                except EvaluationAbandoned:
+                    raise Stopped(self.stop.reason) from None
                 results = {"train": None, "eval": evaluation.results}
                 self.progress.write(results_table(evaluation.results))
                 self.write(evaluation)
