@@ -18,7 +18,7 @@ import xxhash
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .image_rows import BadSampleError, let_main_decide
+from .image_rows import BadSampleError
 from .masks import MaskedImageRows
 
 logger = logging.getLogger(__name__)
@@ -127,7 +127,6 @@ def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int
         _Decoded(rows, shrink),
         batch_size=None,
         num_workers=num_workers,
-        worker_init_fn=let_main_decide,
         generator=torch.Generator(),
     )
     live = sys.stderr.isatty()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import signal
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -232,15 +231,6 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {**stacked, "problems": problems}
 
 
-def let_main_decide(worker: int) -> None:
-    """In a loader's worker: leave signals to the main process, which is told too and ends its workers itself.
-
-    Launchers and schedulers signal whole process groups, and PyTorch's workers die of a SIGTERM not from their parent.
-    """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-
-
 def make_loader(dataset: Samples, batch_sampler: Any, num_workers: int, pin_memory: bool) -> DataLoader:
     """A loader of keyed batches. It is already this process's share: do not give it to ``accelerator.prepare``."""
     return DataLoader(
@@ -251,7 +241,6 @@ def make_loader(dataset: Samples, batch_sampler: Any, num_workers: int, pin_memo
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=let_main_decide,
     )
 
 

@@ -1,6 +1,7 @@
 """The batch files on a real Slurm: a cluster of two nodes that the tests start in a folder of their own.
 
-It needs Slurm's and munge's programs, for example ``apt-get install slurm-wlm munge``, and no set-up or privileges.
+They run with TEST_SLURM=1 in the environment, and need Slurm's and munge's programs, for example by
+``apt-get install slurm-wlm munge``, but no set-up or privileges.
 """
 
 from __future__ import annotations
@@ -250,6 +251,8 @@ class Job:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    if os.environ.get("TEST_SLURM") != "1":
+        pytest.skip("takes ten minutes, most of them Slurm's own delays; set TEST_SLURM=1 to run it")
     missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
     if missing:
         pytest.skip(f"Slurm is not installed: no {', '.join(missing)} (Debian: apt-get install slurm-wlm munge)")

@@ -6,7 +6,9 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from safetensors.torch import load_file
 import train_segmentation
 import train_taxonomy
 from common import checkpoint, training
+from common.run_lock import RunLock
 from common.stopping import STOPPED_STATUS
 
 RANDOM = {
@@ -68,43 +71,52 @@ def outcome(folder: Path) -> dict[str, object]:
     }
 
 
-def dies(script: str, words: list[str], patch: Callable[[pytest.MonkeyPatch], None]) -> int:
-    """Run in a child that the patch makes end itself; its exit status."""
-    child = os.fork()
-    if child == 0:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            patch(monkeypatch)
-            try:
-                SCRIPTS[script].main(words)
-            except SystemExit as stop:
-                os._exit(stop.code)
-            except BaseException:
-                os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen]:
+    """Forks children that are killed; see short_lived.py."""
+    folder = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(folder.parent)}
+    command = [sys.executable, str(folder / "short_lived.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder.parent
+    ) as process:
+        yield process
+        process.stdin.close()
 
 
-def kill_at(owner: object, name: str, call: int) -> Callable[[pytest.MonkeyPatch], None]:
-    """SIGKILL at the so-many-th call of a function, before it does anything."""
+@pytest.fixture
+def dies(server) -> Callable[..., int]:
+    """Run a script in a child that gets signals (SIGKILL) at the so-many-th call of a method; its exit status."""
 
-    def patch(monkeypatch: pytest.MonkeyPatch) -> None:
-        original, calls = getattr(owner, name), []
+    def run(
+        script: str,
+        words: list[str],
+        owner: type,
+        name: str,
+        call: int,
+        signals: Sequence[int] = (signal.SIGKILL,),
+        **environment: str,
+    ) -> int:
+        request = {
+            "script": SCRIPTS[script].__name__,
+            "words": words,
+            "owner": f"{owner.__module__}:{owner.__name__}",
+            "name": name,
+            "call": call,
+            "signals": [int(number) for number in signals],
+            "environment": environment,
+        }
+        server.stdin.write(json.dumps(request) + "\n")
+        server.stdin.flush()
+        return int(server.stdout.readline())
 
-        def wrapped(*args: object, **kwargs: object) -> object:
-            calls.append(1)
-            if len(calls) == call:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(*args, **kwargs)
-
-        monkeypatch.setattr(owner, name, wrapped)
-
-    return patch
+    return run
 
 
 # ---- killed
 
 
-def test_killed_anywhere_ends_as_if_nothing_had_happened(script, words, tmp_path):
+def test_killed_anywhere_ends_as_if_nothing_had_happened(script, words, tmp_path, dies):
     """In mid-epoch, in mid-accumulation, in mid-save, in an evaluation, and twice in one epoch; byte for byte."""
     trainer = {"taxonomy": train_taxonomy.TaxonomyTrainer, "segmentation": train_segmentation.SegmentationTrainer}
     trainer = trainer[script]
@@ -121,16 +133,16 @@ def test_killed_anywhere_ends_as_if_nothing_had_happened(script, words, tmp_path
         ("train_step", trainer, 3),
     ]
     for name, owner, call in places:
-        assert dies(script, command, kill_at(owner, name, call)) in (-signal.SIGKILL, 0)
+        assert dies(script, command, owner, name, call) in (-signal.SIGKILL, 0)
     SCRIPTS[script].main(command)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
-def test_workers_do_not_matter(script, words, tmp_path):
+def test_workers_do_not_matter(script, words, tmp_path, dies):
     """With loader processes that live on, and that have prefetched when the run is killed."""
     SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
     command = words(output_dir=tmp_path / "cut", dataloader_num_workers=1)
-    assert dies(script, command, kill_at(training.Trainer, "enter_step", 6)) == -signal.SIGKILL
+    assert dies(script, command, training.Trainer, "enter_step", 6) == -signal.SIGKILL
     SCRIPTS[script].main(command)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
@@ -164,15 +176,9 @@ def test_a_signal_stops_with_a_checkpoint(words, script, tmp_path, monkeypatch, 
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
-def test_a_second_signal_exits_at_once(options):
-    def twice(monkeypatch: pytest.MonkeyPatch) -> None:
-        def step(self, *args):
-            os.kill(os.getpid(), signal.SIGUSR1)
-            os.kill(os.getpid(), signal.SIGUSR1)
-
-        monkeypatch.setattr(training.Trainer, "train_step", step)
-
-    assert dies("taxonomy", options(), twice) == 128 + signal.SIGUSR1
+def test_a_second_signal_exits_at_once(options, dies):
+    twice = [signal.SIGUSR1, signal.SIGUSR1]
+    assert dies("taxonomy", options(), training.Trainer, "train_step", 1, twice) == 128 + signal.SIGUSR1
 
 
 def test_the_time_budget_stops_a_run(options, tmp_path):
@@ -266,24 +272,8 @@ def test_a_broken_checkpoint_is_passed_over(options, tmp_path, capfd):
 
 
 def test_a_folder_in_use_is_refused(options, tmp_path):
-    def second(monkeypatch: pytest.MonkeyPatch) -> None:
-        original = training.Trainer.train_step
-
-        def step(self, *args):
-            words = options(max_train_steps=2, resume_from_checkpoint="none")
-            child = os.fork()
-            if child == 0:
-                monkeypatch.setattr(training.Trainer, "train_step", original)
-                try:
-                    train_taxonomy.main(words)
-                except ValueError as error:
-                    os._exit(7 if "use" in str(error) else 8)
-                os._exit(0)
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-
-        monkeypatch.setattr(training.Trainer, "train_step", step)
-
-    assert dies("taxonomy", options(max_train_steps=2), second) == 7
+    with RunLock(tmp_path / "out"), pytest.raises(ValueError, match="use"):
+        train_taxonomy.main(options(max_train_steps=2))
 
 
 # ---- losses that are no number
@@ -332,14 +322,14 @@ def ship(artifact: Path, fresh: Path) -> None:
         os.symlink(os.readlink(link), fresh / link.name)
 
 
-def test_cycles_on_the_isc(script, words, tmp_path, monkeypatch):
+def test_cycles_on_the_isc(script, words, tmp_path, dies):
     SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
     status, artifact = -signal.SIGKILL, tmp_path / "artifact0"
     artifact.mkdir()
     for cycle in range(9):
-        monkeypatch.setenv("CHECKPOINT_ARTIFACT_PATH", str(artifact))
         command = words(output_dir=tmp_path / f"machine{cycle}", checkpointing_steps=1)
-        status = dies(script, command, kill_at(training.Trainer, "enter_step", 4))
+        platform = {"CHECKPOINT_ARTIFACT_PATH": str(artifact)}
+        status = dies(script, command, training.Trainer, "enter_step", 4, **platform)
         if status == 0:
             break
         ship(artifact, tmp_path / f"artifact{cycle + 1}")

@@ -79,7 +79,7 @@ def test_output_contract(dense_options, tmp_path):
     assert files | {"hierarchy.json", "plots", "predictions"} <= {file.name for file in folder.iterdir()}
     plots = {f"{kind}_{level}.png" for kind in ("examples", "confusion") for level in LEVELS} | {"iou.png"}
     assert plots <= {file.name for file in (folder / "plots").iterdir()}
-    assert not list(folder.glob("*.tmp")) and not list(folder.glob(".*"))
+    assert not list(folder.glob("*.tmp")) and {file.name for file in folder.glob(".*")} == {".lock"}
     saved = ["--config", str(folder / "args.yaml")]
     kind = train_segmentation.SegmentationArguments
     again = train_segmentation.parse_arguments(kind, saved, "", train_segmentation.DEMO_CONFIG)
