@@ -104,7 +104,8 @@ def test_training_commands(command, user_folder, monkeypatch):
     faster = [*FASTER.split(), "--image_size", "64" if script == "train_segmentation.py" else "32"]
     if "--eval_only" in options:
         trained = (
-            "--dataset_name data/fungarium --level_columns class order family genus species --output_dir output/mine"
+            "--dataset_name data/fungarium --level_columns class order family genus species --output_dir output/mine "
+            "--resume_from_checkpoint none"
         )
         train_taxonomy.main(["--model_name_or_path", "timm/test_vit", *faster, *trained.split()])
         results = train_taxonomy.main([*options, "--max_eval_samples", "8"])
