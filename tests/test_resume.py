@@ -132,8 +132,8 @@ def test_killed_anywhere_ends_as_if_nothing_had_happened(script, words, tmp_path
         ("save_model", trainer, 1),
         ("train_step", trainer, 3),
     ]
-    for name, owner, call in places:
-        assert dies(script, command, owner, name, call) in (-signal.SIGKILL, 0)
+    statuses = [dies(script, command, owner, name, call) for name, owner, call in places]
+    assert set(statuses) <= {-signal.SIGKILL, 0} and statuses.count(-signal.SIGKILL) >= 4  # some come after the end
     SCRIPTS[script].main(command)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
