@@ -18,7 +18,7 @@ import xxhash
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
-from .image_rows import BadSampleError
+from .image_rows import BadSampleError, leave_signals_to_main_process
 from .masks import MaskedImageRows
 
 logger = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int
         batch_size=None,
         num_workers=num_workers,
         generator=torch.Generator(),
+        worker_init_fn=leave_signals_to_main_process,
     )
     live = sys.stderr.isatty()
     index = np.full((len(rows), 5), -1, dtype=np.int64)

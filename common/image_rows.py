@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import logging
 import os
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -241,7 +243,28 @@ def make_loader(dataset: Samples, batch_sampler: Any, num_workers: int, pin_memo
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
+        worker_init_fn=leave_signals_to_main_process,
     )
+
+
+def leave_signals_to_main_process(worker: int = 0) -> None:
+    """In a loader's worker: be deaf to what asks the run to stop, which needs the worker until its step is done.
+
+    Launchers, Slurm and Ctrl-C signal all processes of a run. By SIGTERM the main process itself ends a worker that
+    hangs, so from there it still counts; a thread looks who sent it.
+    """
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # macOS
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def wait() -> None:
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class ProblemLog:

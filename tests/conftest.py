@@ -195,10 +195,15 @@ def dense_options(tiles: Path, tmp_path: Path) -> Callable[..., list[str]]:
 REPOSITORY = Path(__file__).parents[1]
 
 
+def launcher(script: str, processes: int, words: list[str]) -> list[str]:
+    """The command that runs a script in several processes of this machine."""
+    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
+    return [*command, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / script), *words]
+
+
 def launch(script: str, processes: int, words: list[str]) -> None:
     """Run a script in several processes, and make sure that they worked together."""
-    command = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={processes}", "--master_port=0"]
-    command += ["--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / script), *words]
+    command = launcher(script, processes, words)
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Results are in") == 1, "each process ran alone"

@@ -8,12 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import launch
+from conftest import REPOSITORY, launch, launcher
 from safetensors.torch import load_file
 
 import train_segmentation
@@ -174,6 +175,28 @@ def test_a_signal_stops_with_a_checkpoint(words, script, tmp_path, monkeypatch, 
     SCRIPTS[script].main(command)
     assert json.loads((tmp_path / "cut" / "run_status.json").read_text())["status"] == "finished"
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+def test_a_signal_to_all_processes_stops_with_a_checkpoint(options, tmp_path):
+    """Launchers and Slurm tell everyone, processes that load data included."""
+    settings = {"num_train_epochs": 30, "dataloader_num_workers": 1, "per_device_train_batch_size": 4}
+    command = launcher("train_taxonomy.py", 2, options(**settings, logging_steps=1))
+    with subprocess.Popen(command, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True) as run:
+        history = tmp_path / "out" / "history.jsonl"
+        wait_for(lambda: run.poll() is not None or (history.exists() and history.read_text().count("\n") > 2))
+        run.send_signal(signal.SIGTERM)  # the launcher sends it to the process group of each of its processes
+        said = run.communicate(timeout=120)[1]
+    status = json.loads((tmp_path / "out" / "run_status.json").read_text())
+    assert status["status"] == "stopped" and 0 < status["global_step"] < status["num_steps"], said
+    assert (tmp_path / "out" / "checkpoints" / f"checkpoint-{status['global_step']:08d}").is_dir()
+    assert "DataLoader worker" not in said
+
+
+def wait_for(ready: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < end
+        time.sleep(0.05)
 
 
 def test_a_second_signal_exits_at_once(options, dies):
