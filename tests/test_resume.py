@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -292,6 +293,26 @@ def test_a_broken_checkpoint_is_passed_over(options, tmp_path, capfd):
     train_taxonomy.main(options(**settings))
     assert "Falling back on" in capfd.readouterr().err
     assert outcome(tmp_path / "out") == outcome(tmp_path / "whole")
+
+
+def test_a_full_disk_ends_the_run_and_spares_what_is_there(words, script, tmp_path, monkeypatch):
+    SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
+    points: list[str] = []
+
+    def full(self, point: str) -> None:
+        points.append(point)
+        if points.count("manifest written") == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.Checkpointer, "_at", full)
+        with pytest.raises(
+            OSError, match="step 6 could not be saved.*the disk is full.*checkpoint-00000004, is intact"
+        ):
+            SCRIPTS[script].main(words(output_dir=tmp_path / "cut"))
+    assert json.loads((tmp_path / "cut" / "run_status.json").read_text())["status"] == "failed"
+    SCRIPTS[script].main(words(output_dir=tmp_path / "cut"))
+    assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
 def test_a_folder_in_use_is_refused(options, tmp_path):
