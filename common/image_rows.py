@@ -16,22 +16,13 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from PIL import UnidentifiedImageError
 from torch.utils.data import DataLoader
 
 from .data import check_columns
-from .images import load_image
+from .image_files import BAD_IMAGE, ORIENTATION, check_file, explain, lies_in, load_image
 from .sampling import Key, counted_randomness
 
 logger = logging.getLogger(__name__)
-
-# What a whole file ends with; other endings may be whole too, so they are only a reason to look closer.
-FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
-
-BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, PILImage.DecompressionBombError)
-
-
-ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
 
 
 class BadSampleError(ValueError):
@@ -82,11 +73,7 @@ class ImageRows:
         """The source again; ValueError if there is none, or it is a path to outside of the folder."""
         if not source:
             raise ValueError("the row has no image")
-        if (
-            isinstance(source, str)
-            and self.root
-            and not os.path.realpath(source).startswith(os.path.join(self.root, ""))
-        ):
+        if isinstance(source, str) and self.root and not lies_in(self.root, source):
             raise ValueError(f"it lies outside of the folder {self.root}")
         return source
 
@@ -114,33 +101,10 @@ class ImageRows:
             part = rows[start : start + 256]
             for row, source in zip(part, self.encoded(part), strict=True):
                 try:
-                    self._open(source)
+                    check_file(self.checked(source))
                 except BAD_IMAGE as error:
                     problems.append(f"{self.describe(row)}: {explain(error)}")
         return problems
-
-    def _open(self, source: bytes | str | None) -> None:
-        source = self.checked(source)
-        with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            kind = image.format
-        if not _tail(source).endswith(FILE_ENDS.get(kind, b"")):
-            load_image(source)
-
-
-def _tail(source: bytes | str) -> bytes:
-    """The last bytes of a file, without what writers pad with."""
-    if isinstance(source, str):
-        with open(source, "rb") as file:
-            file.seek(max(os.path.getsize(source) - 64, 0))
-            source = file.read()
-    return source[-64:].rstrip(b"\0\r\n ")
-
-
-def explain(error: BaseException) -> str:
-    """Why an image does not decode, in words."""
-    if isinstance(error, UnidentifiedImageError):
-        return "not an image, or of a kind that is not known"
-    return str(error) or type(error).__name__
 
 
 class Samples(torch.utils.data.Dataset, ABC):

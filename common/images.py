@@ -1,52 +1,18 @@
-"""Files of every kind -> RGB pixels, augmentation, and what is left to do on the device."""
+"""RGB pixels -> tensors: augmentation, and what is left to do on the device."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval, transforms_imagenet_train
 from torchvision.transforms import v2
 
+from .image_files import load_image as load_image
+
 RESIZE_MODES = ("center", "squash")
-
-
-def load_image(source: bytes | str | Path) -> Image.Image:
-    """Decode an image file to RGB as a person would see it.
-
-    EXIF rotation is applied, transparency is laid on white, palettes and CMYK are converted, 16-bit and floating-point
-    grey values are scaled (not clipped) to 8 bits, and of several frames the first is taken.
-
-    Args:
-        source: the file's content, or its path.
-
-    Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: from Pillow, if it is broken or absurdly large.
-    """
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # without, it copies an upright image too
-        if image.mode.startswith("I") or image.mode == "F":
-            return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
-        if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
-            rgba = image.convert("RGBA")
-            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-        return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of more than 8 bits: a file's nominal range (1, 255 or 65,535) is mapped to 0..255."""
-    fractions = values.dtype.kind == "f"
-    values = np.nan_to_num(values.astype(np.float64))
-    top = values.max(initial=0)
-    scale = 255.0 if fractions and top <= 1 else 1.0
-    if top > 255:
-        scale = 255.0 / max(65535.0, top)
-    return np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)
 
 
 class TrainTransform:

@@ -17,7 +17,8 @@ from torchvision.transforms import v2
 
 from .hierarchy import Hierarchy, fold_name
 from .hierarchy_files import StrictLoader
-from .image_rows import BAD_IMAGE, ORIENTATION, BadSampleError, ImageRows, explain
+from .image_files import BAD_IMAGE, ORIENTATION, explain
+from .image_rows import BadSampleError, ImageRows
 
 IGNORED_PIXEL = 255
 """Value of a pixel without a label, in mask files and in the masks that workers hand over."""

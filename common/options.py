@@ -12,6 +12,7 @@ from .curriculum import SCHEDULE_SCOPES, stage_epochs
 from .heads import KINDS
 from .losses import CLASS_WEIGHTINGS
 from .optimization import SCHEDULES
+from .prepared_folder import read_image_root
 
 
 @dataclass
@@ -26,7 +27,9 @@ class DataArguments:
     dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
     train_file: str | None = option(None, "CSV, TSV, JSON lines or Parquet file to train on, instead of dataset_name.")
     validation_file: str | None = option(None, "The same for validation.")
-    image_root: str | None = option(None, "Folder that image paths lie in; by default that of the train_file.")
+    image_root: str | None = option(
+        None, "Folder that image paths lie in; by default that of the train_file, or what a prepared folder says."
+    )
     train_split: str = option("train", "Split to train on.")
     validation_split: str = option("validation", "Split to evaluate and to choose the best model on.")
     image_column: str = option("image", "Column with the images, or their paths.")
@@ -204,6 +207,10 @@ class CommonArguments(
         """Passes over the training data: those of the curriculum's stages if there is one."""
         return sum(stage_epochs(self.curriculum)) if self.curriculum else self.num_train_epochs
 
+    def _holds_paths(self) -> bool:
+        """Whether the data are tables, or a prepared folder with paths: images are then found under a root."""
+        return bool(self.train_file or self.validation_file) or read_image_root(self.dataset_name) is not None
+
     def idle(self) -> list[tuple[str, bool, str]]:
         """(option, whether it cannot take effect beside the others, why)."""
         return [
@@ -211,7 +218,7 @@ class CommonArguments(
             ("num_train_epochs", bool(self.curriculum), "--curriculum has epochs of its own"),
             ("level_weights", bool(self.curriculum), "--curriculum has weights of its own"),
             ("class_weight_max_ratio", self.class_weighting == "none", "--class_weighting is none"),
-            ("image_root", not (self.train_file or self.validation_file), "images come with the data set"),
+            ("image_root", not self._holds_paths(), "images come with the data set"),
             ("dataset_config_name", bool(self.validation_file), "files are given"),
             ("trust_remote_code", self.model_name_or_path.startswith(TIMM_PREFIXES), "timm runs no remote code"),
             ("no_pretrained", bool(self.backbone_weights), "--backbone_weights are loaded"),

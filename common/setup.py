@@ -18,6 +18,7 @@ from .hierarchy import Hierarchy
 from .image_rows import ProblemLog
 from .modeling import LabelTreeModel
 from .options import CommonArguments
+from .prepared_folder import read_image_root
 from .report import check_metric_name, flatten
 from .sampling import GlobalBatchSampler
 
@@ -44,10 +45,22 @@ def open_splits(
 
 
 def image_root(args: CommonArguments, file: str | None) -> Path:
-    """The folder that image paths of a table are relative to."""
+    """The folder that image paths of a table, or of a prepared folder that holds paths, are relative to.
+
+    Raises:
+        ValueError: a prepared folder says where its images are, and there is no such folder.
+    """
     if args.image_root:
         return Path(args.image_root)
-    return Path(file).parent if file else Path(args.dataset_name)
+    if file:
+        return Path(file).parent
+    noted = read_image_root(args.dataset_name)
+    if noted is not None and not noted.is_dir():
+        raise ValueError(
+            f"The images of {args.dataset_name} were in {noted}, which is not there; say where they are now with "
+            "--image_root."
+        )
+    return noted or Path(args.dataset_name)
 
 
 def make_sampler(

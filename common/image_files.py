@@ -1,0 +1,98 @@
+"""Image files of every kind: decoding to RGB, and what can be known without decoding.
+
+This file imports neither torch nor timm, so that the many processes that prepare data stay small.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+# What a whole file ends with; other endings may be whole too, so they are only a reason to look closer.
+FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
+
+ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
+
+
+def load_image(source: bytes | str | Path) -> Image.Image:
+    """Decode an image file to RGB as a person would see it.
+
+    EXIF rotation is applied, transparency is laid on white, palettes and CMYK are converted, 16-bit and floating-point
+    grey values are scaled (not clipped) to 8 bits, and of several frames the first is taken.
+
+    Args:
+        source: the file's content, or its path.
+
+    Raises:
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: from Pillow, if it is broken or absurdly large.
+    """
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # without, it copies an upright image too
+        if image.mode.startswith("I") or image.mode == "F":
+            return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+        if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
+            rgba = image.convert("RGBA")
+            return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+        return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_8_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of more than 8 bits: a file's nominal range (1, 255 or 65,535) is mapped to 0..255."""
+    fractions = values.dtype.kind == "f"
+    values = np.nan_to_num(values.astype(np.float64))
+    top = values.max(initial=0)
+    scale = 255.0 if fractions and top <= 1 else 1.0
+    if top > 255:
+        scale = 255.0 / max(65535.0, top)
+    return np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)
+
+
+def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str, tuple[int, int]]:
+    """Look at the header of an image file and at its end, and decode it only if that seems to come too early.
+
+    Args:
+        source: the file's content, or its path.
+        max_pixels: ValueError for images of more, before anything is decoded; no limit but Pillow's by default.
+
+    Returns:
+        The format in Pillow's words; width and height as a person would see the image.
+
+    Raises:
+        OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError: it is broken or too large.
+    """
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        kind, (width, height) = image.format, image.size
+        if max_pixels is not None and width * height > max_pixels:
+            raise ValueError(f"{width} x {height} pixels are more than {max_pixels / 1e6:g} megapixels")
+        turned = Image.Image.getexif(image).get(ORIENTATION, 1) >= 5  # PNG's own getexif decodes all of it
+    if not _tail(source).endswith(FILE_ENDS.get(kind, b"")):
+        load_image(source)
+    return kind, (height, width) if turned else (width, height)
+
+
+def lies_in(root: str, path: str) -> bool:
+    """Whether a path, symbolic links followed, lies in the folder ``root``, itself free of links."""
+    return os.path.realpath(path).startswith(os.path.join(root, ""))
+
+
+def _tail(source: bytes | str) -> bytes:
+    """The last bytes of a file, without what writers pad with."""
+    if isinstance(source, str):
+        with open(source, "rb") as file:
+            file.seek(max(os.path.getsize(source) - 64, 0))
+            source = file.read()
+    return source[-64:].rstrip(b"\0\r\n ")
+
+
+def explain(error: BaseException) -> str:
+    """Why an image does not decode, in words."""
+    if isinstance(error, UnidentifiedImageError):
+        return "not an image, or of a kind that is not known"
+    return str(error) or type(error).__name__
