@@ -34,7 +34,7 @@ from common.data import (
 )
 from common.hierarchy import Hierarchy
 from common.image_rows import ImageRows, LabelledImages, ProblemLog, make_loader
-from common.images import RESIZE_MODES, MixImages, TrainTransform, evaluation_transform
+from common.images import RESIZE_MODES, EvaluationTransform, MixImages, TrainTransform
 from common.labels import read_class_order
 from common.losses import LevelCrossEntropy, class_weights, count_labels, levels_where_labels_end
 from common.metrics import TaxonomyMetrics
@@ -257,12 +257,11 @@ class TaxonomyTrainer(Trainer):
 
     def make_eval_loader(self) -> DataLoader:
         args, data, spec = self.args, self.data, self.spec
-        transform = evaluation_transform(
+        transform = EvaluationTransform(
             spec["image_size"],
             resize_mode=args.resize_mode,
             crop_pct=args.crop_pct,
             interpolation=spec["interpolation"],
-            mean=spec["mean"],
         )
         images = LabelledImages(data.eval_images, data.eval_labels, data.eval_rows, transform, on_bad_sample="drop")
         sampler = EvaluationBatchSampler(

@@ -8,7 +8,8 @@ import os
 import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from torch.utils.data import DataLoader
 
 from .data import check_columns
 from .image_files import BAD_IMAGE, ORIENTATION, check_file, explain, lies_in, load_image
-from .sampling import Key, counted_randomness
+from .images import EncodedImage
+from .sampling import Key, generators_kept, seed_sample
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +66,14 @@ class ImageRows:
 
     def load(self, index: int, source: bytes | str | None) -> PILImage.Image:
         """Decode; BadSampleError names row and file."""
-        try:
+        with self.named(index):
             return load_image(self.checked(source))
+
+    @contextmanager
+    def named(self, index: int) -> Iterator[None]:
+        """Inside, whatever an image that does not decode raises becomes a BadSampleError that names row and file."""
+        try:
+            yield
         except BAD_IMAGE as error:
             raise BadSampleError(f"{self.describe(index)}: {explain(error)}") from error
 
@@ -111,7 +119,7 @@ class Samples(torch.utils.data.Dataset, ABC):
     """(epoch, index) keys -> samples. Augmentation depends on (seed, epoch, row) alone.
 
     Args:
-        images: where the encoded images are: has ``encoded`` and ``load``.
+        images: where the encoded images are: has ``encoded``, and whatever ``load`` needs.
         rows: the row numbers in use; a key's index counts these.
         seed: of the augmentation.
         on_bad_sample: ``error``, ``replace`` (by the next good row, for training) or ``drop`` (for evaluation).
@@ -121,8 +129,12 @@ class Samples(torch.utils.data.Dataset, ABC):
         self.images, self.rows, self.seed, self.on_bad_sample = images, rows, seed, on_bad_sample
 
     @abstractmethod
-    def prepare(self, row: int, image: Any) -> dict[str, Any]:
-        """What a sample holds, of what ``images.load`` returned; may draw from the global generators."""
+    def prepare(self, row: int, source: Any) -> dict[str, Any]:
+        """What a sample holds, of what ``images.encoded`` returned; may draw from the global generators.
+
+        Raises:
+            BadSampleError: it does not decode.
+        """
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -132,23 +144,22 @@ class Samples(torch.utils.data.Dataset, ABC):
 
     def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
         sources = self.images.encoded([self.rows[index] for _, index in keys])
-        return [self._sample(epoch, index, source) for (epoch, index), source in zip(keys, sources, strict=True)]
+        with generators_kept():
+            return [self._sample(epoch, index, source) for (epoch, index), source in zip(keys, sources, strict=True)]
 
     def _sample(self, epoch: int, index: int, source: Any) -> dict[str, Any]:
         problems: list[str] = []
         for _ in range(len(self)):
             row = int(self.rows[index])
+            seed_sample(self.seed, epoch, row)
             try:
-                image = self.images.load(row, source)
+                return {**self.prepare(row, source), "rows": torch.tensor(row), "problems": problems}
             except BadSampleError as error:
                 problems.append(str(error))
                 if self.on_bad_sample != "replace":
                     break
                 index = (index + 1) % len(self)
                 source = self.images.encoded([self.rows[index]])[0]
-            else:
-                with counted_randomness(self.seed, epoch, row):
-                    return {**self.prepare(row, image), "rows": torch.tensor(row), "problems": problems}
         return {"pixels": None, "problems": problems}
 
 
@@ -159,7 +170,7 @@ class LabelledImages(Samples):
         images: where the encoded images are.
         labels: int64 (rows, levels), one row an image.
         rows, seed, on_bad_sample: see :class:`Samples`.
-        transform: PIL image -> uint8 tensor.
+        transform: image -> uint8 tensor.
     """
 
     def __init__(
@@ -167,7 +178,7 @@ class LabelledImages(Samples):
         images: ImageRows,
         labels: np.ndarray,
         rows: np.ndarray,
-        transform: Callable[[PILImage.Image], torch.Tensor],
+        transform: Callable[[EncodedImage], torch.Tensor],
         seed: int = 0,
         on_bad_sample: str = "error",
     ) -> None:
@@ -175,8 +186,10 @@ class LabelledImages(Samples):
         super().__init__(images, rows, seed, on_bad_sample)
         self.labels, self.transform = labels, transform
 
-    def prepare(self, row: int, image: PILImage.Image) -> dict[str, Any]:
-        return {"pixels": self.transform(image), "labels": torch.from_numpy(self.labels[row])}
+    def prepare(self, row: int, source: Any) -> dict[str, Any]:
+        with self.images.named(row):
+            pixels = self.transform(EncodedImage(self.images.checked(source)))
+        return {"pixels": pixels, "labels": torch.from_numpy(self.labels[row])}
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -243,5 +243,5 @@ class MaskedImages(Samples):
         super().__init__(images, rows, seed, on_bad_sample)
         self.transform = transform
 
-    def prepare(self, row: int, image: tuple[torch.Tensor, torch.Tensor]) -> dict[str, Any]:
-        return self.transform(*image)
+    def prepare(self, row: int, source: Any) -> dict[str, Any]:
+        return self.transform(*self.images.load(row, source))

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 import yaml
 from PIL import Image, ImageColor, ImageOps
-from torchvision.transforms import v2
 
 from .hierarchy import Hierarchy, fold_name
 from .hierarchy_files import StrictLoader
 from .image_files import BAD_IMAGE, ORIENTATION, explain
 from .image_rows import BadSampleError, ImageRows
+from .images import EncodedImage
 
 IGNORED_PIXEL = 255
 """Value of a pixel without a label, in mask files and in the masks that workers hand over."""
@@ -193,7 +193,8 @@ class MaskedImageRows:
 
     def load(self, index: int, source: MaskSource) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 image (3, height, width) and mask (height, width); BadSampleError names row and file."""
-        image = v2.functional.pil_to_tensor(self.images.load(index, source[0]))
+        with self.images.named(index):
+            image = EncodedImage(self.images.checked(source[0])).pixels()
         mask = self.load_mask(index, source[1])
         if image.shape[1:] != mask.shape:
             raise BadSampleError(self._sizes_differ(index, image.shape[:0:-1], mask.shape[::-1]))

@@ -150,17 +150,21 @@ class EvaluationBatchSampler:
             yield [(0, index) for index in self.indices[start : start + self.batch_size]]
 
 
-@contextmanager
-def counted_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
-    """Inside, the global generators of Python, numpy and torch (CPU) are functions of (seed, epoch, index) alone.
+def seed_sample(seed: int, epoch: int, index: int) -> None:
+    """Make the global generators of Python, numpy and torch (CPU) functions of (seed, epoch, index) alone.
 
-    Augmentation libraries draw from all three. Their states are put back, so nothing outside notices.
+    Augmentation libraries draw from all three.
     """
-    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     sequence = np.random.SeedSequence([seed, epoch, index]).generate_state(3)
     random.seed(int(sequence[0]))
     np.random.seed(int(sequence[1]))
     torch.random.default_generator.manual_seed(int(sequence[2]))
+
+
+@contextmanager
+def generators_kept() -> Iterator[None]:
+    """Puts the global generators' states back at the end, so that nothing outside notices what was drawn."""
+    before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
         yield
     finally:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -18,6 +19,9 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
+
+from common.images import EncodedImage
+from common.sampling import generators_kept, seed_sample
 
 LEVELS = ["order", "family", "species"]
 PATHS = [
@@ -105,6 +109,14 @@ def options(fruit: Path, tmp_path: Path) -> Callable[..., list[str]]:
     return make
 
 
+@contextmanager
+def counted_randomness(seed: int, epoch: int, index: int) -> Iterator[None]:
+    """Inside, augmentation draws what it draws for this sample."""
+    with generators_kept():
+        seed_sample(seed, epoch, index)
+        yield
+
+
 def words_of(settings: dict[str, object]) -> list[str]:
     """Options as words of a command line; those that are None are left out."""
     words = []
@@ -145,6 +157,11 @@ def encode(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def png(image: Image.Image) -> EncodedImage:
+    """An image as it comes from a data set."""
+    return EncodedImage(encode(np.asarray(image)))
 
 
 def make_tiles(num_images: int, seed: int) -> datasets.Dataset:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import datasets
 import numpy as np
 import pytest
-from conftest import LEVELS, PATHS, make_split
+from conftest import LEVELS, PATHS, make_split, png
 
 from common.data import LabelColumns, check_unseen, choose_rows, get_split, leaves_without_images, load_splits
 from common.hierarchy import IGNORE, Hierarchy
 from common.image_rows import ImageRows, LabelledImages, collate
-from common.images import evaluation_transform
+from common.images import EvaluationTransform
 
 
 def test_every_way_to_give_a_data_set(fruit, tmp_path):
@@ -101,12 +101,12 @@ def test_chosen_rows_are_random_sorted_and_repeatable():
 def test_samples_carry_row_numbers_of_the_whole_table(fruit):
     """With a subset, what is reported and saved must name rows of the data set, not of the subset."""
     split = load_splits(str(fruit), None, {})["validation"]
-    transform = evaluation_transform(16, resize_mode="squash", crop_pct=1.0, interpolation="bilinear", mean=[0.5] * 3)
+    transform = EvaluationTransform(16, resize_mode="squash", crop_pct=1.0, interpolation="bilinear")
     labels = np.arange(len(split))[:, None]
     images = LabelledImages(ImageRows(split, "image", "validation"), labels, np.array([3, 8, 20]), transform)
     batch = collate(images.__getitems__([(0, 2), (0, 0)]))
     assert batch["rows"].tolist() == [20, 3] and batch["labels"].tolist() == [[20], [3]]
-    assert (images[0, 1]["pixels"] == transform(split[8]["image"])).all()
+    assert (images[0, 1]["pixels"] == transform(png(split[8]["image"]))).all()
 
 
 def test_images_may_be_missing_or_of_another_kind(fruit):

@@ -50,6 +50,7 @@ MpiDefault=none
 SwitchType=switch/none
 SchedulerParameters=batch_sched_delay=0,sched_interval=2
 KillWait=20
+MinJobAge=7200
 ReturnToService=2
 SlurmdParameters=config_overrides
 NodeName=node[1-2] NodeHostname={host} NodeAddr=127.0.0.1 Port=[{first}-{last}] CPUs=8 State=UNKNOWN
@@ -422,7 +423,7 @@ def test_array_of_encoders_requeues_one_task(cluster, tmp_path):
 
 @slow
 def test_time_limit(short_job, whole_run):
-    short_job.wait("COMPLETED", seconds=240)
+    short_job.wait("COMPLETED", seconds=400)
     assert len(short_job.logs()) >= 2 and "stopped at step" in short_job.history()
     assert short_job.model() == whole_run.model()
 
@@ -430,7 +431,7 @@ def test_time_limit(short_job, whole_run):
 @slow
 def test_time_limit_without_warning(unwarned_job, whole_run):
     """Slurm says COMPLETED or TIMEOUT, depending on whether the last attempt was just in time."""
-    unwarned_job.wait_for(lambda: "finished." in unwarned_job.history(), "the end", 240)
+    unwarned_job.wait_for(lambda: "finished." in unwarned_job.history(), "the end", 400)
     assert "ended by Slurm" in unwarned_job.history() and "requeued." in unwarned_job.history()
     assert unwarned_job.model() == whole_run.model()
 

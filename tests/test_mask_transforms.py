@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import counted_randomness
 from torchvision import tv_tensors
 
 from common.image_rows import BadSampleError, make_loader
@@ -19,7 +20,6 @@ from common.mask_transforms import (
     nearest,
     resize_pair,
 )
-from common.sampling import counted_randomness
 
 MEAN = (0.5, 0.4, 0.3)
 FILL = torch.tensor([128, 102, 76], dtype=torch.uint8)

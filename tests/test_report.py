@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pyarrow.parquet
 import pytest
+from conftest import png
 from PIL import Image
 
 from common.hierarchy import IGNORE, Hierarchy
-from common.images import evaluation_transform
+from common.images import EvaluationTransform
 from common.report import (
     append_history,
     check_metric_name,
@@ -96,8 +97,8 @@ def test_saved_processor_prepares_images_as_evaluation_does(mode, crop_pct):
     spec = {"image_size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "interpolation": "bilinear"}
     pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
     image = Image.fromarray(pixels).resize((90, 70), Image.Resampling.BICUBIC)
-    ours = evaluation_transform(32, resize_mode=mode, crop_pct=crop_pct, interpolation="bilinear", mean=spec["mean"])
-    expected = (ours(image).float() / 255 - np.array(spec["mean"])[:, None, None]) / np.array(spec["std"])[
+    ours = EvaluationTransform(32, resize_mode=mode, crop_pct=crop_pct, interpolation="bilinear")
+    expected = (ours(png(image)).float() / 255 - np.array(spec["mean"])[:, None, None]) / np.array(spec["std"])[
         :, None, None
     ]
     theirs = image_processor(spec, mode, crop_pct)(image, return_tensors="pt")["pixel_values"][0]
