@@ -10,13 +10,14 @@ import io
 import math
 import random
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 import torch
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_train
-from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import InterpolationMode, v2
 
 from .image_files import ORIENTATION
@@ -31,36 +32,55 @@ class EncodedImage:
     Args:
         source: the file's content, or its path.
 
+    Attributes:
+        shape: height and width, as a person would see the image.
+
     Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: here and in :meth:`pixels`, from Pillow, if the
+        OSError, ValueError, SyntaxError, Image.DecompressionBombError: here and in the methods, from Pillow, if the
             file is broken or absurdly large.
     """
 
     def __init__(self, source: bytes | str | Path) -> None:
         self.content = source if isinstance(source, bytes) else Path(source).read_bytes()
+        self.decoded: torch.Tensor | None = None
+        self.is_jpeg = self.is_upright = self.is_plain = self._read_plain_header()
+        if not self.is_plain:
+            self._read_header()
+
+    def _read_plain_header(self) -> bool:
+        """Whether this is a JPEG without peculiarities, of which it is then known how large it is."""
+        if not self.content.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in self.content:
+            return False
+        with suppress(ValueError):
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(self.content)
+            self.size, self.shape = (width, height), (height, width)
+            return colors in ("YCbCr", "Gray") and width * height <= (Image.MAX_IMAGE_PIXELS or math.inf)
+        return False
+
+    def _read_header(self) -> None:
+        """The same for all other files, by Pillow, which decodes them at once unless they are JPEGs."""
         with Image.open(io.BytesIO(self.content)) as image:
             self.is_jpeg = image.format in ("JPEG", "MPO")
             orientation = image.getexif().get(ORIENTATION, 1) if self.is_jpeg else 1
             self.is_upright = orientation == 1
-            self.is_plain = image.format == "JPEG" and image.mode in ("RGB", "L") and self.is_upright
+            self.is_plain = self.is_jpeg and image.mode in ("RGB", "L") and self.is_upright
             self.size = image.size
-        self.decoded = None if self.is_jpeg else as_pixels(load_image(self.content))
-        turned = orientation in (5, 6, 7, 8)
-        self.shape = self.size if turned else self.size[::-1] if self.is_jpeg else tuple(self.decoded.shape[1:])
-        """Height and width, as a person would see the image."""
+        self.shape = self.size if orientation in (5, 6, 7, 8) else self.size[::-1]
+        if not self.is_jpeg:
+            self.decoded = as_pixels(load_image(self.content))
+            self.shape = tuple(self.decoded.shape[1:])
 
     def pixels(self) -> torch.Tensor:
         """uint8 (3, height, width): those of :func:`common.image_files.load_image`, sooner.
 
-        torchvision decodes JPEGs to tensors without detours; everything else is left to Pillow.
+        libjpeg-turbo decodes JPEGs to arrays without detours; everything else is left to Pillow.
         """
         if self.decoded is not None:
             return self.decoded
         if self.is_plain:
-            try:
-                return decode_jpeg(torch.frombuffer(bytearray(self.content), dtype=torch.uint8), ImageReadMode.RGB)
-            except RuntimeError:
-                pass  # Pillow may know better, or says better what is wrong
+            with suppress(ValueError):  # Pillow may know better, or says better what is wrong
+                decoded = simplejpeg.decode_jpeg(self.content, fastdct=False, fastupsample=False)
+                return torch.from_numpy(decoded).permute(2, 0, 1)
         return as_pixels(load_image(self.content))
 
     def resized(self, box: Sequence[int], size: Sequence[int], how: InterpolationMode) -> torch.Tensor:

@@ -375,7 +375,7 @@ def test_evaluation_center(interpolation, size, crop_pct):
     expected = resized.crop((left, top, left + 28, top + 28))
     pixels = transform(png(image))
     difference = pixels.int() - torch.from_numpy(np.array(expected)).movedim(-1, 0).int()
-    assert difference.abs().max() <= 1 and difference.float().abs().mean() < 0.1
+    assert difference.abs().max() <= 3 and difference.float().abs().mean() < 0.3
     assert torch.equal(transform(png(image)), pixels)
 
 
@@ -390,7 +390,7 @@ def test_evaluation_squash(size, crop_pct):
     pixels = transform(png(image))
     assert pixels.dtype == torch.uint8
     difference = pixels.int() - torch.from_numpy(np.array(expected)).movedim(-1, 0).int()
-    assert difference.abs().max() <= 1 and difference.float().abs().mean() < 0.1
+    assert difference.abs().max() <= 3 and difference.float().abs().mean() < 0.3
 
 
 # ---- on the device
