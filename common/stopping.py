@@ -39,6 +39,9 @@ class EvaluationAbandoned(Exception):
 class StopRequest:
     """Remembers that the run shall stop; a context in which the first signal asks and the second one exits at once.
 
+    Slurm sends SIGTERM several times while it ends a job, and SIGKILL when it is tired of waiting; so in its jobs only
+    a second SIGINT exits at once.
+
     Args:
         max_minutes: time budget, counted from now.
     """
@@ -62,6 +65,8 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.reason is not None:
+            if "SLURM_JOB_ID" in os.environ and number != signal.SIGINT:
+                return
             os.write(2, f"{name} again: exiting at once\n".encode())
             os._exit(128 + number)
         self.reason = f"received {name}"

@@ -77,9 +77,6 @@ stop = []
 
 def note(number, frame):
     stop.append(number)
-    if len(stop) > 1:  # nobody may tell twice
-        os.write(2, f"told again, by {number}\n".encode())
-        os._exit(128 + number)
 
 for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     signal.signal(number, note)

@@ -205,6 +205,14 @@ def test_a_second_signal_exits_at_once(options, dies):
     assert dies("taxonomy", options(), training.Trainer, "train_step", 1, twice) == 128 + signal.SIGUSR1
 
 
+def test_slurm_may_say_it_again(options, dies):
+    """It does while it ends a job, and kills in the end anyway."""
+    twice, slurm = [signal.SIGTERM, signal.SIGTERM], {"SLURM_JOB_ID": "1"}
+    assert dies("taxonomy", options(), training.Trainer, "train_step", 1, twice, **slurm) == STOPPED_STATUS
+    twice = [signal.SIGTERM, signal.SIGINT]
+    assert dies("taxonomy", options(), training.Trainer, "train_step", 1, twice, **slurm) == 128 + signal.SIGINT
+
+
 def test_the_time_budget_stops_a_run(options, tmp_path):
     with pytest.raises(SystemExit) as stop:
         train_taxonomy.main(options(max_train_minutes=1e-6))
