@@ -79,9 +79,9 @@ run_node() {
         words+=(--mixed_precision no --dynamo_backend no) # the scripts have options for these
     fi
 
-    # Slurm signals every process of a step. Launchers would die of it, or send it on, and a second signal makes a worker
-    # exit at once; so they are made deaf. The workers inherit that until their own handlers stand, so none dies while it
-    # loads; those that heard nothing are told by this shell as soon as they listen.
+    # Slurm signals every process of a step. Launchers would die of it, so they are made deaf. The workers inherit that
+    # until their own handlers stand, so none dies while it loads; those that heard nothing are told by this shell as soon
+    # as they listen.
     trap 'stop=${stop:-1}' USR1 TERM
     (
         trap '' USR1 TERM
