@@ -20,7 +20,7 @@ BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBomb
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
 
 
-def load_image(source: bytes | str | Path) -> Image.Image:
+def load_image(source: bytes | str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file to RGB as a person would see it.
 
     EXIF rotation is applied, transparency is laid on white, palettes and CMYK are converted, 16-bit and floating-point
@@ -28,11 +28,14 @@ def load_image(source: bytes | str | Path) -> Image.Image:
 
     Args:
         source: the file's content, or its path.
+        at_least: a large JPEG is decoded at 1/2, 1/4 or 1/8 of its size, if that leaves this width and height.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: from Pillow, if it is broken or absurdly large.
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if at_least is not None:
+            image.draft(None, at_least)
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # without, it copies an upright image too
         if image.mode.startswith("I") or image.mode == "F":
