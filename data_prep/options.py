@@ -76,8 +76,8 @@ def add_unseen_option(parser: argparse.ArgumentParser) -> None:
         "--unseen",
         choices=("blank", "drop", "keep"),
         default="blank",
-        help="classes that only validation or test have, which the trainers refuse: blank those levels (default), drop "
-        "the rows, or keep both",
+        help="classes that only validation or test have, which the trainers refuse: blank those levels (default), "
+        "drop the rows, or keep both",
     )
 
 

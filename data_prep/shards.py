@@ -22,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from PIL import Image
 
 from .stores import BadRowError, Source, Store, find_file
 
@@ -111,7 +112,7 @@ def make_shards(work: Work, shards: Sequence[Shard], num_proc: int, progress: Ca
     Args:
         work: what to do.
         shards: all of them.
-        num_proc: processes; they live as long as this call and this process.
+        num_proc: processes; they live as long as this call and this process. 1 for this process alone.
         progress: is called with the number of rows of each shard as it is finished, or is found finished.
 
     Raises:
@@ -123,8 +124,16 @@ def make_shards(work: Work, shards: Sequence[Shard], num_proc: int, progress: Ca
             progress(shard.stop - shard.start)
         else:
             missing.append(shard)
-    if not missing:
-        return
+    if num_proc == 1:
+        worker = _Worker(work)
+        for shard in missing:
+            worker.make(shard)
+            progress(shard.stop - shard.start)
+    elif missing:
+        _make_in_processes(work, missing, num_proc, progress)
+
+
+def _make_in_processes(work: Work, missing: Sequence[Shard], num_proc: int, progress: Callable[[int], Any]) -> None:
     pool = ProcessPoolExecutor(
         min(num_proc, len(missing)), multiprocessing.get_context("spawn"), _start_worker, (work,)
     )
@@ -214,8 +223,12 @@ class _Worker:
     def make(self, shard: Shard) -> None:
         result = ShardResult()
         rows = self.plan.slice(shard.start, shard.stop - shard.start)
-        batches = self._batches(rows, shard.start, result)
-        write_arrow(self.work.folder / f"{shard.name}.arrow", self.work.schema, batches)
+        pillows_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # ours is looked at before decoding
+        try:
+            batches = self._batches(rows, shard.start, result)
+            write_arrow(self.work.folder / f"{shard.name}.arrow", self.work.schema, batches)
+        finally:
+            Image.MAX_IMAGE_PIXELS = pillows_limit
         write_text(self.work.folder / f"{shard.name}.json", json.dumps(asdict(result)))
 
     def _batches(self, rows: pa.Table, start: int, result: ShardResult) -> Iterator[pa.RecordBatch]:

@@ -114,7 +114,6 @@ class Store:
         Raises:
             BadRowError: it is broken.
         """
-        Image.MAX_IMAGE_PIXELS = None  # the limit is ours, and is looked at before
         image = sources[self.image_column]
         size = self._check(image)
         cells: Cells = {self.image_column: self._stored(image), "size": size}
