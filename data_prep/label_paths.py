@@ -12,7 +12,7 @@ from common.hierarchy import IGNORE, Hierarchy
 from common.label_table import hierarchy_from_table
 from common.labels import LabelPath, clean_column, encode_names, encode_path, path_text
 from data_prep.rows import RowSet
-from data_prep.tables import SPLIT
+from data_prep.tables import SPLIT, column_of
 
 UNSEEN = ("blank", "drop", "keep")
 """What to do with classes that evaluation has and training has not: blank the levels, drop the rows, or keep both"""
@@ -78,7 +78,7 @@ def _write(rows: RowSet, tree: Hierarchy, labels: Sequence[Sequence[int]]) -> No
     rows.frame = rows.frame.copy()
     for depth, level in enumerate(tree.levels):
         names = [*tree.names[depth], None]
-        rows.frame[level] = pd.Series([names[max(label[depth], -1)] for label in labels], dtype=object)
+        rows.frame[level] = column_of(names[max(label[depth], -1)] for label in labels)
 
 
 def settle_unseen(rows: RowSet, levels: Sequence[str], how: str) -> None:
@@ -104,9 +104,8 @@ def settle_unseen(rows: RowSet, levels: Sequence[str], how: str) -> None:
         return
     for depth, level in enumerate(levels) if how == "blank" else ():
         cells = rows.frame[level].tolist()
-        rows.frame[level] = pd.Series(
-            [None if end is not None and depth >= end else cell for end, cell in zip(cut, cells, strict=True)],
-            dtype=object,
+        rows.frame[level] = column_of(
+            None if end is not None and depth >= end else cell for end, cell in zip(cut, cells, strict=True)
         )
     gone = rows.frame[list(levels)].isna().all(axis=1) if how == "blank" else [end is not None for end in cut]
     rows.leave_out(

@@ -6,12 +6,15 @@ import argparse
 import logging
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from data_prep.stores import DEFAULT_MAX_MEGAPIXELS
+from data_prep.stores import DEFAULT_MAX_MEGAPIXELS, Store
 
 logger = logging.getLogger(__name__)
+
+APART = {"output_dir", "num_proc", "strict", "exclude"}
+"""Options that decide nothing about what is in a folder, or whose effect is in the rows"""
 
 
 @dataclass
@@ -49,6 +52,32 @@ class PrepareOptions:
     def encodes(self) -> bool:
         """Whether images are encoded anew."""
         return self.resize_shorter is not None
+
+    def settings(self) -> dict[str, Any]:
+        """Those that say what is in the folder: others, with the same data, make the same."""
+        return {name: value for name, value in asdict(self).items() if name not in APART}
+
+    def store(
+        self, image_column: str, mask_column: str | None = None, *, embed: bool = False, num_classes: int | None = None
+    ) -> Store:
+        """How images are stored; embedded in any case if there are no files."""
+        return Store(
+            image_column,
+            mask_column,
+            embed=self.embed or embed,
+            resize_shorter=self.resize_shorter,
+            quality=self.quality,
+            max_megapixels=self.max_megapixels,
+            num_classes=num_classes,
+        )
+
+    def how_stored(self) -> str:
+        """A sentence for the data set card."""
+        if self.resize_shorter:
+            return f"Images were reduced to a shorter side of {self.resize_shorter} pixels (JPEG, {self.quality})."
+        if self.embed:
+            return "Images are the original files' bytes."
+        return "Images are paths, relative to a folder that `prepared.json` names."
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

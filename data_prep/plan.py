@@ -112,9 +112,10 @@ def _features(content: Content, store: Store) -> Features:
 
 
 def text_array(column: pd.Series) -> pa.Array:
-    if column.dtype == object:
-        return pa.array(column.tolist(), pa.string())
-    return pa.array(column.to_numpy())
+    """A column of a frame, text or numbers, for Arrow."""
+    if pd.api.types.is_integer_dtype(column.dtype):
+        return pa.array(column.to_numpy(), pa.int64())
+    return pa.array(column.astype(object).where(column.notna(), None).tolist(), pa.string())
 
 
 def _file_state(path: str) -> list[Any]:

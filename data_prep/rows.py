@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from data_prep.problems import Problem, read_problems
-from data_prep.tables import ROW, SPLIT, SPLIT_FOLDERS
+from data_prep.tables import ROW, SPLIT, SPLIT_FOLDERS, column_of
 
 SPLITS = ("train", "validation", "test")
 
@@ -62,7 +62,7 @@ def exclude_listed(rows: RowSet, files: Sequence[str | Path]) -> None:
     if not listed:
         return
     keys = list(zip(rows.frame[SPLIT].fillna(""), rows.frame[ROW], strict=True))
-    paths = rows.frame.get(rows.image_column, pd.Series([None] * len(keys), dtype=object))
+    paths = rows.frame.get(rows.image_column, column_of([None] * len(keys)))
     found = [
         images.get(_normal(path) if path else None) or numbers.get(key) or numbers.get(("", key[1]))
         for path, key in zip(paths, keys, strict=True)
@@ -85,7 +85,7 @@ def check_paths(rows: RowSet, columns: Sequence[str], root: str) -> None:
         rows.leave_out(blank, "missing", f"the row has no {column}")
         plain = [_relative(path, root) for path in rows.frame[column]]
         outside = [path is None for path in plain]
-        rows.frame[column] = [new or old for new, old in zip(plain, rows.frame[column], strict=True)]
+        rows.frame[column] = column_of(new or old for new, old in zip(plain, rows.frame[column], strict=True))
         told = f"the path of its {column} leads out of the folder {root}"
         rows.leave_out(outside, "outside of the root", told)
 
@@ -110,7 +110,7 @@ def read_splits(rows: RowSet, column: str) -> None:
     """
     names = [SPLIT_FOLDERS.get(str(cell).lower()) if cell else None for cell in rows.frame[column]]
     cells = rows.frame[column]
-    rows.frame[SPLIT] = [name or "" for name in names]
+    rows.frame[SPLIT] = column_of(name or "" for name in names)
     rows.leave_out([name is None for name in names], "no split", lambda at: f"{column} is {cells.iloc[at]!r}")
     if not (rows.frame[SPLIT] == "train").any():
         raise ValueError(f"No row is in training by --split_column {column}; values such as train, val, test count.")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ from data_prep.label_paths import clean_paths, lift_names, settle_unseen
 from data_prep.plan import Content
 from data_prep.prepared import check_output, write_prepared
 from data_prep.rows import RowSet, check_paths, drop_doubles, exclude_listed, leave_shared, read_splits, split_randomly
-from data_prep.stores import Store
 from data_prep.tables import SPLIT, Rows, read_image_folder, read_tables
 
 if TYPE_CHECKING:
@@ -25,9 +23,6 @@ logger = logging.getLogger(__name__)
 
 IMAGE, MASK = "image", "mask"
 """What the image columns are called in the folder, whatever the table calls them; the trainers expect these"""
-
-# Options that decide nothing about what is in the folder, or are in the plan or the store.
-APART = {"output_dir", "num_proc", "strict", "exclude"}
 
 
 def prepare_table(options: TableOptions) -> Path:
@@ -79,15 +74,12 @@ def prepare_table(options: TableOptions) -> Path:
         sources=read.sources,
         source_columns={new: old for old, new in renamed.items()},
         unseen=options.unseen,
-        settings={name: value for name, value in asdict(options).items() if name not in APART},
+        settings=options.settings(),
     )
-    store = Store(
+    store = options.store(
         IMAGE,
         MASK if options.mask_column else None,
-        embed=options.embed or bool(read.sources),
-        resize_shorter=options.resize_shorter,
-        quality=options.quality,
-        max_megapixels=options.max_megapixels,
+        embed=bool(read.sources),
         num_classes=tree.num_leaves if options.mask_column else None,
     )
     folder = write_prepared(options.output_dir, content, store, num_proc=options.num_proc, strict=options.strict)
@@ -191,11 +183,6 @@ def _card(options: TableOptions, given: bool) -> Card:
             + ", and every class is in training."
         )
     )
-    images = "Images are paths, relative to a folder that `prepared.json` names."
-    if options.resize_shorter:
-        images = f"Images were reduced to a shorter side of {options.resize_shorter} pixels (JPEG, {options.quality})."
-    elif options.embed:
-        images = "Images are the original files' bytes."
     title = options.title or Path(options.output_dir).name
     task = "image-segmentation" if options.mask_column else "image-classification"
-    return Card(title, task, f"Made from {names} by `data_prep/prepare_table.py`. {how} {images}")
+    return Card(title, task, f"Made from {names} by `data_prep/prepare_table.py`. {how} {options.how_stored()}")

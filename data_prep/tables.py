@@ -121,6 +121,11 @@ def text(value: Any) -> str | None:
     return None if stripped in ("", "nan", "NaN") else stripped
 
 
+def column_of(cells: Iterable[str | None]) -> pd.Series:
+    """Cells as a column that keeps ``None`` as it is; pandas by itself makes NaN of it."""
+    return pd.Series(list(cells), dtype=object)
+
+
 # ---- tables
 
 
@@ -215,9 +220,8 @@ def _frame(cells: Mapping[str, Sequence[Any]], numbers: Sequence[int], split: st
     for name, values in cells.items():
         if any(isinstance(value, list | dict) for value in values[:100]):
             raise ValueError(f"Column {name!r} holds lists or objects, not one value a row.")
-        columns[name] = pd.Series(
-            [known[value] if value in known else known.setdefault(value, text(value)) for value in values],
-            dtype=object,
+        columns[name] = column_of(
+            known[value] if value in known else known.setdefault(value, text(value)) for value in values
         )
         known.clear()
     return pd.DataFrame({**columns, SPLIT: split, ROW: pd.Series(list(numbers), dtype="int64")})
@@ -260,7 +264,7 @@ def read_image_folder(root: str | Path, levels: Sequence[str], image_column: str
         rows.append([name, *parts[by_split:], split, len(rows) + len(problems)])
     if not rows:
         raise ValueError(f"No image lies {depth} folders deep in {root} ({', '.join(levels)}).")
-    frame = pd.DataFrame(rows, columns=[image_column, *levels, SPLIT, ROW]).astype({ROW: "int64"})
+    frame = pd.DataFrame(rows, columns=[image_column, *levels, SPLIT, ROW], dtype=object).astype({ROW: "int64"})
     notes = [f"{others} files in {root} are no images by their ending, and were passed over."] if others else []
     return Rows(frame, problems, notes=notes)
 
