@@ -45,6 +45,11 @@ def read_mask_file(source: bytes | str, interpret: Callable[[Image.Image, str], 
         return interpret(image, raw_mode)
 
 
+def is_spread(image: Image.Image) -> bool:
+    """Whether Pillow will multiply the values of a grey file; to be asked before it is decoded."""
+    return _raw_mode(image) in SPREAD
+
+
 def _checked(image: Image.Image, raw_mode: str, num_classes: int) -> np.ndarray:
     values = _plain_values(image, raw_mode)
     wrong = ((values < 0) | (values >= num_classes)) & (values != IGNORED_PIXEL)

@@ -17,7 +17,7 @@ from torchvision.transforms import v2
 
 from .hierarchy import Hierarchy, fold_name
 from .hierarchy_files import StrictLoader
-from .image_files import BAD_IMAGE, ORIENTATION, explain
+from .image_files import BAD_IMAGE, explain, upright_size
 from .image_rows import BadSampleError, ImageRows
 from .mask_files import IGNORED_PIXEL, read_mask, read_mask_file
 
@@ -121,8 +121,7 @@ def _colour(path: str | Path, name: str, colour: Any) -> int:
 def _header_size(source: bytes | str) -> tuple[int, int]:
     """Width and height of an image turned upright, from the header: to be sure, Pillow decodes every PNG for it."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        turned = Image.Image.getexif(image).get(ORIENTATION, 1) >= 5
-        return image.size[::-1] if turned else image.size
+        return upright_size(image)
 
 
 class MaskedImageRows:

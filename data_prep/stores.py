@@ -128,7 +128,7 @@ class Store:
         if self.resize_shorter is None:
             return [cells]
         try:
-            small = shrink(image.content, size, self.resize_shorter)
+            small = shrink(image.content, self.resize_shorter)
             cells[self.image_column] = packed(encode(small, "JPEG", quality=self.quality), image.name, ".jpg")
             if mask is not None:
                 reduced = Image.fromarray(values).resize(small.size, Image.Resampling.NEAREST)
@@ -182,19 +182,18 @@ def read_bytes(source: Source) -> bytes:
         return file.read()
 
 
-def shrink(content: bytes | str, size: tuple[int, int], shorter: int) -> Image.Image:
+def shrink(content: bytes | str, shorter: int) -> Image.Image:
     """Decode to RGB, and reduce to a shorter side of ``shorter`` pixels if it is longer.
 
     Args:
         content: the file's bytes or path.
-        size: its width and height.
         shorter: pixels. A JPEG is decoded at a reduced scale that leaves at least twice as many.
     """
     image = load_image(content, at_least=(2 * shorter, 2 * shorter))
-    scale = shorter / min(size)
+    scale = shorter / min(image.size)
     if scale >= 1:
         return image
-    return image.resize(scaled(size, scale), Image.Resampling.LANCZOS)
+    return image.resize(scaled(image.size, scale), Image.Resampling.LANCZOS)
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

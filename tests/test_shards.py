@@ -81,7 +81,7 @@ def test_what_is_finished_is_not_made_again(tmp_path):
     assert [kind for _, kind, _ in read_result(work.folder, shards[2]).problems] == ["missing", "missing"]
 
 
-@pytest.mark.parametrize("module", ["shards", "stores", "prepare_table", "prepare_fungitastic"])
+@pytest.mark.parametrize("module", ["shards", "stores", "prepare_table", "prepare_fungitastic", "prepare_artefact"])
 def test_workers_are_small(module):
     """Python imports the script anew in every worker: it must not bring half a gigabyte of packages along."""
     code = f"import sys, data_prep.{module}; print(*sys.modules)"
