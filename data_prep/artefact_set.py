@@ -61,7 +61,7 @@ def prepare_artefact(options: ArtefactOptions) -> Path:
     root = os.path.realpath(options.root) if options.root else ""
     if options.root:
         check_paths(rows, [IMAGE, MASK], root)
-    exclude_listed(rows, options.exclude)
+    exclude_listed(rows, options.exclude_rows)
     rows.leave_out(rows.frame[ID].isna(), "no id", "the row has no id")
     rows.leave_out(rows.frame.duplicated(ID), "listed twice", "an earlier row has the same id")
     rows.frame[ARTWORK] = column_of(artwork_of(name) for name in rows.frame[ID])

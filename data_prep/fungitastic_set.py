@@ -59,7 +59,7 @@ def prepare_fungitastic(options: FungiTasticOptions) -> Path:
     kept = [name for name in kept if name in rows.frame]
     _name_images(rows, _image_folders(root, options, rows))
     check_paths(rows, [IMAGE], root)
-    exclude_listed(rows, options.exclude)
+    exclude_listed(rows, options.exclude_rows)
     _blank_unknown(rows, levels)
     clean_paths(rows, levels)
     drop_doubles(rows, levels)

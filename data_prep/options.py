@@ -13,7 +13,7 @@ from data_prep.stores import DEFAULT_MAX_MEGAPIXELS, Store
 
 logger = logging.getLogger(__name__)
 
-APART = {"output_dir", "num_proc", "strict", "exclude"}
+APART = {"output_dir", "num_proc", "strict", "exclude_rows"}
 """Options that decide nothing about what is in a folder, or whose effect is in the rows"""
 
 
@@ -26,7 +26,7 @@ class PrepareOptions:
     resize_shorter: int | None = None
     quality: int = 92
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
-    exclude: list[str] = field(default_factory=list)
+    exclude_rows: list[str] = field(default_factory=list)
     unseen: str = "blank"
     num_proc: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
     strict: bool = False
@@ -85,7 +85,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("output")
     group.add_argument("--output_dir", required=True, help="folder to write; it appears when it is finished")
     group.add_argument(
-        "--exclude", nargs="+", default=[], metavar="FILE", help="problems.csv files that list rows to leave out"
+        "--exclude_rows", nargs="+", default=[], metavar="FILE", help="problems.csv files that list rows to leave out"
     )
     group.add_argument("--strict", action="store_true", help="a row that would be left out is an error instead")
     group.add_argument(

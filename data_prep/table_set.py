@@ -43,7 +43,7 @@ def prepare_table(options: TableOptions) -> Path:
     rows = RowSet(read.frame.rename(columns=renamed), IMAGE, read.problems, read.notes)
     if not read.sources:
         check_paths(rows, list(renamed.values()), root)
-    exclude_listed(rows, options.exclude)
+    exclude_listed(rows, options.exclude_rows)
     given = bool((rows.frame[SPLIT] != "").any()) or bool(options.split_column)
     if options.split_column:
         read_splits(rows, options.split_column)

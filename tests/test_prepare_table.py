@@ -328,7 +328,7 @@ def test_bad_rows_are_left_out_and_listed(fruits, tmp_path):
     assert sum(map(len, splits.values())) == len(good)
     assert kinds(folder) == pd.Series([problem.kind for problem in problems]).value_counts().to_dict()
     # The list can be given to other scripts and to this one.
-    again = prepare(table, tmp_path / "again", "--exclude", str(folder / "problems.csv"), "--max_megapixels", "5")
+    again = prepare(table, tmp_path / "again", "--exclude_rows", str(folder / "problems.csv"), "--max_megapixels", "5")
     assert "too large" not in kinds(again) and kinds(again)["excluded"] > 5
     assert sum(map(len, datasets.load_from_disk(str(again)).values())) < len(good)  # img/0.jpg was listed
 
@@ -344,7 +344,7 @@ def test_absolute_paths_inside_of_the_root_are_fine(fruits, tmp_path):
 
 def test_excluding_by_row(fruits, tmp_path):
     write_problems(tmp_path / "p.csv", [Problem("", 3, "", "ugly", "x"), Problem("", 4, "img/9.jpg", "ugly", "x")])
-    folder = prepare(fruits(), tmp_path / "out", "--exclude", str(tmp_path / "p.csv"))
+    folder = prepare(fruits(), tmp_path / "out", "--exclude_rows", str(tmp_path / "p.csv"))
     names = {Path(name).stem for split in datasets.load_from_disk(str(folder)).values() for name in split["image"]}
     assert names == {str(index) for index in range(60)} - {"3", "9"}
 
@@ -473,7 +473,7 @@ def test_a_table_per_split(fruits, tmp_path):
         ("--table {table} --image_column file --level_columns order --quality 0", "--quality"),
         ("--table {table} --image_column file --level_columns order --num_proc 0", "--num_proc"),
         ("--table {table} --image_column file --level_columns order --test_share 0.95", "less than 1"),
-        ("--table {table} --image_column file --level_columns order --exclude none.csv", "none.csv"),
+        ("--table {table} --image_column file --level_columns order --exclude_rows none.csv", "none.csv"),
         ("--table {table} --image_column file --level_columns order --split_column obs", "No row is in training"),
     ],
 )
