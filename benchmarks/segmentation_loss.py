@@ -1,8 +1,8 @@
 """Dice + focal loss at three levels (2, 4 and 16 classes), forward and backward, 4 images of 512 x 512: in turns.
 
 "plain PyTorch" is what a few readable lines do (log-softmax per level, one-hot labels); "smp" and "MONAI" add one Dice
-and one focal loss per level from segmentation-models-pytorch and MONAI. All take full-resolution float32 scores, and the
-same gradient is checked against the plain lines before anything is timed (theirs differ in definition, so only ours).
+and one focal loss per level from segmentation-models-pytorch and MONAI. All take float32 scores at full resolution.
+That ours has the gradient of the plain lines is checked first (the others differ in definition).
 Peak memory is measured in processes of their own.
 
     python benchmarks/segmentation_loss.py --rounds 5

@@ -74,15 +74,42 @@ def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str,
         kind, (width, height) = image.format, image.size
         if max_pixels is not None and width * height > max_pixels:
             raise ValueError(f"{width} x {height} pixels are more than {max_pixels / 1e6:g} megapixels")
-        turned = Image.Image.getexif(image).get(ORIENTATION, 1) >= 5  # PNG's own getexif decodes all of it
-    if not _tail(source).endswith(FILE_ENDS.get(kind, b"")):
+        size = upright_size(image)
+        early = kind == "TIFF" and _reaches(image) > _length(source)
+    if early or not _tail(source).endswith(FILE_ENDS.get(kind, b"")):
         load_image(source)
-    return kind, (height, width) if turned else (width, height)
+    return kind, size
+
+
+def upright_size(image: Image.Image, thorough: bool = False) -> tuple[int, int]:
+    """Width and height of an open image as a person would see it.
+
+    Args:
+        image: opened, not decoded yet.
+        thorough: decode a PNG if need be: it may say at its end only that it is turned.
+    """
+    if image.format == "TIFF":  # Pillow has turned its size already
+        return image.size
+    exif = image.getexif() if thorough else Image.Image.getexif(image)
+    return image.size[::-1] if exif.get(ORIENTATION, 1) >= 5 else image.size
 
 
 def lies_in(root: str, path: str) -> bool:
     """Whether a path, symbolic links followed, lies in the folder ``root``, itself free of links."""
     return os.path.realpath(path).startswith(os.path.join(root, ""))
+
+
+def _reaches(image: Image.Image) -> int:
+    """Where the last strip or tile of a TIFF ends, in bytes from the file's beginning."""
+    for starts, lengths in ((273, 279), (324, 325)):
+        if starts in image.tag_v2 and lengths in image.tag_v2:
+            places = zip(image.tag_v2[starts], image.tag_v2[lengths], strict=False)
+            return max((start + length for start, length in places), default=0)
+    return 0
+
+
+def _length(source: bytes | str) -> int:
+    return len(source) if isinstance(source, bytes) else os.path.getsize(source)
 
 
 def _tail(source: bytes | str) -> bytes:

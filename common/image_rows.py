@@ -20,7 +20,7 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from .data import check_columns
-from .image_files import BAD_IMAGE, ORIENTATION, check_file, explain, lies_in, load_image
+from .image_files import BAD_IMAGE, check_file, explain, lies_in, load_image, upright_size
 from .images import EncodedImage
 from .sampling import Key, generators_kept, seed_sample
 
@@ -94,8 +94,7 @@ class ImageRows:
     def size(self, source: bytes | str) -> tuple[int, int]:
         """Width and height as a person would see the image, without decoding it."""
         with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            turned = image.getexif().get(ORIENTATION, 1) >= 5
-            return image.size[::-1] if turned else image.size
+            return upright_size(image, thorough=True)
 
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
         """Open up to ``num_rows`` images spread evenly, and decode those whose file seems to end too early.

@@ -20,8 +20,7 @@ from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_train
 from torchvision.transforms import InterpolationMode, v2
 
-from .image_files import ORIENTATION
-from .image_files import load_image as load_image
+from .image_files import ORIENTATION, load_image
 
 RESIZE_MODES = ("center", "squash")
 

@@ -12,19 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image, ImageColor, ImageOps
+from PIL import Image, ImageColor
 
 from .hierarchy import Hierarchy, fold_name
 from .hierarchy_files import StrictLoader
-from .image_files import BAD_IMAGE, ORIENTATION, explain
+from .image_files import BAD_IMAGE, explain, upright_size
 from .image_rows import BadSampleError, ImageRows
 from .images import EncodedImage
-
-IGNORED_PIXEL = 255
-"""Value of a pixel without a label, in mask files and in the masks that workers hand over."""
-
-SPREAD = {"L;2": 85, "L;4": 17}
-"""Factor by which Pillow spreads grey values of 2 or 4 bits over 0..255"""
+from .mask_files import IGNORED_PIXEL, read_mask, read_mask_file
 
 MaskSource = tuple[Any, Any]
 """Encoded image and mask: bytes or path of each"""
@@ -55,30 +50,9 @@ class MaskReader:
             ValueError: if a value is neither, or the file is of a kind that does not say.
             OSError, SyntaxError, EOFError: from Pillow, if the file is broken.
         """
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            raw_mode = _raw_mode(image)
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            alpha = image.getchannel("A") if image.mode in {"LA", "PA", "RGBA"} else None
-            if alpha is not None and alpha.getextrema()[0] < 255:
-                raise ValueError("the mask is partly transparent; save it without transparency")
-            if self.palette is not None:
-                return self._by_colour(np.asarray(image.convert("RGB")))
-            values = _plain_values(image, raw_mode)
-            kind = image.format
-        return self._checked(values, kind)
-
-    def _checked(self, values: np.ndarray, kind: str | None) -> np.ndarray:
-        wrong = ((values < 0) | (values >= self.num_leaves)) & (values != IGNORED_PIXEL)
-        if wrong.any():
-            found = np.unique(values[wrong])[:5].tolist()
-            row, column = np.argwhere(wrong)[0].tolist()
-            hint = " (JPEG changes values; masks must be PNG)" if kind == "JPEG" else ""
-            raise ValueError(
-                f"mask values {found} are neither a class (0 to {self.num_leaves - 1}) nor {IGNORED_PIXEL} for "
-                f"ignored, the first in row {row}, column {column}{hint}"
-            )
-        return values.astype(np.uint8)
+        if self.palette is None:
+            return read_mask(source, self.num_leaves)
+        return read_mask_file(source, lambda image, _: self._by_colour(np.asarray(image.convert("RGB"))))
 
     def _by_colour(self, colours: np.ndarray) -> np.ndarray:
         codes, known = _codes(colours), self.palette
@@ -88,27 +62,6 @@ class MaskReader:
             shown = ", ".join(f"#{code:06x}" for code in unknown[:5])
             raise ValueError(f"mask colours {shown} are not in the palette (--mask_palette)")
         return np.array([known[code] for code in found.tolist()], dtype=np.uint8)[inverse].reshape(codes.shape)
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """How the file holds its values, in Pillow's words; to be asked before it is decoded."""
-    args = image.tile[0].args if image.tile else None
-    return str(args[0] if isinstance(args, tuple) and args else args)
-
-
-def _plain_values(image: Image.Image, raw_mode: str) -> np.ndarray:
-    """The numbers in a mask file of palette, grey or grey-in-RGB kind."""
-    if image.mode in {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}:
-        values = np.asarray(image).astype(np.int64 if image.mode.startswith("I") else np.uint8)
-        return values // SPREAD.get(raw_mode, 1) if image.mode == "L" else values
-    if ";16" in raw_mode:  # Pillow keeps the upper 8 bits alone
-        raise ValueError(f"the mask has 16 bits a channel ({raw_mode}); save it with 8")
-    bands = [np.asarray(band) for band in image.split()]
-    if image.mode in {"LA", "PA", "RGBA"}:
-        bands.pop()
-    if image.mode == "F" or any((band != bands[0]).any() for band in bands[1:]):
-        raise ValueError(f"the mask has colours ({image.mode}); say what they mean with --mask_palette FILE")
-    return bands[0]
 
 
 def _codes(colours: np.ndarray) -> np.ndarray:
@@ -168,8 +121,7 @@ def _colour(path: str | Path, name: str, colour: Any) -> int:
 def _header_size(source: bytes | str) -> tuple[int, int]:
     """Width and height of an image turned upright, from the header: to be sure, Pillow decodes every PNG for it."""
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        turned = Image.Image.getexif(image).get(ORIENTATION, 1) >= 5
-        return image.size[::-1] if turned else image.size
+        return upright_size(image)
 
 
 class MaskedImageRows:

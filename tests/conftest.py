@@ -226,3 +226,16 @@ def launch(script: str, processes: int, words: list[str]) -> None:
     assert done.stderr.count("Results are in") == 1, "each process ran alone"
     if "--eval_only" not in words:
         assert f"x {processes} processes x" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[subprocess.Popen]:
+    """Forks children that are killed; see short_lived.py."""
+    folder = Path(__file__).parent
+    environment = {**os.environ, "PYTHONPATH": str(folder.parent)}
+    command = [sys.executable, str(folder / "short_lived.py")]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder.parent
+    ) as process:
+        yield process
+        process.stdin.close()

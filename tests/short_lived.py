@@ -32,7 +32,8 @@ def run(request: dict[str, Any]) -> int:
     """In the child: the exit status of the script."""
     os.environ.update(request["environment"])
     module, _, owner = request["owner"].partition(":")
-    strike(getattr(importlib.import_module(module), owner), request["name"], request["call"], request["signals"])
+    target = importlib.import_module(module)
+    strike(getattr(target, owner) if owner else target, request["name"], request["call"], request["signals"])
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)
     try:

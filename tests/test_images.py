@@ -9,7 +9,8 @@ from conftest import counted_randomness, png
 from PIL import Image, ImageOps
 from torchvision.transforms.v2.functional import normalize
 
-from common.images import EncodedImage, EvaluationTransform, MixImages, Normalize, TrainTransform, load_image
+from common.image_files import ORIENTATION, check_file, load_image
+from common.images import EncodedImage, EvaluationTransform, MixImages, Normalize, TrainTransform
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -473,3 +474,40 @@ def test_mixing_depends_on_seed_and_step_alone(options):
         whole = MixImages(*options, seed=1)(pixels, labels, step)[0]
         assert torch.equal(torch.cat([one[0], two[0]]), whole)
     assert [MixImages(*options, seed=2)(pixels, labels, step)[2] for step in range(20)] != first
+
+
+# ---- without decoding
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_check_file_tells_the_size_that_is_seen(kind, orientation, tmp_path):
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    content = encode(Image.new("RGB", (60, 40), RED), kind, exif=exif)
+    (tmp_path / "x").write_bytes(content)
+    for source in (content, str(tmp_path / "x")):
+        assert check_file(source) == (kind, load_image(source).size)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "TIFF"])
+def test_check_file_notices_files_that_end_early(kind):
+    noise = np.random.default_rng(0).integers(0, 255, (80, 60, 3)).astype(np.uint8)
+    content = encode(Image.fromarray(noise), kind)
+    check_file(content)
+    with pytest.raises((OSError, ValueError, SyntaxError)):
+        check_file(content[: len(content) * 2 // 3])
+
+
+def test_check_file_refuses_bombs_by_their_header():
+    content = encode(Image.new("1", (4000, 3000)))
+    assert check_file(content, 12_000_000)[1] == (4000, 3000)
+    with pytest.raises(ValueError, match="4000 x 3000 pixels are more than 11.9 megapixels"):
+        check_file(content, 11_900_000)
+
+
+def test_reduced_decoding_leaves_what_was_asked_for():
+    content = encode(Image.new("RGB", (1600, 1200), RED), "JPEG")
+    assert load_image(content, at_least=(300, 300)).size == (400, 300)
+    assert load_image(content, at_least=(301, 301)).size == (800, 600)
+    assert load_image(encode(Image.new("RGB", (1600, 1200))), at_least=(10, 10)).size == (1600, 1200)

@@ -8,9 +8,8 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -71,19 +70,6 @@ def outcome(folder: Path) -> dict[str, object]:
         "history": (folder / "history.jsonl").read_text(),
         "results": results,
     }
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[subprocess.Popen]:
-    """Forks children that are killed; see short_lived.py."""
-    folder = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(folder.parent)}
-    command = [sys.executable, str(folder / "short_lived.py")]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder.parent
-    ) as process:
-        yield process
-        process.stdin.close()
 
 
 @pytest.fixture

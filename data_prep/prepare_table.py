@@ -1,0 +1,103 @@
+"""Make a data set folder that the trainers read from a table of images, or from a tree of folders.
+
+    python data_prep/prepare_table.py --table data/fungi.csv --image_column file --group_column observation \\
+        --level_columns family genus species --output_dir data/fungi
+    python data_prep/prepare_table.py --image_folder photos --resize_shorter 256 --output_dir data/photos
+    python data_prep/prepare_table.py --table data/tiles.csv --mask_column mask --taxonomy data/damage.yaml \\
+        --group_column artwork --output_dir data/damage
+
+Rows that cannot be used are left out and listed in problems.csv. A run that was interrupted goes on when the same
+command is given again. What is in the folder: data_prep/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from data_prep.options import PrepareOptions, add_options, add_store_options, add_unseen_option, parse
+
+
+@dataclass
+class TableOptions(PrepareOptions):
+    """The options of this script; see ``--help``."""
+
+    table: str | None = None
+    train_table: str | None = None
+    validation_table: str | None = None
+    test_table: str | None = None
+    image_folder: str | None = None
+    image_root: str | None = None
+    image_column: str = "image"
+    mask_column: str | None = None
+    level_columns: list[str] = field(default_factory=list)
+    label_column: str | None = None
+    taxonomy: str | None = None
+    group_column: str | None = None
+    split_column: str | None = None
+    keep_columns: list[str] = field(default_factory=list)
+    validation_share: float = 0.1
+    test_share: float = 0.1
+    seed: int = 0
+    title: str | None = None
+
+
+def prepare_table(options: TableOptions) -> Path:
+    """Prepare a folder; see :func:`data_prep.table_set.prepare_table`, which this calls."""
+    from data_prep.table_set import prepare_table  # imports torch, which the workers must not: see shards.py
+
+    return prepare_table(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data: one of these")
+    data.add_argument("--table", metavar="FILE", help="CSV, TSV, Parquet or JSON lines; a row an image")
+    data.add_argument("--train_table", metavar="FILE", help="the same, a table per split")
+    data.add_argument("--validation_table", metavar="FILE")
+    data.add_argument("--test_table", metavar="FILE")
+    data.add_argument(
+        "--image_folder", metavar="FOLDER", help="a folder per class, in folders train, val, test if there are such"
+    )
+    columns = parser.add_argument_group("columns of the table")
+    columns.add_argument("--image_column", default="image", help="paths, or in Parquet images (default: %(default)s)")
+    columns.add_argument("--image_root", metavar="FOLDER", help="paths start here and may not leave it")
+    columns.add_argument("--mask_column", help="paths of masks, for segmentation; needs --taxonomy")
+    columns.add_argument(
+        "--level_columns", nargs="+", default=[], help="coarse to fine; with --image_folder, the tiers of folders"
+    )
+    columns.add_argument("--label_column", help="one label per image; a path of labels with --taxonomy")
+    columns.add_argument("--taxonomy", metavar="FILE", help="the label tree: CSV (a row a leaf), JSON or YAML")
+    columns.add_argument("--group_column", help="observation, artwork, ...: what must not be in two splits")
+    columns.add_argument("--keep_columns", nargs="+", default=[], help="other columns to keep")
+    splits = parser.add_argument_group("splits")
+    splits.add_argument("--split_column", help="says train, validation or test; without it, groups are drawn")
+    splits.add_argument("--validation_share", type=float, default=0.1, help="of the images (default: %(default)s)")
+    splits.add_argument("--test_share", type=float, default=0.1, help="of the images (default: %(default)s)")
+    splits.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    add_unseen_option(splits)
+    add_store_options(parser)
+    add_options(parser)
+    parser.add_argument("--title", help="of the data set card")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> Path:
+    """Run the command line; returns the folder.
+
+    Raises:
+        ValueError: for anything the user can mend.
+    """
+    return prepare_table(parse(_parser(), TableOptions, argv))
+
+
+if __name__ == "__main__":
+    from common.runtime import run
+
+    run(main)

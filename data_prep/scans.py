@@ -1,0 +1,162 @@
+"""Scans of more than a hundred megapixels, without holding all of their pixels in memory.
+
+JPEGs are decoded by Pillow at a half, a quarter or an eighth of their size; other large RGB files pass through libvips
+row by row. Grey and palette files take one byte a pixel, which Pillow may hold.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+
+import numpy as np
+import pyvips
+from PIL import Image, ImageOps
+
+from common.image_files import ORIENTATION, load_image
+from common.mask_files import IGNORED_PIXEL, is_spread, read_mask
+
+LARGE = 20_000_000
+"""Pixels above which an image is streamed; below, Pillow takes less than 100 MB"""
+
+STREAMED = {"L", "RGB", "RGBA", "P", "LA"}
+"""Pillow's modes of files that libvips reads to the same 8-bit colours"""
+
+# What brings an image upright, by its EXIF orientation: as in PIL.ImageOps.exif_transpose.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_reduced(content: bytes | str, size: tuple[int, int], target: tuple[int, int]) -> Image.Image:
+    """Decode to upright RGB and reduce.
+
+    Args:
+        content: the file's bytes or path.
+        size: its width and height, upright.
+        target: width and height wanted, not larger.
+
+    Raises:
+        OSError, ValueError, SyntaxError: it is broken.
+    """
+    kind, mode, orientation = _header(content)
+    if size[0] * size[1] <= LARGE or kind == "JPEG" or mode not in STREAMED:
+        image = load_image(content, at_least=(2 * target[0], 2 * target[1]))
+        return image if image.size == target else image.resize(target, Image.Resampling.LANCZOS)
+    turned = target[::-1] if orientation >= 5 else target
+    scan = _open(content)
+    scan = scan.resize(turned[0] / scan.width, vscale=turned[1] / scan.height, kernel="lanczos3")
+    image = Image.fromarray(_pixels(scan))
+    assert image.size == turned, "libvips rounds as we do"
+    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def rows_of(content: bytes | str, size: tuple[int, int], height: int) -> Iterator[np.ndarray]:
+    """The upright RGB pixels of an image in bands from top to bottom.
+
+    Args:
+        content: the file's bytes or path.
+        size: its width and height, upright.
+        height: of a band; the last may be lower.
+
+    Yields:
+        uint8 (rows, width, 3).
+    """
+    _, mode, orientation = _header(content)
+    if size[0] * size[1] <= LARGE or mode not in STREAMED or orientation in TURNS:
+        pixels = np.asarray(load_image(content))
+        yield from (pixels[top : top + height] for top in range(0, size[1], height))
+        return
+    scan = _open(content)
+    region = pyvips.Region.new(scan)
+    for top in range(0, scan.height, height):
+        rows = min(height, scan.height - top)
+        try:
+            band = region.fetch(0, top, scan.width, rows)
+        except pyvips.Error as error:
+            raise _explained(error) from error
+        yield np.frombuffer(band, np.uint8).reshape(rows, scan.width, 3)
+
+
+def _header(content: bytes | str) -> tuple[str, str, int]:
+    """Format and mode in Pillow's words, and EXIF orientation."""
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        return image.format, image.mode, Image.Image.getexif(image).get(ORIENTATION, 1)
+
+
+def _open(content: bytes | str) -> pyvips.Image:
+    """A file as 8-bit RGB on white, not decoded yet; ``fail`` makes a file that ends early an error."""
+    try:
+        options = {"access": "sequential", "fail_on": "truncated"}
+        if isinstance(content, bytes):
+            scan = pyvips.Image.new_from_buffer(content, "", **options)
+        else:
+            scan = pyvips.Image.new_from_file(content, **options)
+        if scan.hasalpha():
+            scan = scan.flatten(background=255)
+        scan = scan.colourspace("srgb")
+        return scan if scan.format == "uchar" else scan.cast("uchar")
+    except pyvips.Error as error:
+        raise _explained(error) from error
+
+
+def _pixels(scan: pyvips.Image) -> np.ndarray:
+    try:
+        return np.frombuffer(scan.write_to_memory(), np.uint8).reshape(scan.height, scan.width, scan.bands)
+    except pyvips.Error as error:
+        raise _explained(error) from error
+
+
+def _explained(error: pyvips.Error) -> OSError:
+    lines = str(error.detail or error.message).strip().splitlines()
+    return OSError(lines[-1].strip() if lines else "it cannot be decoded")
+
+
+# ---- masks
+
+
+def load_mask(content: bytes | str, size: tuple[int, int], palette: dict[int, int]) -> Image.Image:
+    """The values of a mask as an upright image of mode L.
+
+    Args:
+        content: the file's bytes or path.
+        size: its width and height, upright.
+        palette: what colours mean: 0xRRGGBB -> value. Other colours must be grey, and stand for themselves.
+
+    Raises:
+        ValueError: a colour means nothing, or the mask is partly transparent.
+        OSError, SyntaxError: it is broken.
+    """
+    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
+        if image.mode in {"L", "P"} and not is_spread(image):
+            image.load()  # one byte a pixel
+            ImageOps.exif_transpose(image, in_place=True)
+            return Image.fromarray(np.asarray(image)) if image.mode == "P" else image
+        if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
+            raise ValueError("the mask is partly transparent; save it without transparency")
+        if image.mode not in {"RGB", "RGBA"}:
+            return Image.fromarray(read_mask(content, IGNORED_PIXEL))
+    values = np.empty(size[::-1], np.uint8)
+    top = 0
+    for band in rows_of(content, size, 256):
+        values[top : top + len(band)] = _by_colour(band, palette)
+        top += len(band)
+    return Image.fromarray(values)
+
+
+def _by_colour(colours: np.ndarray, palette: dict[int, int]) -> np.ndarray:
+    red, green, blue = np.moveaxis(colours.astype(np.uint32), -1, 0)
+    codes = red << 16 | green << 8 | blue
+    found, inverse = np.unique(codes, return_inverse=True)
+    greys = {value * 0x010101: value for value in range(256)}
+    values = [palette.get(code, greys.get(code)) for code in found.tolist()]
+    unknown = [f"#{code:06x}" for code, value in zip(found.tolist(), values, strict=True) if value is None]
+    if unknown:
+        raise ValueError(f"mask colours {', '.join(unknown[:5])} are none of the published ones")
+    return np.array(values, np.uint8)[inverse].reshape(codes.shape)

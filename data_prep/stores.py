@@ -1,0 +1,213 @@
+"""How an image gets into a prepared folder: as a path, as the file's bytes, or encoded anew.
+
+What runs in the many processes that prepare data imports neither torch nor datasets: see shards.py.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from common.image_files import BAD_IMAGE, check_file, explain, lies_in, load_image
+from common.mask_files import read_mask
+
+MEGAPIXEL = 1_000_000
+DEFAULT_MAX_MEGAPIXELS = 180.0
+"""Pillow's own limit, above which an image is an error: twice 89.5 megapixels, rounded"""
+
+Cells = dict[str, Any]
+"""What one row of a prepared folder holds, by column, besides what the table says"""
+
+
+class BadRowError(ValueError):
+    """A row that cannot be in a data set.
+
+    Args:
+        kind: a word or two that problems can be counted by.
+        problem: a sentence for people.
+    """
+
+    def __init__(self, kind: str, problem: str) -> None:
+        super().__init__(problem)
+        self.kind = kind
+
+
+@dataclass(frozen=True)
+class Source:
+    """An image file.
+
+    Args:
+        content: its bytes, or its path, which may not lead out of its folder.
+        name: its path as the table has it, or empty.
+    """
+
+    content: bytes | str
+    name: str
+
+
+def find_file(root: str, name: str) -> Source:
+    """A file named by a table; BadRowError if it is missing, no file, or outside of ``root``. It is not opened."""
+    path = os.path.join(root, name)
+    if not lies_in(root, path):
+        raise BadRowError("outside of the root", f"it lies outside of the folder {root}")
+    try:
+        kind = os.stat(path)
+    except OSError as error:
+        raise BadRowError("missing", error.strerror or "there is no such file") from error
+    if not stat.S_ISREG(kind.st_mode):
+        raise BadRowError("missing", "it is not a file")
+    if not kind.st_size:
+        raise BadRowError("broken", "the file is empty")
+    return Source(path, name)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Images (and masks) as they are, or reduced and encoded anew.
+
+    Args:
+        image_column: named so in the prepared folder.
+        mask_column: the same for masks, or ``None``. A mask always stays lossless.
+        embed: store the files' bytes instead of their paths.
+        resize_shorter: reduce images whose shorter side is longer than this many pixels, and store all as JPEG,
+            masks as PNG (by nearest neighbour).
+        quality: of the JPEG, 1 to 100.
+        max_megapixels: larger images are refused before they are decoded.
+        num_classes: masks hold these classes or 255; ``None`` if masks are not to be decoded.
+    """
+
+    image_column: str
+    mask_column: str | None = None
+    embed: bool = False
+    resize_shorter: int | None = None
+    quality: int = 92
+    max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
+    num_classes: int | None = None
+
+    @property
+    def embeds(self) -> bool:
+        """Whether the prepared folder holds the images themselves."""
+        return self.embed or self.resize_shorter is not None
+
+    @property
+    def columns(self) -> list[str]:
+        """The image columns."""
+        return [self.image_column] + ([self.mask_column] if self.mask_column else [])
+
+    @property
+    def extra_columns(self) -> dict[str, str]:
+        """Columns that the store adds, and their types in the words of ``datasets``."""
+        return {}
+
+    def __call__(self, sources: Mapping[str, Source]) -> list[Cells]:
+        """The rows that come of one row of the table: the cells of the image columns, and what is counted.
+
+        That is ``size``, width and height; and ``pixels``, of each value of a mask if it was decoded.
+
+        Raises:
+            BadRowError: it is broken.
+        """
+        image = sources[self.image_column]
+        size = self._check(image)
+        cells: Cells = {self.image_column: self._stored(image), "size": size}
+        mask = sources[self.mask_column] if self.mask_column else None
+        if mask is not None:
+            if self._check(mask, "mask") != size:
+                raise BadRowError("sizes differ", "the mask and its image are of different sizes")
+            values = self._mask_values(mask)
+            cells[self.mask_column] = self._stored(mask)
+            if values is not None:
+                cells["pixels"] = count_values(values)
+        if self.resize_shorter is None:
+            return [cells]
+        try:
+            small = shrink(image.content, self.resize_shorter)
+            cells[self.image_column] = packed(encode(small, "JPEG", quality=self.quality), image.name, ".jpg")
+            if mask is not None:
+                reduced = Image.fromarray(values).resize(small.size, Image.Resampling.NEAREST)
+                cells[self.mask_column] = packed(encode(reduced, "PNG"), mask.name, ".png")
+                cells["pixels"] = count_values(np.asarray(reduced))
+        except BAD_IMAGE as error:
+            raise BadRowError("broken", explain(error)) from error
+        return [{**cells, "size": small.size}]
+
+    def _check(self, source: Source, what: str = "image") -> tuple[int, int]:
+        return checked_size(source, self.max_megapixels, what)
+
+    def _mask_values(self, mask: Source) -> np.ndarray | None:
+        if self.num_classes is None and self.resize_shorter is None:
+            return None
+        try:
+            return read_mask(mask.content, 255 if self.num_classes is None else self.num_classes)
+        except BAD_IMAGE as error:
+            raise BadRowError("mask values" if "values" in str(error) else "broken", f"mask: {error}") from error
+
+    def _stored(self, source: Source) -> Any:
+        if not self.embeds:
+            return source.name
+        if self.resize_shorter is not None:
+            return None  # comes later
+        return {"bytes": read_bytes(source), "path": source.name}
+
+
+def checked_size(source: Source, max_megapixels: float, what: str = "image") -> tuple[int, int]:
+    """Width and height as a person would see it; BadRowError if it is too large, or broken by its header or end."""
+    try:
+        size = check_file(source.content, round(max_megapixels * MEGAPIXEL))[1]
+    except BAD_IMAGE as error:
+        kind = "too large" if "megapixels" in str(error) else "broken"
+        hint = " (--max_megapixels)" if kind == "too large" else ""
+        raise BadRowError(kind, f"{'' if what == 'image' else what + ': '}{explain(error)}{hint}") from error
+    return size
+
+
+def count_values(mask: np.ndarray) -> dict[str, int]:
+    """Number of pixels of each value that occurs in a uint8 mask, by the value as JSON's keys are written."""
+    counts = np.bincount(mask.ravel(), minlength=256)
+    return {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
+
+
+def read_bytes(source: Source) -> bytes:
+    """A file's content."""
+    if isinstance(source.content, bytes):
+        return source.content
+    with open(source.content, "rb") as file:
+        return file.read()
+
+
+def shrink(content: bytes | str, shorter: int) -> Image.Image:
+    """Decode to RGB, and reduce to a shorter side of ``shorter`` pixels if it is longer.
+
+    Args:
+        content: the file's bytes or path.
+        shorter: pixels. A JPEG is decoded at a reduced scale that leaves at least twice as many.
+    """
+    image = load_image(content, at_least=(2 * shorter, 2 * shorter))
+    scale = shorter / min(image.size)
+    if scale >= 1:
+        return image
+    return image.resize(scaled(image.size, scale), Image.Resampling.LANCZOS)
+
+
+def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+    """Width and height multiplied, at least 1 pixel each."""
+    return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """An image as a file's bytes, without metadata."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def packed(content: bytes, name: str, ending: str) -> Cells:
+    """A cell of an HF ``Image`` column; its path is the source's, with the ending of what it has become."""
+    return {"bytes": content, "path": os.path.splitext(name)[0] + ending if name else None}
