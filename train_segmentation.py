@@ -24,7 +24,7 @@ from huggingface_hub.constants import HF_HOME
 from torch.utils.data import DataLoader
 from transformers import SegformerImageProcessor
 
-from common.arguments import changed, option, parse_arguments
+from common.arguments import option, parse_arguments
 from common.curriculum import make_curriculum
 from common.data import check_groups, choose_rows, get_split
 from common.decoded_cache import open_cache
@@ -57,7 +57,7 @@ from common.runtime import make_accelerator, num_workers, run
 from common.sampling import EvaluationBatchSampler
 from common.segmentation_losses import SegmentationLoss
 from common.segmentation_metrics import SegmentationMetrics
-from common.setup import check_settings, image_root, make_sampler, open_splits, start_from
+from common.setup import check_settings, image_root, make_sampler, open_splits, settle_evaluation, start_from
 from common.task import Data, Evaluation
 from common.training import Trainer
 from common.windows import Resampler, dense_labels, sliding_scores
@@ -318,14 +318,11 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
             decoder_channels=args.decoder_channels,
             evaluation={name: getattr(args, name) for name in EVALUATION_OPTIONS},
         )
-    for name, value in model.config.evaluation.items():
-        if args.eval_only and not changed(args, name):
-            setattr(args, name, value)
-        model.config.evaluation[name] = getattr(args, name)
+    settle_evaluation(args, model)
     return model
 
 
-EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer")
+EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "decoding")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -12,11 +12,18 @@ from datasets import DatasetDict
 from huggingface_hub.constants import HF_HOME
 from torch import nn
 
+from .arguments import changed
 from .backbones import Backbone, load_backbone
 from .data import load_splits
+from .encoders import first_line
 from .hierarchy import Hierarchy
 from .image_rows import ProblemLog
-from .modeling import LabelTreeModel
+from .modeling import (
+    LabelTreeConfig,
+    LabelTreeForImageClassification,
+    LabelTreeForSemanticSegmentation,
+    LabelTreeModel,
+)
 from .options import CommonArguments
 from .report import check_metric_name, flatten
 from .sampling import GlobalBatchSampler
@@ -127,3 +134,24 @@ def start_from(
         return model, None, None
     logger.warning("%s has other classes or another head: only its backbone is used.", name)
     return None, model.backbone, None
+
+
+def load_saved_model(name: str) -> LabelTreeModel:
+    """A model that one of the scripts wrote, ready for evaluation, from a folder or the Hub; ValueError if none."""
+    kinds = {kind.__name__: kind for kind in (LabelTreeForImageClassification, LabelTreeForSemanticSegmentation)}
+    try:
+        content, _ = LabelTreeConfig.get_config_dict(name)
+        kind = kinds.get((content.get("architectures") or [None])[0])
+        if content.get("model_type") != LabelTreeConfig.model_type or kind is None:
+            raise ValueError(f"{name} holds no model that train_taxonomy.py or train_segmentation.py wrote.")
+        return kind.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"Cannot load the model {name}: {first_line(error)}") from error
+
+
+def settle_evaluation(args: CommonArguments, model: LabelTreeModel) -> None:
+    """Evaluate a saved model as it was evaluated, unless told otherwise; and let it keep how it is evaluated now."""
+    for name, value in model.config.evaluation.items():
+        if args.eval_only and not changed(args, name):
+            setattr(args, name, value)
+        model.config.evaluation[name] = getattr(args, name)
