@@ -192,4 +192,7 @@ def lowest_threshold(
     starts = np.unique(np.linspace(0, len(sizes), NUM_STARTS, endpoint=False).astype(int))
     ends = [min([*failures[failures >= start], len(sizes)]) for start in starts]
     reached = max((end for start, end in zip(starts, ends, strict=True) if end > start), default=0)
-    return float(chances[sizes[reached - 1] - 1]) if reached else None
+    if not reached:
+        return None
+    threshold = float(chances[sizes[reached - 1] - 1])
+    return threshold - 1e-5 * threshold * (1 - threshold) - 1e-7  # in other batches numbers are rounded otherwise
