@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -34,12 +34,15 @@ from common.calibration import Calibration, read_calibration
 from common.class_predictor import FORMATS, ClassPredictor
 from common.image_rows import make_loader
 from common.inputs import ImageInputs, open_inputs
-from common.modeling import LabelTreeModel
+from common.mask_predictor import MaskPredictor
+from common.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
 from common.prediction_parts import PartBatchSampler, PredictionParts, plan_parts
+from common.predictor import Predictor
 from common.report import write_json
 from common.run_lock import RunLock
 from common.runtime import make_accelerator, num_workers, run
 from common.setup import load_saved_model
+from common.windows import check_windows
 from data_prep.problems import Problem, write_problems
 
 logger = logging.getLogger(__name__)
@@ -85,6 +88,24 @@ class ClassArguments:
 
 
 @dataclass
+class MaskArguments:
+    """Masks (models of train_segmentation.py)."""
+
+    _argument_group_name = "Masks"
+
+    eval_crop: int | None = option(
+        None,
+        "Show windows of this many pixels, at the image's own resolution; by default as in evaluation.",
+        "greater than 0",
+    )
+    eval_stride: int | None = option(None, "Distance from window to window; as in evaluation.", "greater than 0")
+    resize_longer: int | None = option(
+        None, "Longer side that images are resized to before windows are cut; as in evaluation.", "greater than 0"
+    )
+    overlay_size: int = option(1600, "Longer side of the overlays in pixels; 0 for none.", "at least 0")
+
+
+@dataclass
 class PredictionRunArguments:
     """The run itself."""
 
@@ -99,7 +120,7 @@ class PredictionRunArguments:
 
 
 @dataclass
-class PredictArguments(InputArguments, ClassArguments, PredictionRunArguments):
+class PredictArguments(InputArguments, ClassArguments, MaskArguments, PredictionRunArguments):
     """The options of this script."""
 
     model: str = option("", "What the command line names first.")
@@ -112,7 +133,7 @@ class PredictArguments(InputArguments, ClassArguments, PredictionRunArguments):
 
     def validate(self) -> None:
         """Raise one ValueError that lists every setting that cannot be right on its own."""
-        problems = out_of_range(self)
+        problems = [*out_of_range(self), *check_windows(self.eval_crop, self.eval_stride)]
         if not set(self.format) <= set(FORMATS):
             problems.append(f"--format is {' or '.join(FORMATS)}, not {' '.join(self.format)}")
         if self.min_confidence is not None and self.target_precision is not None:
@@ -143,22 +164,35 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def make_predictor(
     args: PredictArguments, accelerator: Accelerator, model: LabelTreeModel, inputs: ImageInputs
-) -> ClassPredictor:
+) -> Predictor:
     """What fits the model, with everything that the options and the table say."""
-    for line in idle_options(args, inputs):
+    dense = isinstance(model, LabelTreeForSemanticSegmentation)
+    for line in idle_options(args, inputs, dense):
         logger.warning("%s", line)
+    evaluation = model.config.evaluation
+    if dense:
+        given = {name: getattr(args, name) for name in ("eval_crop", "eval_stride", "resize_longer")}
+        return MaskPredictor(
+            model,
+            accelerator,
+            output_dir=args.output_dir,
+            evaluation={**evaluation, **{name: value for name, value in given.items() if value is not None}},
+            overlay_size=args.overlay_size,
+            window_batch_size=args.per_device_eval_batch_size,
+        )
     return ClassPredictor(
         model,
         accelerator,
-        decoding=model.config.evaluation["decoding"],
+        decoding=evaluation["decoding"],
         top_k=args.top_k,
+        formats=args.format,
         thresholds=thresholds(args, model),
         groups=inputs.column(args.group_by) if args.group_by else None,
         labels=true_labels(args, model, inputs),
     )
 
 
-def idle_options(args: PredictArguments, inputs: ImageInputs) -> list[str]:
+def idle_options(args: PredictArguments, inputs: ImageInputs, dense: bool) -> list[str]:
     """A sentence for each setting that was changed and cannot take effect."""
     files, table = inputs.rows is None, inputs.images.root is not None
     idle = [
@@ -166,8 +200,12 @@ def idle_options(args: PredictArguments, inputs: ImageInputs) -> list[str]:
         ("split", files or table, "the inputs are no data set"),
         ("image_root", not table, "no table names the images"),
         ("calibration", args.target_precision is None, "there is no --target_precision"),
+        ("level_columns", dense, "the model predicts masks"),
+        *((entry.name, dense, "the model predicts masks") for entry in fields(ClassArguments)),
+        *((entry.name, not dense, "the model is for whole images") for entry in fields(MaskArguments)),
     ]
-    return [f"--{name} has no effect: {why}." for name, is_idle, why in idle if is_idle and changed(args, name)]
+    told = {name: why for name, is_idle, why in idle if is_idle and changed(args, name)}
+    return [f"--{name} has no effect: {why}." for name, why in told.items()]
 
 
 def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | None] | None:
@@ -227,7 +265,7 @@ class Prediction:
         accelerator: Accelerator,
         model: LabelTreeModel,
         inputs: ImageInputs,
-        predictor: ClassPredictor,
+        predictor: Predictor,
     ) -> None:
         self.args, self.accelerator, self.inputs, self.predictor = args, accelerator, inputs, predictor
         self.model, self.output_dir = model, Path(args.output_dir)
@@ -242,8 +280,8 @@ class Prediction:
             "the model": fingerprint_of(self.model),
             "the images": self.inputs.fingerprint(),
             "--mixed_precision": self.accelerator.mixed_precision,
-            **{f"--{name}": getattr(self.args, name) for name in ("format", "top_k", "group_by", "level_columns")},
-            "the thresholds of answers": self.predictor.thresholds,
+            **{f"--{name}": getattr(self.args, name) for name in ("group_by", "level_columns")},
+            **self.predictor.settings(),
         }
 
     def run(self) -> dict[str, Any]:
@@ -280,7 +318,9 @@ class Prediction:
         """This process's share of the parts."""
         accelerator = self.accelerator
         mine = todo[accelerator.process_index :: accelerator.num_processes]
-        sampler = PartBatchSampler([self.plan[part] for part in mine], self.predictor.batch_size(self.args))
+        sampler = PartBatchSampler(
+            [self.plan[part] for part in mine], self.predictor.batch_size(self.args.per_device_eval_batch_size)
+        )
         batches = list(sampler.batches())
         loader = make_loader(
             self.predictor.samples(self.inputs.images),
@@ -319,7 +359,7 @@ class Prediction:
                 else:
                     yield line
 
-        results = self.predictor.merge(lines(), self.output_dir, self.args)
+        results = self.predictor.merge(lines(), self.output_dir)
         if problems:
             write_problems(self.output_dir / "problems.csv", sorted(problems, key=lambda problem: problem.row))
         summary = {"model": self.args.model, "num_images": len(self.inputs), "num_broken": len(problems), **results}

@@ -12,30 +12,19 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from PIL.Image import Image
 
 from .backoff import answer_levels, answer_text, is_right, path_probabilities
 from .hierarchy import Hierarchy
 from .image_rows import ImageRows, Samples
 from .images import Normalize, evaluation_transform
 from .modeling import LabelTreeForImageClassification
+from .predictor import Predictor, ShownImages
 from .report import replaced_file
 
 FORMATS = ("csv", "jsonl")
 
 
-class ShownImages(Samples):
-    """Images as evaluation shows them to the model, without labels."""
-
-    def __init__(self, images: ImageRows, transform: Any) -> None:
-        super().__init__(images, np.arange(len(images)), on_bad_sample="drop")
-        self.transform = transform
-
-    def prepare(self, row: int, image: Image) -> dict[str, Any]:
-        return self.transform(image)
-
-
-class ClassPredictor:
+class ClassPredictor(Predictor):
     """What is predicted of whole images.
 
     Args:
@@ -43,6 +32,7 @@ class ClassPredictor:
         accelerator: knows the device and the precision.
         decoding: see :meth:`common.heads.LevelHeads.path_scores`.
         top_k: how many of the most probable leaves are listed.
+        formats: of the tables, see :data:`FORMATS`.
         thresholds: per level, for back-off (see :func:`common.backoff.answer_levels`); ``None`` for no answers.
         groups: of every row, for answers about several photographs of one thing.
         labels: int64 (rows, levels), see :func:`common.backoff.find_labels`; ``None`` if nothing is known.
@@ -57,12 +47,14 @@ class ClassPredictor:
         *,
         decoding: str,
         top_k: int,
+        formats: Sequence[str] = ("csv",),
         thresholds: Sequence[float | None] | None = None,
         groups: Sequence[str | None] | None = None,
         labels: np.ndarray | None = None,
     ) -> None:
         self.model, self.accelerator, self.heads = model, accelerator, model.heads
-        self.decoding, self.thresholds, self.groups, self.labels = decoding, thresholds, groups, labels
+        self.decoding, self.formats, self.thresholds = decoding, list(formats), thresholds
+        self.groups, self.labels = groups, labels
         self.hierarchy: Hierarchy = model.hierarchy
         self.top_k = min(top_k, self.hierarchy.num_leaves)
         self.names = [self.hierarchy.display_names(level) for level in range(self.hierarchy.num_levels)]
@@ -71,12 +63,10 @@ class ClassPredictor:
         self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
         self.kept: list[tuple[int, torch.Tensor]] = []
 
-    def batch_size(self, args: Any) -> int:
-        """Images in a batch."""
-        return args.per_device_eval_batch_size
+    def settings(self) -> dict[str, Any]:
+        return {"--format": self.formats, "--top_k": self.top_k, "the thresholds of answers": self.thresholds}
 
     def samples(self, images: ImageRows) -> Samples:
-        """The images as the model is shown them."""
         spec, evaluation = self.model.config.backbone, self.model.config.evaluation
         transform = evaluation_transform(
             spec["image_size"],
@@ -89,7 +79,6 @@ class ClassPredictor:
 
     @torch.inference_mode()
     def predict(self, batch: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
-        """A line for each image of a batch; ``names`` are theirs."""
         pixels = self.normalize(batch["pixels"].to(self.accelerator.device, non_blocking=True))
         with self.accelerator.autocast():
             scores = self.model(pixels, scores_only=True)
@@ -170,13 +159,13 @@ class ClassPredictor:
             answer["right"] = bool(verdict[1][level]) if level >= 0 and verdict[0][level] else None
         return answer
 
-    def merge(self, lines: Iterable[Mapping[str, Any]], output_dir: Path, args: Any) -> dict[str, Any]:
+    def merge(self, lines: Iterable[Mapping[str, Any]], output_dir: Path) -> dict[str, Any]:
         """Write predictions.*, with groups also groups.*, and return what summary.json says of them."""
         kinds = ("image",) if self.groups is None else ("image", "group")
         counts = {kind: AnswerCounts(self.hierarchy.levels) for kind in kinds}
         with ExitStack() as stack:
             writers = {
-                kind: [stack.enter_context(LineWriter(output_dir / f"{FILES[kind]}.{form}")) for form in args.format]
+                kind: [stack.enter_context(LineWriter(output_dir / f"{FILES[kind]}.{form}")) for form in self.formats]
                 for kind in kinds
             }
             for line in lines:
@@ -186,7 +175,6 @@ class ClassPredictor:
         return {FILES[kind]: counts[kind].compute() for kind in kinds}
 
     def describe_results(self, results: Mapping[str, Any]) -> list[str]:
-        """What :meth:`merge` returned, as lines for people."""
         return [line for name, counts in results.items() for line in counts_table(name, counts)]
 
 
