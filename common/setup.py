@@ -16,6 +16,7 @@ from .arguments import changed
 from .backbones import Backbone, load_backbone
 from .data import load_splits
 from .encoders import first_line
+from .export import check_export_packages
 from .hierarchy import Hierarchy
 from .image_rows import ProblemLog
 from .modeling import (
@@ -91,6 +92,8 @@ def check_settings(
     """
     for line in args.without_effect():
         logger.warning("%s", line)
+    if args.export != "none":
+        check_export_packages()
     check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(metrics.compute()))])
     if accelerator.is_local_main_process:
         for rows in images:
