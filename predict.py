@@ -36,7 +36,7 @@ from common.image_rows import make_loader
 from common.inputs import ImageInputs, open_inputs
 from common.mask_predictor import MaskPredictor
 from common.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
-from common.prediction_parts import PartBatchSampler, PredictionParts, plan_parts
+from common.prediction_parts import PartBatchSampler, PredictionParts, check_output_dir, plan_parts
 from common.predictor import Predictor
 from common.report import write_json
 from common.run_lock import RunLock
@@ -142,19 +142,28 @@ class PredictArguments(InputArguments, ClassArguments, MaskArguments, Prediction
             raise ValueError("; ".join(problems) + ".")
 
 
+WORDS = {
+    "model": {"metavar": "MODEL", "help": "folder or Hub id"},
+    "inputs": {"metavar": "INPUT", "nargs": "+", "help": "image, folder, pattern, table or data set"},
+}
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Predict; returns what summary.json holds, in the main process.
 
     Raises:
         ValueError: for anything the user can mend, before the first image wherever that is possible.
     """
-    words = {"model": {"help": "folder or Hub id"}, "inputs": {"nargs": "+", "metavar": "INPUT", "help": "images"}}
-    args = parse_command(PredictArguments, argv, __doc__, **words)
+    args = parse_command(PredictArguments, argv, __doc__, **WORDS)
     accelerator = make_accelerator(args)
+    if accelerator.is_main_process:
+        check_output_dir(args.output_dir)
     inputs = open_inputs(args.inputs, args.image_column, args.image_root, args.split)
     model = load_saved_model(args.model).to(accelerator.device).eval()
     predictor = make_predictor(args, accelerator, model, inputs)
-    return Prediction(args, accelerator, model, inputs, predictor).run()
+    summary = Prediction(args, accelerator, model, inputs, predictor).run()
+    accelerator.end_training()
+    return summary
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -170,6 +179,8 @@ def make_predictor(
     for line in idle_options(args, inputs, dense):
         logger.warning("%s", line)
     evaluation = model.config.evaluation
+    if not evaluation or "decoding" not in evaluation:
+        raise ValueError(f"{args.model} does not say how it was evaluated; it was written by an earlier version.")
     if dense:
         given = {name: getattr(args, name) for name in ("eval_crop", "eval_stride", "resize_longer")}
         return MaskPredictor(
@@ -386,7 +397,8 @@ KINDS = {"lies outside": "outside of the root", "No such file": "missing", "row 
 
 def fingerprint_of(model: LabelTreeModel) -> str:
     """Of weights and configuration, wherever they came from."""
-    digest = xxhash.xxh3_128(model.config.to_json_string(use_diff=False).encode())
+    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+    digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True, default=str).encode())
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

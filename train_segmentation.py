@@ -314,7 +314,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
             decoder_channels=args.decoder_channels,
             evaluation={name: getattr(args, name) for name in EVALUATION_OPTIONS},
         )
-    settle_evaluation(args, model)
+    settle_evaluation(args, model, EVALUATION_OPTIONS)
     return model
 
 

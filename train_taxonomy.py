@@ -219,7 +219,7 @@ def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForIm
         args, LabelTreeForImageClassification, hierarchy, "init_leaf_from_classifier"
     )
     if model is not None:
-        settle_evaluation(args, model)
+        settle_evaluation(args, model, EVALUATION_OPTIONS)
         return model
     model = LabelTreeForImageClassification.build(
         backbone,

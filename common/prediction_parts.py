@@ -44,6 +44,21 @@ def plan_parts(num_rows: int, largest: int, groups: Sequence[str | None] | None 
     return [np.array(part) for part in parts]
 
 
+def check_output_dir(output_dir: str | Path) -> None:
+    """ValueError if a folder holds files, and they are not a prediction's."""
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; --output_dir names a folder.")
+    here = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    at_once = (".lock", "parts", f"{STATE_FILE}.tmp")  # all that there is if a run was killed at its very start
+    here = [name for name in here if name not in at_once]
+    if here and STATE_FILE not in here:
+        raise ValueError(
+            f"{folder} holds other files ({', '.join(here[:3])}{', ...' if here[3:] else ''}); "
+            "give a new folder with --output_dir."
+        )
+
+
 class PartBatchSampler:
     """Batches of (0, row) keys, part after part; a batch never holds rows of two parts.
 
@@ -93,15 +108,9 @@ class PredictionParts:
         Raises:
             ValueError: if the folder holds something else.
         """
+        check_output_dir(self.output_dir)
         state = self._read_state()
         if state is None:
-            here = sorted(path.name for path in self.output_dir.iterdir()) if self.output_dir.is_dir() else []
-            here = [name for name in here if name != ".lock"]
-            if here:
-                raise ValueError(
-                    f"{self.output_dir} holds other files ({', '.join(here[:3])}{', ...' if here[3:] else ''}); "
-                    "give a new folder with --output_dir."
-                )
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_state(finished=False)
             return False, list(range(self.num_parts))

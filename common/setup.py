@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -152,9 +152,13 @@ def load_saved_model(name: str) -> LabelTreeModel:
         raise ValueError(f"Cannot load the model {name}: {first_line(error)}") from error
 
 
-def settle_evaluation(args: CommonArguments, model: LabelTreeModel) -> None:
-    """Evaluate a saved model as it was evaluated, unless told otherwise; and let it keep how it is evaluated now."""
-    for name, value in model.config.evaluation.items():
-        if args.eval_only and not changed(args, name):
-            setattr(args, name, value)
-        model.config.evaluation[name] = getattr(args, name)
+def settle_evaluation(args: CommonArguments, model: LabelTreeModel, names: Sequence[str]) -> None:
+    """Evaluate a saved model as it was evaluated, unless told otherwise; and let it keep how it is evaluated now.
+
+    ``names`` are the options that ``config.evaluation`` holds.
+    """
+    before = model.config.evaluation or {}
+    for name in names:
+        if args.eval_only and name in before and not changed(args, name):
+            setattr(args, name, before[name])
+    model.config.evaluation = {name: getattr(args, name) for name in names}

@@ -313,8 +313,10 @@ def test_mistakes(photos, command, changes, message):
     changes = {
         name: value.format(photos=photos) if isinstance(value, str) else value for name, value in changes.items()
     }
+    before = sorted(photos.iterdir())
     with pytest.raises(ValueError, match=message):
         predict.main(command(photos, **changes))
+    assert sorted(photos.iterdir()) == before
 
 
 def test_settings_without_effect_are_told(photos, command, capfd):
