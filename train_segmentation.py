@@ -24,7 +24,7 @@ from huggingface_hub.constants import HF_HOME
 from torch.utils.data import DataLoader
 from transformers import SegformerImageProcessor
 
-from common.arguments import changed, option, parse_arguments
+from common.arguments import option, parse_arguments
 from common.curriculum import make_curriculum
 from common.data import check_groups, choose_rows, get_split
 from common.decoded_cache import open_cache
@@ -57,10 +57,10 @@ from common.runtime import make_accelerator, num_workers, run
 from common.sampling import EvaluationBatchSampler
 from common.segmentation_losses import SegmentationLoss
 from common.segmentation_metrics import SegmentationMetrics
-from common.setup import check_settings, image_root, make_sampler, open_splits, start_from
+from common.setup import check_settings, image_root, make_sampler, open_splits, settle_evaluation, start_from
 from common.task import Data, Evaluation
 from common.training import Trainer
-from common.windows import Resampler, dense_labels, sliding_scores
+from common.windows import Resampler, check_windows, dense_labels, image_scores
 from data_prep.make_demo import make_artworks
 
 logger = logging.getLogger(__name__)
@@ -169,11 +169,7 @@ class SegmentationArguments(
 
     def problems(self) -> list[str]:
         problems = super().problems()
-        crop, stride = self.eval_crop or 4, self.eval_stride or 4
-        if crop % 4 or stride % 4 or (self.eval_crop and stride > crop):
-            problems.append(
-                "--eval_crop and --eval_stride must be multiples of 4, and the stride no more than the crop"
-            )
+        problems += check_windows(self.eval_crop, self.eval_stride)
         if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[-1]:
             problems.append(f"--scale_jitter takes the smallest and the largest scale, not {self.scale_jitter}")
         if self.loss == "dice_focal" and not self.dice_weight + self.focal_weight:
@@ -318,14 +314,11 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
             decoder_channels=args.decoder_channels,
             evaluation={name: getattr(args, name) for name in EVALUATION_OPTIONS},
         )
-    for name, value in model.config.evaluation.items():
-        if args.eval_only and not changed(args, name):
-            setattr(args, name, value)
-        model.config.evaluation[name] = getattr(args, name)
+    settle_evaluation(args, model, EVALUATION_OPTIONS)
     return model
 
 
-EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer")
+EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "decoding")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -443,7 +436,7 @@ class SegmentationTrainer(Trainer):
         examples = ExampleKeeper(self.data.eval_looked, self.data.eval_pixels)
         for batch in self.evaluation_batches(model):
             labels = self.to_labels(batch["labels"])
-            scores = self.predict(model, self.to_model(batch["pixels"]))
+            scores = self.predict(model, batch["pixels"])
             if self.args.eval_crop:  # the image may be large: for the loss its scores are not enlarged
                 labels = labels_at_stride(labels, scores, model.stride)
             sums += torch.stack([loss_fn.level_sums(scores, labels), loss_fn.label_weights(labels)])
@@ -474,17 +467,16 @@ class SegmentationTrainer(Trainer):
         return model.heads.leaf_softmax and only_leaves and self.args.decoding == "leaf"
 
     def predict(self, model: LabelTreeForSemanticSegmentation, pixels: torch.Tensor) -> torch.Tensor:
-        """Scores at stride 4 of normalised images: whole ones, or with ``--eval_crop`` one in windows."""
+        """Scores at stride 4 of uint8 images: whole ones, or with ``--eval_crop`` one in windows."""
         args = self.args
         with self.accelerator.autocast():
-            if not args.eval_crop:
-                return model(pixels, scores_only=True).float()
-            return sliding_scores(
-                lambda windows: model(windows, scores_only=True),
-                pixels[0],
-                args.eval_crop,
-                args.eval_stride or max(4, args.eval_crop * 2 // 3 // 4 * 4),
-                args.per_device_eval_batch_size,
+            return image_scores(
+                model,
+                pixels,
+                self.to_model,
+                eval_crop=args.eval_crop,
+                eval_stride=args.eval_stride,
+                batch_size=args.per_device_eval_batch_size,
             )
 
     # ---- results

@@ -23,6 +23,8 @@ from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from common.arguments import option, parse_arguments
+from common.backoff import path_probabilities
+from common.calibration import CalibrationCounter
 from common.curriculum import make_curriculum
 from common.data import (
     LabelColumns,
@@ -40,10 +42,10 @@ from common.losses import LevelCrossEntropy, class_weights, count_labels, levels
 from common.metrics import TaxonomyMetrics
 from common.modeling import LabelTreeForImageClassification
 from common.options import AugmentationArguments, CommonArguments, DataArguments, LossArguments, ModelArguments
-from common.report import image_processor, save_model, write_predictions
+from common.report import image_processor, save_model, write_json, write_predictions
 from common.runtime import make_accelerator, num_workers, run
 from common.sampling import EvaluationBatchSampler
-from common.setup import check_settings, image_root, make_sampler, open_splits, start_from
+from common.setup import check_settings, image_root, make_sampler, open_splits, settle_evaluation, start_from
 from common.task import Data, Evaluation
 from common.training import Trainer
 from data_prep.make_demo import make_taxonomy
@@ -217,14 +219,24 @@ def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForIm
         args, LabelTreeForImageClassification, hierarchy, "init_leaf_from_classifier"
     )
     if model is not None:
+        settle_evaluation(args, model, EVALUATION_OPTIONS)
         return model
-    model = LabelTreeForImageClassification.build(backbone, hierarchy, args.head, dropout=args.dropout)
+    model = LabelTreeForImageClassification.build(
+        backbone,
+        hierarchy,
+        args.head,
+        dropout=args.dropout,
+        evaluation={name: getattr(args, name) for name in EVALUATION_OPTIONS},
+    )
     if args.init_leaf_from_classifier:
         if classifier is None:
             raise ValueError("--init_leaf_from_classifier needs a backbone whose own classifier has been trained.")
         rows = read_class_order(args.init_leaf_from_classifier, hierarchy, classifier.out_features)
         model.heads.init_leaves(classifier.weight, classifier.bias, rows)
     return model
+
+
+EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "decoding")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -313,6 +325,7 @@ class TaxonomyTrainer(Trainer):
         accelerator, loss_fn, heads = self.accelerator, self.loss_fn, model.heads
         sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=accelerator.device)
         parts: list[dict[str, np.ndarray]] = []
+        calibration = CalibrationCounter()
         for batch in self.evaluation_batches(model):
             labels = self.to_labels(batch["labels"])
             with accelerator.autocast():
@@ -321,8 +334,10 @@ class TaxonomyTrainer(Trainer):
             log_probs, leaf_scores = heads.log_probs(scores), heads.leaf_scores(scores)
             path = model.hierarchy.lift(heads.path_scores(scores, log_probs, self.args.decoding).argmax(1))
             self.metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)
+            calibration.add(path_probabilities(log_probs, path), path, labels)
             if self.args.save_predictions:
                 parts.append(prediction_columns(batch["rows"], labels, log_probs, path, leaf_scores))
+        model.config.calibration = calibration.calibrate(accelerator, model.hierarchy, self.args.decoding).to_dict()
         return Evaluation(self.computed(*sums), self.gather(parts) if self.args.save_predictions else None)
 
     def gather(self, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
@@ -339,7 +354,9 @@ class TaxonomyTrainer(Trainer):
         save_model(model, processor, self.output_dir)
 
     def write(self, evaluation: Evaluation) -> None:
-        """predictions.parquet, if asked for."""
+        """predictions.parquet, if asked for; and with ``--eval_only`` the calibration, which no model then keeps."""
+        if self.args.eval_only and self.accelerator.is_main_process:
+            write_json(self.output_dir / "calibration.json", self.model.config.calibration)
         if evaluation.extras and self.accelerator.is_main_process:
             write_predictions(self.output_dir / "predictions.parquet", self.data.hierarchy, evaluation.extras)
 
@@ -354,15 +371,11 @@ def prediction_columns(
     """A batch of predictions as host arrays, in the form that :func:`common.report.write_predictions` takes."""
     top = leaf_scores.float().softmax(1).topk(min(5, leaf_scores.shape[1]))
     argmax = [level.max(1) for level in log_probs]
-    chosen = [
-        torch.where(label >= 0, level.gather(1, label.clamp(min=0)[:, None])[:, 0].exp(), 0)
-        for level, label in zip(log_probs, path, strict=True)
-    ]
     columns = {
         "row": rows,
         "label": labels,
         "best_path": torch.stack(path, 1),
-        "best_path_probability": torch.stack(chosen, 1),
+        "best_path_probability": path_probabilities(log_probs, path),
         "argmax": torch.stack([best.indices for best in argmax], 1),
         "argmax_probability": torch.stack([best.values.exp() for best in argmax], 1),
         "top_leaves": top.indices,

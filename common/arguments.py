@@ -113,6 +113,26 @@ def parse_arguments(
     return arguments
 
 
+def parse_command(kind: type[Arguments], argv: Sequence[str] | None, description: str, **words: Any) -> Arguments:
+    """Parse and validate a command line whose options come with plain words before or between them.
+
+    Args:
+        kind: the script's dataclass; ``words`` are fields of it, too.
+        argv: the words of the command line, ``sys.argv[1:]`` by default.
+        description: shown by ``--help``.
+        words: name of each plain word -> what argparse's ``add_argument`` takes.
+
+    Raises:
+        ValueError: as :func:`parse_arguments`.
+    """
+    parser = _Parser(groups_of(kind), description=description, allow_abbrev=False)
+    for name, settings in words.items():
+        parser.add_argument(name, **settings)
+    arguments = kind(**vars(parser.parse(argv)))
+    arguments.validate()
+    return arguments
+
+
 def _words(argv: Sequence[str] | None) -> list[str]:
     return list(sys.argv[1:] if argv is None else argv)
 
@@ -124,7 +144,7 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
     def parse(self, argv: Sequence[str] | None) -> Any:
-        values, unknown = self.parse_known_args(_words(argv))
+        values, unknown = self.parse_known_intermixed_args(_words(argv))
         if unknown:
             raise ValueError(self.unknown(unknown[0]))
         return values

@@ -14,7 +14,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_d
 from .hierarchy import IGNORE, Hierarchy
 from .hierarchy_files import load_hierarchy
 from .label_table import hierarchy_from_table
-from .labels import encode_names, encode_paths
+from .labels import clean_column, encode_names, encode_paths
 
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
@@ -99,6 +99,11 @@ def check_groups(train: Dataset, validation: Dataset, column: str) -> None:
             f"{len(shared)} values of --group_column {column} stand in training and validation, for example "
             f"{', '.join(shared[:5])}: the validation would measure memory. Split by group."
         )
+
+
+def column_cells(dataset: Dataset, column: str) -> list[str | None]:
+    """A column as clean text, ``None`` where blank; class numbers become their names."""
+    return clean_column(read_cells(dataset, column))
 
 
 def read_cells(dataset: Dataset, column: str) -> list[Any]:

@@ -100,6 +100,11 @@ class LevelHeads(nn.Module):
             return self.hierarchy.path_scores([level.exp() for level in log_probs])
         return self.leaf_scores(scores)
 
+    def normalized(self, scores: torch.Tensor) -> torch.Tensor:
+        """Float32 scores that mean the same, and are log-probabilities where each softmax ends."""
+        blocks = [scores] if self.leaf_softmax else scores.split(self.hierarchy.num_classes, dim=1)
+        return torch.cat([block.float().log_softmax(1) for block in blocks], 1)
+
     def score_offsets(self, per_level: Sequence[torch.Tensor]) -> torch.Tensor:
         """One number per score from one per class and level, e.g. log-priors for logit adjustment.
 

@@ -66,12 +66,17 @@ class ImageRows:
 
     def load(self, index: int, source: bytes | str | None) -> PILImage.Image:
         """Decode; BadSampleError names row and file."""
-        with self.named(index):
+        with self._named(index):
             return load_image(self.checked(source))
 
     @contextmanager
-    def named(self, index: int) -> Iterator[None]:
-        """Inside, whatever an image that does not decode raises becomes a BadSampleError that names row and file."""
+    def opened(self, index: int, source: bytes | str | None) -> Iterator[EncodedImage]:
+        """The image, not decoded yet; if it is broken there or inside, BadSampleError names row and file."""
+        with self._named(index):
+            yield EncodedImage(self.checked(source))
+
+    @contextmanager
+    def _named(self, index: int) -> Iterator[None]:
         try:
             yield
         except BAD_IMAGE as error:
@@ -186,8 +191,8 @@ class LabelledImages(Samples):
         self.labels, self.transform = labels, transform
 
     def prepare(self, row: int, source: Any) -> dict[str, Any]:
-        with self.images.named(row):
-            pixels = self.transform(EncodedImage(self.images.checked(source)))
+        with self.images.opened(row, source) as image:
+            pixels = self.transform(image)
         return {"pixels": pixels, "labels": torch.from_numpy(self.labels[row])}
 
 

@@ -56,9 +56,7 @@ class PredictionFolder:
     def add(self, row: int, leaf: torch.Tensor) -> None:
         """Write the mask (height, width) of a row."""
         if self.wanted:
-            mask = Image.fromarray(leaf.to(torch.uint8).cpu().numpy())
-            mask.putpalette(self.palette)
-            mask.save(self.staging / f"{row:06d}.png")
+            save_mask(self.staging / f"{row:06d}.png", leaf, self.palette)
 
     def keep(self, accelerator: Accelerator) -> None:
         """Let these masks be the ones; every process calls it."""
@@ -68,6 +66,13 @@ class PredictionFolder:
                 shutil.rmtree(self.folder, ignore_errors=True)
                 os.replace(self.staging, self.folder)
             accelerator.wait_for_everyone()
+
+
+def save_mask(path: Path, leaf: torch.Tensor, palette: Sequence[int]) -> None:
+    """Write leaves (height, width), up to 255, as an indexed PNG; ``palette`` is their red, green, blue, red, ..."""
+    mask = Image.fromarray(leaf.to(torch.uint8).cpu().numpy())
+    mask.putpalette(palette)
+    mask.save(path, "PNG")
 
 
 class ExampleKeeper:

@@ -197,11 +197,11 @@ class MaskTrainTransform:
         }
 
 
-class MaskEvaluationTransform:
-    """Image and mask -> what the model is shown, and the truth to compare with; the same every time.
+class ImageEvaluationTransform:
+    """uint8 image (3, height, width) -> what the model is shown of it; the same every time.
 
-    Returns a dict: ``pixels`` uint8 (3, h, w), ``labels`` uint8 (h, w) at the same size, ``resized`` the height and
-    width of the part of them that is image (the rest is padding), and ``truth``, the mask as it was.
+    Returns a dict: ``pixels`` uint8 (3, h, w), and ``resized``, the height and width of the part of them that is image
+    (the rest is padding).
 
     Args:
         geometry: the size.
@@ -212,15 +212,31 @@ class MaskEvaluationTransform:
         self.geometry = geometry
         self.fill = [round(255 * value) for value in mean]
 
-    def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-        resized = self.geometry.resized(*mask.shape)
-        pixels, labels = resize_pair(image, mask, resized)
-        side = self.geometry.size
-        padding = [0, 0, max(0, side - resized[1]), max(0, side - resized[0])]
+    def __call__(self, image: torch.Tensor, size: Sequence[int] | None = None) -> dict[str, Any]:
+        """``size`` is the image's own height and width, if it is not that of the pixels given."""
+        resized = self.geometry.resized(*(size or image.shape[1:]))
+        pixels, padding = F.resize(image, list(resized), antialias=True), self.padding(resized)
         if any(padding):
             pixels = F.pad_image(pixels, padding, fill=self.fill)
+        return {"pixels": pixels, "resized": resized}
+
+    def padding(self, resized: Sequence[int]) -> list[int]:
+        """Pixels added at the left, top, right and bottom."""
+        return [0, 0, *(max(0, self.geometry.size - side) for side in reversed(resized))]
+
+
+class MaskEvaluationTransform(ImageEvaluationTransform):
+    """Image and mask -> what the model is shown, and the truth to compare with.
+
+    Returns a dict: in addition ``labels`` uint8 (h, w), as large as ``pixels``, and ``truth``, the mask as it was.
+    """
+
+    def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        shown = super().__call__(image, mask.shape)
+        labels, padding = nearest(mask, shown["resized"]), self.padding(shown["resized"])
+        if any(padding):
             labels = F.pad_image(labels[None], padding, fill=IGNORED_PIXEL)[0]
-        return {"pixels": pixels, "labels": labels, "resized": resized, "truth": mask}
+        return {**shown, "labels": labels, "truth": mask}
 
 
 class MaskedImages(Samples):

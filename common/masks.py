@@ -18,7 +18,6 @@ from .hierarchy import Hierarchy, fold_name
 from .hierarchy_files import StrictLoader
 from .image_files import BAD_IMAGE, explain, upright_size
 from .image_rows import BadSampleError, ImageRows
-from .images import EncodedImage
 from .mask_files import IGNORED_PIXEL, read_mask, read_mask_file
 
 MaskSource = tuple[Any, Any]
@@ -145,8 +144,8 @@ class MaskedImageRows:
 
     def load(self, index: int, source: MaskSource) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 image (3, height, width) and mask (height, width); BadSampleError names row and file."""
-        with self.images.named(index):
-            image = EncodedImage(self.images.checked(source[0])).pixels()
+        with self.images.opened(index, source[0]) as opened:
+            image = opened.pixels()
         mask = self.load_mask(index, source[1])
         if image.shape[1:] != mask.shape:
             raise BadSampleError(self._sizes_differ(index, image.shape[:0:-1], mask.shape[::-1]))

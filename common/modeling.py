@@ -29,7 +29,8 @@ class LabelTreeConfig(PretrainedConfig):
         dropout: probability of dropping a feature before the heads, while training.
         decoder: of dense models, a name of :data:`common.decoders.DECODERS`.
         decoder_channels: its width.
-        evaluation: of dense models, how images were prepared and cut in evaluation; for whoever predicts with it.
+        evaluation: how images were shown and paths decoded in evaluation; for whoever predicts with it.
+        calibration: see :class:`common.backoff.Calibration`; of models for whole images.
     """
 
     model_type = "label_tree"
@@ -44,6 +45,7 @@ class LabelTreeConfig(PretrainedConfig):
         decoder: str | None = None,
         decoder_channels: int | None = None,
         evaluation: dict[str, Any] | None = None,
+        calibration: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         self.backbone = backbone
@@ -53,6 +55,7 @@ class LabelTreeConfig(PretrainedConfig):
         self.decoder = decoder
         self.decoder_channels = decoder_channels
         self.evaluation = evaluation
+        self.calibration = calibration
         super().__init__(**kwargs)
 
 

@@ -170,6 +170,7 @@ class RunArguments:
         "leaf", "Best path: that of the most probable leaf, or the one with the most levels expected right."
     )
     save_predictions: bool = option(False, "Keep what is predicted for the evaluation images of the best model.")
+    export: Literal["none", "onnx"] = option("none", "Also write the best model in this form, when all is done.")
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "all"] = option("none", "Trackers to log to.")
 
 
@@ -222,6 +223,7 @@ class CommonArguments(
             ("dataset_config_name", bool(self.validation_file), "files are given"),
             ("trust_remote_code", self.model_name_or_path.startswith(TIMM_PREFIXES), "timm runs no remote code"),
             ("no_pretrained", bool(self.backbone_weights), "--backbone_weights are loaded"),
+            ("export", self.eval_only, "--eval_only writes no model; use export_onnx.py"),
             ("warmup_ratio", self.eval_only, "--eval_only trains nothing"),
         ]
 

@@ -37,3 +37,17 @@ def read_image_root(folder: str | Path) -> Path | None:
     content = read_prepared(folder)
     root = content.get("image_root") if content else None
     return Path(root) if isinstance(root, str) else None
+
+
+def find_image_root(folder: str | Path) -> Path:
+    """The folder that image paths of a data set are relative to: what its prepared.json says, or its own.
+
+    Raises:
+        ValueError: prepared.json says where the images are, and there is no such folder.
+    """
+    noted = read_image_root(folder)
+    if noted is not None and not noted.is_dir():
+        raise ValueError(
+            f"The images of {folder} were in {noted}, which is not there; say where they are now with --image_root."
+        )
+    return noted or Path(folder)

@@ -7,8 +7,9 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -34,10 +35,21 @@ def append_history(path: str | Path, entry: Mapping[str, Any]) -> None:
         file.write(json.dumps(_plain(entry), allow_nan=False) + "\n")
 
 
-def _replace(path: str | Path, text: str) -> None:
+@contextmanager
+def replaced_file(path: str | Path) -> Iterator[TextIO]:
+    """A text file to write that takes its name when it is whole; after an error it is not there at all."""
     temporary = Path(f"{path}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _replace(path: str | Path, text: str) -> None:
+    with replaced_file(path) as stream:
+        stream.write(text)
 
 
 def _plain(value: Any) -> Any:

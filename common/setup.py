@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,21 @@ from datasets import DatasetDict
 from huggingface_hub.constants import HF_HOME
 from torch import nn
 
+from .arguments import changed
 from .backbones import Backbone, load_backbone
 from .data import load_splits
+from .encoders import first_line
+from .export import check_export_packages
 from .hierarchy import Hierarchy
 from .image_rows import ProblemLog
-from .modeling import LabelTreeModel
+from .modeling import (
+    LabelTreeConfig,
+    LabelTreeForImageClassification,
+    LabelTreeForSemanticSegmentation,
+    LabelTreeModel,
+)
 from .options import CommonArguments
-from .prepared_folder import read_image_root
+from .prepared_folder import find_image_root
 from .report import check_metric_name, flatten
 from .sampling import GlobalBatchSampler
 
@@ -52,15 +60,7 @@ def image_root(args: CommonArguments, file: str | None) -> Path:
     """
     if args.image_root:
         return Path(args.image_root)
-    if file:
-        return Path(file).parent
-    noted = read_image_root(args.dataset_name)
-    if noted is not None and not noted.is_dir():
-        raise ValueError(
-            f"The images of {args.dataset_name} were in {noted}, which is not there; say where they are now with "
-            "--image_root."
-        )
-    return noted or Path(args.dataset_name)
+    return Path(file).parent if file else find_image_root(args.dataset_name)
 
 
 def make_sampler(
@@ -97,6 +97,8 @@ def check_settings(
     """
     for line in args.without_effect():
         logger.warning("%s", line)
+    if args.export != "none":
+        check_export_packages()
     check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(metrics.compute()))])
     if accelerator.is_local_main_process:
         for rows in images:
@@ -140,3 +142,28 @@ def start_from(
         return model, None, None
     logger.warning("%s has other classes or another head: only its backbone is used.", name)
     return None, model.backbone, None
+
+
+def load_saved_model(name: str) -> LabelTreeModel:
+    """A model that one of the scripts wrote, ready for evaluation, from a folder or the Hub; ValueError if none."""
+    kinds = {kind.__name__: kind for kind in (LabelTreeForImageClassification, LabelTreeForSemanticSegmentation)}
+    try:
+        content, _ = LabelTreeConfig.get_config_dict(name)
+        kind = kinds.get((content.get("architectures") or [None])[0])
+        if content.get("model_type") != LabelTreeConfig.model_type or kind is None:
+            raise ValueError(f"{name} holds no model that train_taxonomy.py or train_segmentation.py wrote.")
+        return kind.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"Cannot load the model {name}: {first_line(error)}") from error
+
+
+def settle_evaluation(args: CommonArguments, model: LabelTreeModel, names: Sequence[str]) -> None:
+    """Evaluate a saved model as it was evaluated, unless told otherwise; and let it keep how it is evaluated now.
+
+    ``names`` are the options that ``config.evaluation`` holds.
+    """
+    before = model.config.evaluation or {}
+    for name in names:
+        if args.eval_only and name in before and not changed(args, name):
+            setattr(args, name, before[name])
+    model.config.evaluation = {name: getattr(args, name) for name in names}

@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 
 from .arguments import save_arguments
 from .curriculum import Curriculum, Stage
+from .export import export_onnx
 from .image_rows import ProblemLog
 from .optimization import parameter_groups, set_learning_rate
 from .options import CommonArguments
@@ -292,6 +293,11 @@ class Trainer(Task):
             if skipped:
                 write_json(self.output_dir / "skipped_images.json", skipped)
                 self.progress.write(f"{len(skipped)} broken images were skipped, see skipped_images.json.")
+            if args.export == "onnx" and results["train"] is not None:
+                difference = export_onnx(
+                    type(self.model).from_pretrained(self.output_dir), self.output_dir / "model.onnx"
+                )
+                self.progress.write(f"model.onnx differs by at most {difference:.1e} from the model.")
             self.progress.write(f"Results are in {args.output_dir}.")
         accelerator.end_training()
 

@@ -14,6 +14,43 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
+def check_windows(crop: int | None, stride: int | None) -> list[str]:
+    """What is wrong with ``--eval_crop`` and ``--eval_stride``."""
+    size, step = crop or 4, stride or 4
+    if size % 4 or step % 4 or (crop and step > size):
+        return ["--eval_crop and --eval_stride must be multiples of 4, and the stride no more than the crop"]
+    return []
+
+
+def image_scores(
+    model: Callable[..., torch.Tensor],
+    pixels: torch.Tensor,
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+    *,
+    eval_crop: int | None,
+    eval_stride: int | None,
+    batch_size: int,
+) -> torch.Tensor:
+    """Float32 scores at stride 4, as evaluation and prediction make them.
+
+    Args:
+        model: a dense model.
+        pixels: uint8 images (n, 3, h, w) on the host; with windows a single one, of any size.
+        prepare: such images, or windows of them -> normalised, on the device.
+        eval_crop: side of the windows, ``None`` to show the whole image.
+        eval_stride: distance from window to window; two thirds of a window by default.
+        batch_size: windows in one forward pass.
+    """
+
+    def scores(images: torch.Tensor) -> torch.Tensor:
+        return model(images, scores_only=True).float()
+
+    if not eval_crop:
+        return scores(prepare(pixels))
+    stride = eval_stride or max(4, eval_crop * 2 // 3 // 4 * 4)
+    return sliding_scores(scores, pixels[0], eval_crop, stride, batch_size, prepare=prepare)
+
+
 @torch.no_grad()
 def sliding_scores(
     model: Callable[[torch.Tensor], torch.Tensor],
@@ -22,6 +59,7 @@ def sliding_scores(
     stride: int,
     batch_size: int,
     output_stride: int = 4,
+    prepare: Callable[[torch.Tensor], torch.Tensor] = lambda windows: windows,
 ) -> torch.Tensor:
     """Scores of a large image from overlapping windows, blended.
 
@@ -29,33 +67,35 @@ def sliding_scores(
 
     Args:
         model: normalised images (n, 3, size, size) -> scores (n, outputs, size / output_stride, ...).
-        pixels: normalised image (3, height, width), at least ``size`` on each side; what is missing to a multiple of
-            ``output_stride`` is padded with 0.
+        pixels: image (3, height, width), at least ``size`` on each side.
         size: side of a window, a multiple of ``output_stride``.
         stride: distance from window to window, likewise.
         batch_size: windows in one forward pass.
-        output_stride: of the scores.
+        output_stride: of the scores; what windows lack to a multiple of it is padded with 0, once prepared.
+        prepare: part of the image (1, 3, h, w) -> normalised, on the device: so a large image need not fit there.
 
     Returns:
         float32 (1, outputs, ceil(height / output_stride), ceil(width / output_stride)).
     """
     assert size % output_stride == 0 and stride % output_stride == 0 and stride > 0
-    height, width = pixels.shape[1:]
-    pixels = F.pad(pixels, (0, -width % output_stride, 0, -height % output_stride))
+    height, width = (length + -length % output_stride for length in pixels.shape[1:])
     corners = [
-        (top, left)
-        for top in window_starts(pixels.shape[1], size, stride)
-        for left in window_starts(pixels.shape[2], size, stride)
+        (top, left) for top in window_starts(height, size, stride) for left in window_starts(width, size, stride)
     ]
+
+    def cut(top: int, left: int) -> torch.Tensor:
+        part = prepare(pixels[None, :, top : top + size, left : left + size])[0]
+        return F.pad(part, (0, size - part.shape[2], 0, size - part.shape[1]))
+
     side = size // output_stride
-    ramp = torch.minimum(torch.arange(side) + 1, torch.arange(side).flip(0) + 1).to(pixels.device, torch.float32)
-    weight = ramp[:, None] * ramp
-    total = norm = None
+    ramp = torch.minimum(torch.arange(side) + 1, torch.arange(side).flip(0) + 1)
+    total = norm = weight = None
     for first in range(0, len(corners), batch_size):
         part = corners[first : first + batch_size]
-        scores = model(torch.stack([pixels[:, top : top + size, left : left + size] for top, left in part])).float()
+        scores = model(torch.stack([cut(top, left) for top, left in part])).float()
         if total is None:
-            grid = [side_length // output_stride for side_length in pixels.shape[1:]]
+            weight = (ramp[:, None] * ramp).to(scores)
+            grid = [height // output_stride, width // output_stride]
             total = scores.new_zeros(scores.shape[1], *grid)
             norm = scores.new_zeros(grid)
         for (top, left), window in zip(part, scores, strict=True):

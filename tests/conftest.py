@@ -224,7 +224,7 @@ def launch(script: str, processes: int, words: list[str]) -> None:
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("Results are in") == 1, "each process ran alone"
-    if "--eval_only" not in words:
+    if "--eval_only" not in words and script.startswith("train"):
         assert f"x {processes} processes x" in done.stderr
 
 

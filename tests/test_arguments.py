@@ -39,8 +39,9 @@ SHARED = [
     "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "layer_decay", "lr_scheduler_type",
     "warmup_ratio", "max_grad_norm", "ema_decay", "output_dir", "seed", "deterministic", "mixed_precision",
     "channels_last", "compile", "dataloader_num_workers", "logging_steps", "eval_epochs", "metric_for_best_model",
-    "early_stopping_patience", "eval_only", "decoding", "save_predictions", "report_to", "checkpointing_steps",
-    "checkpointing_seconds", "keep_last", "resume_from_checkpoint", "max_train_minutes", "max_skipped_steps",
+    "early_stopping_patience", "eval_only", "decoding", "save_predictions", "export", "report_to",
+    "checkpointing_steps", "checkpointing_seconds", "keep_last", "resume_from_checkpoint", "max_train_minutes",
+    "max_skipped_steps",
 ]
 OPTIONS = {
     "train_taxonomy.py": [

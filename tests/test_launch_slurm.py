@@ -466,3 +466,8 @@ def test_real_training_is_stopped_requeued_and_evaluated(cluster, fruit, tmp_pat
         for folder in ("output_evaluation", "output")
     )
     assert results["path"] == first["path"]
+    images = [str(fruit), "--split", "validation", "--output_dir", str(tmp_path / "predictions")]
+    predicted = Job(cluster, tmp_path / "job", "predict.sbatch", str(job.output), *images)
+    predicted.wait("COMPLETED")
+    summary = json.loads((tmp_path / "predictions" / "summary.json").read_text())
+    assert summary["num_images"] == first["num_samples"]

@@ -14,8 +14,10 @@ import pytest
 import yaml
 from conftest import PATHS, make_split, make_tiles
 
+import predict
 import train_segmentation
 import train_taxonomy
+from common.arguments import parse_command
 from data_prep import make_demo
 
 REPOSITORY = Path(train_taxonomy.__file__).parent
@@ -114,6 +116,24 @@ def test_training_commands(command, user_folder, monkeypatch):
         results = SCRIPTS[script].main([*options, *faster, "--per_device_train_batch_size", "2"])
         assert results["train"]["global_step"] == 2
     assert results["eval"]["num_samples"] == 8
+
+
+@pytest.mark.parametrize("command", [command for command in COMMANDS if "predict.py" in command])
+def test_prediction_commands(command, user_folder, tmp_path, monkeypatch):
+    """That for observations runs, on a model of its own; the others are parsed."""
+    words = shlex.split(command.split("predict.py", 1)[1])
+    if "--group_by" not in words:
+        assert parse_command(predict.PredictArguments, words, "", **predict.WORDS).model.startswith("output/")
+        return
+    monkeypatch.chdir(user_folder)
+    labels = "--level_columns family genus species --model_name_or_path timm/test_vit --image_size 32"
+    files = "--train_file data/train.csv --validation_file data/validation.csv --image_column file"
+    train_taxonomy.main([*files.split(), *labels.split(), *FASTER.split(), "--output_dir", str(tmp_path / "model")])
+    table = pd.read_csv("data/validation.csv")
+    table.assign(observation=table.index // 3).to_csv("data/new.csv", index=False)
+    words[words.index("output/mine")] = str(tmp_path / "model")
+    summary = predict.main([*words, "--dataloader_num_workers", "0"])
+    assert summary["groups"]["num"] == 14 and summary["predictions"]["num"] == 42
 
 
 @pytest.mark.parametrize("file", sorted((REPOSITORY / "configs").glob("*.yaml")), ids=lambda file: file.name)

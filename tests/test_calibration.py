@@ -1,0 +1,141 @@
+"""Thresholds that keep what they promise on images that they were not chosen on."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from scipy.stats import binomtest
+
+from common.backoff import answer_levels, is_right
+from common.calibration import (
+    ERROR,
+    NUM_STARTS,
+    Calibration,
+    CalibrationCounter,
+    calibrate,
+    lowest_threshold,
+    read_calibration,
+)
+from common.hierarchy import IGNORE, Hierarchy
+
+TREE = Hierarchy(["a", "b", "c"], [["x"], ["x"], ["x"]], [[None], [0], [0]])
+
+
+def overconfident(num_images, rng):
+    """Probabilities along a path and whether it is right there; the true chance is the square of what is claimed."""
+    finest = rng.beta(2, 1, num_images)
+    middle = finest + (1 - finest) * rng.beta(1, 1.5, num_images)
+    chance = np.stack([middle + (1 - middle) * rng.beta(2, 1, num_images), middle, finest], 1)
+    right = rng.random((num_images, 1)) < chance
+    return np.sqrt(chance), right
+
+
+@pytest.mark.parametrize("head", ["tree", "independent"])
+def test_promise_is_kept_on_unseen_images(head):
+    rng = np.random.default_rng(0)
+    kept, covered = 0, []
+    for _ in range(20):
+        chances, right = overconfident(4000, rng)
+        unseen, truth = overconfident(40_000, rng)
+        if head == "independent":  # every level has its own opinion; it may fall and rise along the path
+            chances, unseen = (part * rng.uniform(0.9, 1, part.shape) for part in (chances, unseen))
+        calibration = calibrate(chances, np.ones_like(right), right, TREE, "leaf")
+        for target in (0.8, 0.9, 0.95):
+            answered = answer_levels(unseen, np.zeros(unseen.shape, int), calibration.for_target(target)[1])
+            given = answered >= 0
+            good = truth[np.arange(len(answered)), answered][given]
+            kept += binomtest(good.sum(), len(good), target, alternative="less").pvalue > 0.01
+            covered.append(given.mean())
+    assert kept >= 58  # of 60
+    assert min(covered) > 0.5  # and that is not because nothing is answered
+
+
+def test_precision_holds_at_each_level(num_images=20_000):
+    rng = np.random.default_rng(1)
+    chances, right = overconfident(num_images, rng)
+    calibration = calibrate(chances, np.ones_like(right), right, TREE, "leaf")
+    _, thresholds = calibration.for_target(0.9)
+    unseen, truth = overconfident(200_000, rng)
+    answered = answer_levels(unseen, np.zeros(unseen.shape, int), thresholds)
+    for level in range(3):
+        assert truth[answered == level, level].mean() >= 0.9
+        shown = calibration.coverage[level][calibration.targets.index(0.9)]
+        assert shown == pytest.approx((answered == level).mean(), abs=0.02)
+
+
+def test_threshold_against_a_plain_search():
+    """Written out again with scipy's exact test, one threshold after the other."""
+    rng = np.random.default_rng(2)
+    chances = rng.random(120)
+    right = rng.random(120) < chances**0.5
+    order = np.argsort(-chances)
+    first = next(n for n in range(1, 120) if 0.7**n <= ERROR / NUM_STARTS)
+    passes = {
+        n: binomtest(int(right[order[:n]].sum()), n, 0.7, alternative="greater").pvalue <= ERROR / NUM_STARTS
+        for n in range(first, 121)
+    }
+    sizes, reached = list(passes), 0
+    for start in range(NUM_STARTS):
+        index = len(sizes) * start // NUM_STARTS
+        while index < len(sizes) and passes[sizes[index]]:
+            reached, index = max(reached, sizes[index]), index + 1
+    assert 0 < reached < 120
+    assert lowest_threshold(chances, right, 0.7) == pytest.approx(chances[order[reached - 1]], abs=1e-5)
+    assert (chances >= lowest_threshold(chances, right, 0.7)).sum() == reached
+
+
+def test_too_few_images_give_no_threshold():
+    assert lowest_threshold(np.full(10, 0.999), np.ones(10, bool), 0.95) is None
+    assert lowest_threshold(np.full(500, 0.999), np.ones(500, bool), 0.95) == pytest.approx(0.999, abs=1e-6)
+    assert lowest_threshold(np.full(500, 0.999), np.zeros(500, bool), 0.95) is None
+    assert lowest_threshold(np.empty(0), np.empty(0, bool), 0.95) is None
+
+
+def test_equal_probabilities_are_answered_alike():
+    chances = np.repeat([0.9, 0.6], 300)
+    right = np.arange(600) < 300
+    assert lowest_threshold(chances, right, 0.95) == pytest.approx(0.9, abs=1e-5)
+
+
+def test_unjudged_images_count_for_coverage_alone():
+    rng = np.random.default_rng(3)
+    chances, right = overconfident(4000, rng)
+    judged = np.ones_like(right)
+    judged[::2, 2] = False  # labelled to the middle level only
+    calibration = calibrate(chances, judged, right & judged, TREE, "leaf")
+    index = calibration.targets.index(0.8)
+    assert calibration.precision[2][index] >= 0.8 and calibration.coverage[2][index] > 0.4
+
+
+def test_counter_keeps_what_calibrate_needs():
+    chances, right = overconfident(300, np.random.default_rng(4))
+    labels = torch.where(torch.from_numpy(right), 0, 5)
+    labels[::7, 2] = IGNORE
+    path = [torch.zeros(300, dtype=torch.long)] * 3
+    counter = CalibrationCounter()
+    for part in (slice(0, 100), slice(100, 300)):
+        counter.add(torch.from_numpy(chances[part]).float(), [column[part] for column in path], labels[part])
+    expected = calibrate(chances.astype(np.float32), *is_right(np.zeros((300, 3)), labels.numpy()), TREE, "leaf")
+    assert counter.calibrate(Accelerator(cpu=True), TREE, "leaf") == expected
+    empty = CalibrationCounter().calibrate(Accelerator(cpu=True), TREE, "leaf")
+    assert empty.num_images == 0 and empty.for_target(0.9)[1] == [None] * 3
+
+
+def test_survives_json_and_refuses_other_models(tmp_path):
+    chances, right = overconfident(500, np.random.default_rng(5))
+    calibration = calibrate(chances, np.ones_like(right), right, TREE, "leaf")
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps(calibration.to_dict(), sort_keys=True))
+    assert read_calibration(file, TREE) == calibration
+    assert calibration.for_target(0.86)[0] == 0.9  # the next one that is stored
+    with pytest.raises(ValueError, match="up to 0.99, not 0.999"):
+        calibration.for_target(0.999)
+    other = Hierarchy(["a", "b"], [["x"], ["x"]], [[None], [0]])
+    with pytest.raises(ValueError, match="for the levels a, b, c; the model has a, b"):
+        Calibration.from_dict(calibration.to_dict(), other)
+    for text in ("{}", "[]", "no json"):
+        file.write_text(text)
+        with pytest.raises(ValueError, match="Cannot read the calibration"):
+            read_calibration(file, TREE)

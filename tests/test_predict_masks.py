@@ -1,0 +1,182 @@
+"""predict.py with dense models: the same masks as evaluation, and what is written beside them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import encode, words_of
+from PIL import Image
+
+import predict
+import train_segmentation
+from common.hierarchy_files import load_hierarchy
+from common.mask_predictor import plain_stem
+from common.prediction_parts import PredictionParts
+
+LEVELS = ["binary", "coarse", "fine"]
+
+
+def train(tiles: Path, folder: Path, **changes: object) -> Path:
+    settings = {
+        "dataset_name": tiles,
+        "model_name_or_path": "timm/test_resnet",
+        "no_pretrained": True,
+        "image_size": 64,
+        "decoder_channels": 16,
+        "per_device_train_batch_size": 8,
+        "max_train_steps": 30,
+        "learning_rate": 1e-2,
+        "class_weighting": "inverse",
+        "dataloader_num_workers": 0,
+        "save_predictions": True,
+        "output_dir": folder,
+        **changes,
+    }
+    train_segmentation.main(words_of(settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(tiles, tmp_path_factory) -> Path:
+    return train(tiles, tmp_path_factory.mktemp("dense") / "out")
+
+
+def command(model: Path, *inputs: object, **options: object) -> list[str]:
+    return [str(model), *map(str, inputs), *words_of({"dataloader_num_workers": 0, **options})]
+
+
+def masks(folder: Path) -> list[Image.Image]:
+    return [Image.open(path) for path in sorted(folder.glob("*.png"))]
+
+
+def same_masks(ours: Path, theirs: Path) -> None:
+    pairs = list(zip(masks(ours), masks(theirs), strict=True))
+    assert len(pairs) == 13
+    for mine, expected in pairs:
+        assert mine.mode == "P" and mine.getpalette() == expected.getpalette()
+        assert np.array_equal(np.asarray(mine), np.asarray(expected))
+    assert len({value for mask, _ in pairs for value in np.unique(np.asarray(mask))}) > 1, "the model knows nothing"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"resize_mode": "fit", "head": "independent", "decoding": "levels"},
+        {"image_size": 32, "eval_crop": 32, "eval_stride": 20},
+    ],
+)
+def test_equals_evaluation(tiles, model, tmp_path, changes):
+    trained = train(tiles, tmp_path / "model", **changes) if changes else model
+    predict.main(
+        command(trained, tiles, split="validation", output_dir=tmp_path / "out", per_device_eval_batch_size=5)
+    )
+    same_masks(tmp_path / "out" / "masks", trained / "predictions")
+
+
+def test_areas_and_overlays(tiles, model, tmp_path):
+    summary = predict.main(command(model, tiles, split="validation", output_dir=tmp_path, overlay_size=40))
+    areas = pd.read_csv(tmp_path / "areas.csv")
+    tree, _ = load_hierarchy(tiles / "hierarchy.yaml")
+    rows = datasets.load_from_disk(tiles)["validation"]
+    assert len(areas) == 13 * sum(tree.num_classes)
+    for row, part in areas.groupby("row"):
+        leaf = np.array(Image.open(tmp_path / part["mask"].iloc[0]))
+        assert leaf.shape == rows[row]["image"].size[::-1]
+        lifted = tree.lift(torch.from_numpy(leaf))
+        for level, name in enumerate(LEVELS):
+            here = part[part["level"] == name]
+            counts = [int((lifted[level] == label).sum()) for label in range(tree.num_classes[level])]
+            assert here["class"].tolist() == list(tree.names[level]) and here["pixels"].tolist() == counts
+            assert here["share"].tolist() == pytest.approx([count / leaf.size for count in counts], abs=1e-6)
+        overlay = Image.open(tmp_path / "overlays" / f"{Path(part['mask'].iloc[0]).stem}.jpg")
+        assert max(overlay.size) == 40
+    shares = areas.groupby(["level", "class"])["pixels"].sum() / summary["num_pixels"]
+    for level in LEVELS:
+        assert summary["areas"][level] == pytest.approx(shares[level].to_dict())
+
+
+def test_overlays_leave_the_background_as_it_is(tiles, model, tmp_path):
+    from accelerate import Accelerator
+
+    from common.mask_predictor import MaskPredictor
+    from common.setup import load_saved_model
+
+    loaded = load_saved_model(str(model))
+    predictor = MaskPredictor(
+        loaded,
+        Accelerator(cpu=True),
+        output_dir=tmp_path,
+        evaluation=loaded.config.evaluation,
+        overlay_size=8,
+        window_batch_size=1,
+    )
+    picture = np.full((4, 4, 3), 100, dtype=np.uint8)
+    leaf = np.zeros((8, 8), dtype=np.uint8)
+    leaf[:4] = 2  # a crack above, clean below
+    painted = predictor.overlay(picture, leaf)
+    assert (painted[2:] == 100).all()
+    assert (painted[:2] == (100 + predictor.colours[2].astype(int)) // 2).all()
+
+
+def test_windows_on_request(tiles, model, tmp_path):
+    """A model that was shown whole images, and images of any size; other ways are other predictions."""
+    for name, options in (("whole", {}), ("windows", {"eval_crop": 32, "eval_stride": 24})):
+        predict.main(command(model, tiles, split="validation", output_dir=tmp_path / name, **options))
+    pairs = zip(masks(tmp_path / "whole" / "masks"), masks(tmp_path / "windows" / "masks"), strict=True)
+    sizes = [(first.size == second.size, first.tobytes() == second.tobytes()) for first, second in pairs]
+    assert all(size for size, _ in sizes) and not all(same for _, same in sizes)
+    with pytest.raises(ValueError, match="differ in: how images are shown"):
+        predict.main(command(model, tiles, split="validation", output_dir=tmp_path / "whole", eval_crop=32))
+    with pytest.raises(ValueError, match="multiples of 4"):
+        predict.main(command(model, tiles, split="validation", output_dir=tmp_path / "whole", eval_crop=33))
+
+
+def test_goes_on_after_a_kill_and_lists_broken_images(tiles, model, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for index, row in enumerate(datasets.load_from_disk(tiles)["validation"]):
+        row["image"].save(folder / f"{index:02}.png")
+    (folder / "04.png").write_bytes(encode(np.zeros((9, 9, 3), np.uint8))[:40])
+    predict.main(command(model, folder, output_dir=tmp_path / "whole"))
+    plain = PredictionParts.write
+    calls = []
+
+    def killed(self, part, lines):
+        calls.append(part)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        plain(self, part, lines)
+
+    monkeypatch.setattr(PredictionParts, "write", killed)
+    words = command(model, folder, output_dir=tmp_path / "out")
+    with pytest.raises(KeyboardInterrupt):
+        predict.main(words)
+    assert predict.main(words)["num_broken"] == 1
+    for file in ("areas.csv", "problems.csv", "summary.json"):
+        assert (tmp_path / "out" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    assert pd.read_csv(tmp_path / "out" / "problems.csv")["row"].tolist() == [4]
+    for kind in ("masks", "overlays"):
+        files = sorted(path.name for path in (tmp_path / "out" / kind).iterdir())
+        assert len(files) == 12 and files[0].startswith("000000_00.")
+        assert files == sorted(path.name for path in (tmp_path / "whole" / kind).iterdir())
+
+
+def test_names_from_data_do_not_become_paths():
+    for name in ("../../x.png", "/etc/passwd", "a/b\\c d.tif", "", ".", "..", "x" * 300):
+        stem = plain_stem(name)
+        assert "/" not in stem and "\\" not in stem and 0 < len(stem) <= 80
+        assert Path(f"out/masks/000001_{stem}.png").resolve().parent == Path("out/masks").resolve()
+
+
+def test_options_of_the_other_kind_are_told(tiles, model, tmp_path, capfd):
+    predict.main(command(model, tiles, split="validation", output_dir=tmp_path, top_k=3, min_confidence=0.5))
+    told = capfd.readouterr().err
+    assert "--top_k has no effect: the model predicts masks" in told and "--min_confidence has no effect" in told
+    assert json.loads((tmp_path / "summary.json").read_text())["num_images"] == 13

@@ -1,0 +1,114 @@
+"""Saved folders load with Transformers alone: another process, another folder, without this repository."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import (
+    BeitConfig,
+    BeitForImageClassification,
+    SegformerImageProcessor,
+    SwinConfig,
+    SwinForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
+)
+
+from common.backbones import load_backbone
+from common.hierarchy import Hierarchy
+from common.modeling import LabelTreeForImageClassification, LabelTreeForSemanticSegmentation
+from common.report import image_processor, save_model
+
+TREE = Hierarchy(["kind", "fine"], [["x", "y"], list("abc")], [[None, None], [0, 0, 1]])
+SMALL = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}
+TRANSFORMERS = {
+    "beit": (BeitForImageClassification, BeitConfig, {**SMALL, "image_size": 32, "patch_size": 8}),
+    "vit": (ViTForImageClassification, ViTConfig, {**SMALL, "image_size": 32, "patch_size": 8}),
+    "swin": (
+        SwinForImageClassification,
+        SwinConfig,
+        {"image_size": 32, "patch_size": 4, "embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+    ),
+}
+CLASSIFIERS = ["timm/test_resnet", "timm/test_vit", "timm/test_convnext", "timm/test_efficientnet", *TRANSFORMERS]
+DENSE = ["timm/test_resnet", "timm/test_vit", "timm/test_convnext", "nvidia/mit-b0", "beit"]
+CODE = """
+import json, sys, torch
+from transformers import AutoImageProcessor, pipeline
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+try:
+    import common
+    raise AssertionError("the repository is on the path")
+except ImportError:
+    pass
+found = {}
+for folder in sys.argv[2:]:
+    dense = "dense_" in folder
+    kind = AutoModelForSemanticSegmentation if dense else AutoModelForImageClassification
+    model = kind.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoImageProcessor.from_pretrained(folder)
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        output = model(pixels)
+    task = "image-segmentation" if dense else "image-classification"
+    answer = pipeline(task, model=model, image_processor=processor)(sys.argv[1])
+    found[folder] = {
+        "log_probs": [level.flatten().tolist() for level in output.log_probs],
+        "shapes": [list(level.shape) for level in output.log_probs],
+        "labels": sorted({entry["label"] for entry in answer}),
+        "id2label": model.config.id2label,
+    }
+print(json.dumps(found))
+"""
+
+
+def source(name: str, folder: Path) -> str:
+    """A name that load_backbone takes; small Transformers models are written first."""
+    if name not in TRANSFORMERS:
+        return name
+    kind, config, settings = TRANSFORMERS[name]
+    torch.manual_seed(0)
+    kind(config(**settings)).save_pretrained(folder / name)
+    return str(folder / name)
+
+
+def save(name: str, dense: bool, folder: Path) -> tuple[Path, torch.nn.Module]:
+    torch.manual_seed(0)
+    backbone, _ = load_backbone(source(name, folder), pretrained=name in TRANSFORMERS, image_size=32, pyramid=dense)
+    if dense:
+        options = {"decoder": "unet", "decoder_channels": 16}
+        model = LabelTreeForSemanticSegmentation.build(backbone, TREE, "tree", **options)
+        processor = SegformerImageProcessor(size={"height": 32, "width": 32})
+    else:
+        model = LabelTreeForImageClassification.build(backbone, TREE, "tree")
+        processor = image_processor(backbone.spec, "center", 1.0)
+    saved = folder / f"{'dense_' if dense else ''}{name.replace('/', '_')}_model"
+    save_model(model, processor, saved)
+    return saved, model.eval()
+
+
+def test_every_kind_of_backbone_loads_without_the_repository(tmp_path):
+    models = dict(
+        [save(name, False, tmp_path) for name in CLASSIFIERS] + [save(name, True, tmp_path) for name in DENSE]
+    )
+    Image.effect_noise((40, 36), 80).convert("RGB").save(tmp_path / "image.png")
+    words = [sys.executable, "-c", CODE, str(tmp_path / "image.png"), *map(str, models)]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    for folder, model in models.items():
+        theirs = found[str(folder)]
+        with torch.no_grad():
+            ours = model(pixels).log_probs
+        assert theirs["shapes"] == [list(level.shape) for level in ours], folder
+        for level, expected in zip(theirs["log_probs"], ours, strict=True):
+            assert level == pytest.approx(expected.flatten().tolist(), abs=1e-5), folder
+        assert theirs["id2label"] == {"0": "a", "1": "b", "2": "c"}
+        assert set(theirs["labels"]) <= set("abc") and theirs["labels"], folder
