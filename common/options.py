@@ -167,6 +167,10 @@ class RunArguments:
         "leaf", "Best path: that of the most probable leaf, or the one with the most levels expected right."
     )
     save_predictions: bool = option(False, "Keep what is predicted for the evaluation images of the best model.")
+    watch: list[str] | None = option(
+        None, "Names of classes, of any level, that the report follows: recall, and what they were taken for."
+    )
+    no_report: bool = option(False, "Draw no report.html and no plots.")
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "all"] = option("none", "Trackers to log to.")
 
 
@@ -215,6 +219,7 @@ class CommonArguments(
             ("dataset_config_name", bool(self.validation_file), "files are given"),
             ("trust_remote_code", self.model_name_or_path.startswith(TIMM_PREFIXES), "timm runs no remote code"),
             ("no_pretrained", bool(self.backbone_weights), "--backbone_weights are loaded"),
+            ("watch", self.no_report, "there is to be no report"),
             ("warmup_ratio", self.eval_only, "--eval_only trains nothing"),
         ]
 

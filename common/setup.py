@@ -19,6 +19,7 @@ from .image_rows import ProblemLog
 from .modeling import LabelTreeModel
 from .options import CommonArguments
 from .report import check_metric_name, flatten
+from .report_tables import find_classes
 from .sampling import GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
@@ -84,6 +85,7 @@ def check_settings(
     """
     for line in args.without_effect():
         logger.warning("%s", line)
+    find_classes(metrics.hierarchy, args.watch or ())
     check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(metrics.compute()))])
     if accelerator.is_local_main_process:
         for rows in images:

@@ -18,17 +18,19 @@ from transformers import PreTrainedModel
 
 from .arguments import save_arguments
 from .curriculum import Curriculum, Stage
+from .evidence import EVIDENCE_FILE
 from .image_rows import ProblemLog
 from .optimization import parameter_groups, set_learning_rate
 from .options import CommonArguments
 from .report import append_history, flatten, is_better, results_table, write_json
+from .reporting import draw_report
 from .resume import RunSaver
 from .run_lock import RunLock
 from .run_state import StepCounts
 from .runtime import Progress, banner
 from .sampling import GlobalBatchSampler, seed_step
 from .stopping import EvaluationAbandoned, RunStatus, Stopped, StopRequest
-from .task import Data, Task
+from .task import Data, Evaluation, Task
 
 logger = logging.getLogger(__name__)
 
@@ -114,7 +116,7 @@ class Trainer(Task):
                     raise Stopped(self.stop.reason) from None
                 results = {"train": None, "eval": evaluation.results}
                 self.progress.write(results_table(evaluation.results))
-                self.write(evaluation)
+                self.keep(evaluation)
             self.finish(results)
         return results
 
@@ -233,24 +235,33 @@ class Trainer(Task):
 
     def show_banner(self) -> None:
         """What is trained, on what, for how long."""
+        self.progress.write(banner("Training", {**self.run_facts(), "output": self.args.output_dir}))
+
+    def run_facts(self) -> dict[str, str]:
+        """A run in a few lines, by title."""
         args, data, sampler = self.args, self.data, self.sampler
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
+        images = [f"{len(data.train_rows):,} for training"] * (sampler is not None) + [
+            f"{len(data.eval_rows):,} for validation"
+        ]
         facts = {
-            "model": f"{args.model_name_or_path}, {parameters / 1e6:.1f} M parameters, {args.head} head",
+            "model": f"{args.model_name_or_path}, {parameters / 1e6:.1f} M parameters, {self.model.config.head} head",
             "image size": f"{self.spec['image_size']} px",
             "label tree": str(data.hierarchy)[len("Hierarchy(") : -1],
             "level weights": ", then ".join(
                 self.curriculum.describe(stage, data.hierarchy.levels) for stage in self.curriculum.stages
             ),
-            "images": f"{len(data.train_rows):,} for training, {len(data.eval_rows):,} for validation",
-            **self.facts(),
-            "global batch": f"{sampler.global_batch_size} = {sampler.micro_batch_size} per device x "
-            f"{sampler.num_processes} processes x {sampler.accumulation_steps} accumulated",
-            "steps": f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs",
-            "device": f"{self.accelerator.device}, mixed precision {self.accelerator.mixed_precision}",
-            "output": args.output_dir,
+            "images": ", ".join(images),
         }
-        self.progress.write(banner("Training", facts))
+        if sampler is not None:
+            facts |= self.facts()
+            facts["global batch"] = (
+                f"{sampler.global_batch_size} = {sampler.micro_batch_size} per device x "
+                f"{sampler.num_processes} processes x {sampler.accumulation_steps} accumulated"
+            )
+            facts["steps"] = f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs"
+        facts["device"] = f"{self.accelerator.device}, mixed precision {self.accelerator.mixed_precision}"
+        return facts
 
     # ---- evaluation
 
@@ -267,7 +278,9 @@ class Trainer(Task):
         results = evaluation.results
         self.evaluated_step = step
         self.progress.write(f"evaluation after step {step}\n{results_table(results)}")
-        self.record({f"eval/{name}": value for name, value in flatten(results)}, step)
+        factor = self.curriculum.learning_rate_factor(args.lr_scheduler_type, max(step - 1, 0), args.warmup_ratio)
+        entry = {"train/epoch_loss": self.epoch_loss, "train/learning_rate": args.learning_rate * factor}
+        self.record({**entry, **{f"eval/{name}": value for name, value in flatten(results)}}, step)
         value = dict(flatten(results))[args.metric_for_best_model]
         if self.best_results and not is_better(args.metric_for_best_model, value, self.best):
             self.evaluations_without_gain += 1
@@ -277,9 +290,15 @@ class Trainer(Task):
         self.best_results, self.evaluations_without_gain = results, 0
         if self.accelerator.is_main_process:
             self.save_model(model)
-        self.write(evaluation)
+        self.keep(evaluation)
         self.accelerator.wait_for_everyone()
         self.saver.best_found()
+
+    def keep(self, evaluation: Evaluation) -> None:
+        """Write what comes with an evaluation that counts."""
+        self.write(evaluation)
+        if evaluation.evidence is not None and self.accelerator.is_main_process:
+            evaluation.evidence.save(self.output_dir / EVIDENCE_FILE)
 
     # ---- the end
 
@@ -292,6 +311,8 @@ class Trainer(Task):
             if skipped:
                 write_json(self.output_dir / "skipped_images.json", skipped)
                 self.progress.write(f"{len(skipped)} broken images were skipped, see skipped_images.json.")
+            if not args.no_report:
+                draw_report(self, results, skipped)
             self.progress.write(f"Results are in {args.output_dir}.")
         accelerator.end_training()
 
