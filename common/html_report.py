@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
+from .plots import in_words
 from .report_figures import Picture
 from .report_tables import ClassScore, Confusion, Watched
 
@@ -94,6 +95,7 @@ def _data(content: bytes, kind: str) -> str:
 def write_report(path: str | Path, report: ReportContent) -> None:
     """Write the page in one step. Names of classes and files may hold anything: all text is escaped."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment.filters["in_words"] = in_words
     sections = [
         ("run", True),
         ("levels", True),

@@ -260,7 +260,7 @@ def draw_history(path: str | Path, history: Sequence[Mapping[str, Any]], *measur
         start, end = "eval/levels.", f".{measure}"
         keys = dict.fromkeys(key for entry in history for key in entry if key.startswith(start) and key.endswith(end))
         levels = {key: key[len(start) : -len(end)] for key in keys if ".per_class." not in key}
-        panels[measure.replace("_", " ").replace("iou", "IoU")] = levels
+        panels[in_words(measure)] = levels
     rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
     figure = Figure((3.667 * columns, 3.1 * rows), dpi=DPI, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, squeeze=False).flat
@@ -294,6 +294,12 @@ def _shown(value: float) -> str:
 
 def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def in_words(measure: str) -> str:
+    """A measure's name for people: ``mean_iou`` is mean IoU."""
+    words = {"iou": "IoU", "f1": "F1", "ece": "ECE", "num": "number", "top5": "top-5"}
+    return " ".join(words.get(word, word) for word in measure.split("_"))
 
 
 def file_name(text: str) -> str:

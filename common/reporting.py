@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import logging
 import math
+import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import yaml
 
 from .evidence import EVIDENCE_FILE, Evidence
 from .hierarchy import Hierarchy
 from .html_report import REPORT_FILE, ReportContent, embed_file, embed_picture, write_report
 from .image_rows import BadSampleError, ImageRows
-from .plots import draw_history, file_name
+from .plots import draw_history, file_name, in_words
 from .report import level_rows, path_measures
 from .report_figures import Picture, draw_level_confusion, draw_pictures, draw_reliability
 from .report_tables import Pairs, confused_pairs, find_classes, hardest_classes, watched
@@ -70,7 +74,7 @@ def _content(trainer: Trainer, results: Mapping[str, Any], skipped: Sequence[str
         paths=path_measures(evaluation),
         skipped_steps=f"{steps:,} training steps, because their loss was no number." if steps else "No training step.",
         skipped=skipped,
-        settings=(folder / "args.yaml").read_text(encoding="utf-8"),
+        settings=yaml.safe_dump({name: shareable(value) for name, value in asdict(args).items()}, sort_keys=False),
     )
     _add_curves(report, folder, trainer.measures)
     trainer.draw(folder / PLOTS)
@@ -86,10 +90,7 @@ def headline(
     """The few numbers that matter most, as (label, value)."""
     measure = trainer.measures[0]
     levels = {level: row[measure] for level, row in evaluation["levels"].items()}
-    tiles = [
-        (f"{level} {measure.replace('_', ' ').replace('iou', 'IoU')}", percent(value))
-        for level, value in levels.items()
-    ]
+    tiles = [(f"{level} {in_words(measure)}", percent(value)) for level, value in levels.items()]
     tiles.append(("every level right", percent(evaluation["path"]["full_path_accuracy"])))
     if train:
         tiles.append(("minutes of training", f"{train['seconds'] / 60:,.1f}"))
@@ -99,6 +100,13 @@ def headline(
 def percent(value: float | None) -> str:
     """A share for people; a dash for nan, which is None in JSON."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"
+
+
+def shareable(value: Any) -> Any:
+    """An option's value without the folders of this machine that a path in it names."""
+    if isinstance(value, list):
+        return [shareable(entry) for entry in value]
+    return f".../{Path(value).name}" if isinstance(value, str) and os.path.isabs(value) else value
 
 
 def data_name(args: Any) -> str:

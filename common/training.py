@@ -23,7 +23,7 @@ from .image_rows import ProblemLog
 from .optimization import parameter_groups, set_learning_rate
 from .options import CommonArguments
 from .report import append_history, flatten, is_better, results_table, write_json
-from .reporting import draw_report
+from .reporting import draw_report, shareable
 from .resume import RunSaver
 from .run_lock import RunLock
 from .run_state import StepCounts
@@ -245,7 +245,7 @@ class Trainer(Task):
             f"{len(data.eval_rows):,} for validation"
         ]
         facts = {
-            "model": f"{args.model_name_or_path}, {parameters / 1e6:.1f} M parameters, {self.model.config.head} head",
+            "model": f"{shareable(args.model_name_or_path)}, {parameters / 1e6:.1f} M parameters, {self.model.config.head} head",
             "image size": f"{self.spec['image_size']} px",
             "label tree": str(data.hierarchy)[len("Hierarchy(") : -1],
             "level weights": ", then ".join(
