@@ -1,7 +1,7 @@
 """Uploading a run to the Hub: checked before training, retried, and never able to lose what is on the disk.
 
-A token comes from ``HF_TOKEN`` or ``hf auth login`` only. It is read by huggingface_hub when it is needed; nothing here
-sees it, so nothing can write it down.
+A token comes from ``HF_TOKEN`` or ``hf auth login`` only. It is read by huggingface_hub when it is needed; nothing
+here keeps it, so nothing can write it down.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.constants import is_offline_mode
+from huggingface_hub import HfApi, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError
 
 logger = logging.getLogger(__name__)
@@ -61,8 +60,8 @@ class Publisher:
         self._waiting: str | None = None
         self._lock = threading.Lock()
 
-    def check(self) -> None:
-        """Create the repository if need be, before hours of training.
+    def check(self) -> str:
+        """Create the repository if need be, before hours of training; returns its full name.
 
         Raises:
             ValueError: if nobody is logged in, the Hub cannot be reached, or the repository may not be written to.
@@ -77,8 +76,14 @@ class Publisher:
             self.api.auth_check(self.repo_id, write=True)
         except Exception as error:  # of the network, the Hub, or the name
             raise ValueError(
-                f"--push_to_hub: {self.repo_id} on {self.api.endpoint} cannot be written to: {first_line(error)}"
+                f"--push_to_hub: {self.repo_id} on {self.api.endpoint} cannot be written to: {first_line(error)}."
             ) from error
+        return self.repo_id
+
+    @property
+    def url(self) -> str:
+        """Of the repository's page."""
+        return f"{self.api.endpoint}/{self.repo_id}"
 
     # ---- uploading
 
@@ -173,7 +178,8 @@ def _may_pass(error: Exception) -> bool:
     return not isinstance(error, ValueError)
 
 
-def first_line(error: Exception) -> str:
-    """What went wrong, without what follows."""
+def first_line(error: BaseException) -> str:
+    """What went wrong and why, without what follows."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__).rstrip(".")
+    text = (lines[0] if lines else type(error).__name__).rstrip(".")
+    return f"{text}: {first_line(error.__cause__)}" if error.__cause__ is not None else text

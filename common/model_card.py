@@ -79,14 +79,23 @@ PICTURES = (
 )
 
 
-def write_card(trainer: Trainer, results: Mapping[str, Any], repo_id: str | None) -> None:
+def write_card(trainer: Trainer, results: Mapping[str, Any]) -> None:
     """Write README.md in one step; a file there that a person has written or taken over stays.
+
+    What fails is told, because the model is whole.
 
     Args:
         trainer: of the run; its output folder holds the model.
         results: ``eval`` of all_results.json.
-        repo_id: on the Hub, if the model goes there.
     """
+    try:
+        _write(trainer, results, trainer.args.hub_model_id if trainer.args.push_to_hub else None)
+    except Exception as error:  # whatever it is, hours of training must not end in it
+        logger.warning("The model card could not be written (%s: %s).", type(error).__name__, error)
+        logger.debug("stack trace of the above", exc_info=True)
+
+
+def _write(trainer: Trainer, results: Mapping[str, Any], repo_id: str | None) -> None:
     path = trainer.output_dir / CARD_FILE
     if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
         logger.warning("%s is not of a training run: it is left as it is.", path)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 from huggingface_hub.constants import HF_HOME
 from torch import nn
@@ -15,6 +16,7 @@ from torch import nn
 from .backbones import Backbone, load_backbone
 from .data import load_splits
 from .hierarchy import Hierarchy
+from .hub import Publisher
 from .image_rows import ProblemLog
 from .modeling import LabelTreeModel
 from .options import CommonArguments
@@ -87,10 +89,29 @@ def check_settings(
         logger.warning("%s", line)
     find_classes(metrics.hierarchy, args.watch or ())
     check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(metrics.compute()))])
+    if args.push_to_hub and not args.eval_only:
+        check_hub(args, accelerator)
     if accelerator.is_local_main_process:
         for rows in images:
             if rows is not None:
                 problems.add(rows.check_headers())
+
+
+def check_hub(args: CommonArguments, accelerator: Accelerator) -> None:
+    """Make sure that the upload can work; the options then have the repository's full name.
+
+    Raises:
+        ValueError: on every process.
+    """
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [(Publisher(args.output_dir, args.hub_model_id, args.hub_private).check(), None)]
+        except ValueError as error:
+            found = [(None, str(error))]
+    args.hub_model_id, problem = broadcast_object_list(found)[0]
+    if problem:
+        raise ValueError(problem)
 
 
 def start_from(

@@ -19,7 +19,9 @@ from transformers import PreTrainedModel
 from .arguments import save_arguments
 from .curriculum import Curriculum, Stage
 from .evidence import EVIDENCE_FILE
+from .hub import Publisher
 from .image_rows import ProblemLog
+from .model_card import write_card
 from .optimization import parameter_groups, set_learning_rate
 from .options import CommonArguments
 from .report import append_history, flatten, is_better, results_table, write_json
@@ -75,6 +77,9 @@ class Trainer(Task):
             save_arguments(args, self.output_dir / "args.yaml")
             data.hierarchy.save(self.output_dir / "hierarchy.json")
         show = accelerator.is_main_process
+        self.publisher: Publisher | None = None
+        if args.push_to_hub and sampler is not None and accelerator.is_main_process:
+            self.publisher = Publisher(self.output_dir, args.hub_model_id, args.hub_private)
         self.progress = (
             Progress(sampler.num_steps, sampler.global_batch_size, show) if sampler else Progress(0, 0, show)
         )
@@ -245,7 +250,8 @@ class Trainer(Task):
             f"{len(data.eval_rows):,} for validation"
         ]
         facts = {
-            "model": f"{shareable(args.model_name_or_path)}, {parameters / 1e6:.1f} M parameters, {self.model.config.head} head",
+            "model": f"{shareable(args.model_name_or_path)}, {parameters / 1e6:.1f} M parameters, "
+            f"{self.model.config.head} head",
             "image size": f"{self.spec['image_size']} px",
             "label tree": str(data.hierarchy)[len("Hierarchy(") : -1],
             "level weights": ", then ".join(
@@ -291,6 +297,9 @@ class Trainer(Task):
         if self.accelerator.is_main_process:
             self.save_model(model)
         self.keep(evaluation)
+        if self.publisher is not None and args.hub_strategy == "best":
+            write_card(self, results)
+            self.publisher.start_upload(f"Best model so far, step {step}")
         self.accelerator.wait_for_everyone()
         self.saver.best_found()
 
@@ -313,8 +322,12 @@ class Trainer(Task):
                 self.progress.write(f"{len(skipped)} broken images were skipped, see skipped_images.json.")
             if not args.no_report:
                 draw_report(self, results, skipped)
+            if results["train"] is not None:
+                write_card(self, results["eval"])
             self.progress.write(f"Results are in {args.output_dir}.")
-        accelerator.end_training()
+        accelerator.end_training()  # before the upload, which other processes need not wait for
+        if self.publisher is not None and self.publisher.finish("Trained model"):
+            self.progress.write(f"The model is at {self.publisher.url}.")
 
 
 @contextmanager
