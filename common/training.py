@@ -25,7 +25,7 @@ from .model_card import write_card
 from .optimization import parameter_groups, set_learning_rate
 from .options import CommonArguments
 from .report import append_history, flatten, is_better, results_table, write_json
-from .reporting import draw_report, shareable
+from .reporting import PLOTS, draw_report, shareable
 from .resume import RunSaver
 from .run_lock import RunLock
 from .run_state import StepCounts
@@ -33,6 +33,7 @@ from .runtime import Progress, banner
 from .sampling import GlobalBatchSampler, seed_step
 from .stopping import EvaluationAbandoned, RunStatus, Stopped, StopRequest
 from .task import Data, Evaluation, Task
+from .trackers import log_pictures, start_trackers, tracked
 
 logger = logging.getLogger(__name__)
 
@@ -136,9 +137,7 @@ class Trainer(Task):
         self.saver.resume()
         self.progress.start(sampler.global_step)
         self.status.set("running", global_step=sampler.global_step, num_steps=sampler.num_steps)
-        if args.report_to != "none":
-            config = {name: str(value) for name, value in vars(args).items()}
-            accelerator.init_trackers("label-tree", config=config)
+        start_trackers(accelerator, args, sampler.global_step)
         batches = iter(self.train_loader)
         while True:
             step = sampler.global_step
@@ -234,7 +233,7 @@ class Trainer(Task):
 
     def record(self, entry: dict[str, Any], step: int) -> None:
         """One line in history.jsonl, and in the trackers if there are any."""
-        self.accelerator.log(entry, step=step)
+        self.accelerator.log(tracked(entry), step=step)
         if self.accelerator.is_main_process:
             append_history(self.output_dir / "history.jsonl", {"global_step": step, **entry})
 
@@ -322,6 +321,7 @@ class Trainer(Task):
                 self.progress.write(f"{len(skipped)} broken images were skipped, see skipped_images.json.")
             if not args.no_report:
                 draw_report(self, results, skipped)
+                log_pictures(accelerator, self.output_dir / PLOTS, (results["train"] or {}).get("global_step", 0))
             if results["train"] is not None:
                 write_card(self, results["eval"])
             self.progress.write(f"Results are in {args.output_dir}.")
