@@ -90,14 +90,14 @@ def level_rows(results: Mapping[str, Any]) -> list[list[str]]:
     columns = [name for name, value in next(iter(levels.values())).items() if not isinstance(value, Mapping)]
     return [
         ["level", *columns],
-        *([level, *(_cell(name, row[name]) for name in columns)] for level, row in levels.items()),
+        *([level, *(cell(name, row[name]) for name in columns)] for level, row in levels.items()),
     ]
 
 
 def path_measures(results: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Per decoding, the measures of the whole path as (words, value)."""
     return {
-        label: [(words, _cell(key, results[name][key])) for key, words in MEASURES.items() if key in results[name]]
+        label: [(words, cell(key, results[name][key])) for key, words in MEASURES.items() if key in results[name]]
         for name, label in (("path", "best path"), ("argmax", "level by level"))
     }
 
@@ -109,7 +109,7 @@ MEASURES = {
 }
 
 
-def _cell(name: str, value: float) -> str:
+def cell(name: str, value: float) -> str:
     """nan may have become None on the way through a file."""
     value = math.nan if value is None else value
     if name.startswith("num_"):
