@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 from .plots import BLUE, DPI, GREY, draw_confusion, save_figure, shortened
 from .report_tables import Pairs, density, in_tree_order
 
-READABLE_CLASSES = 40
+READABLE_CLASSES = 60
 """More than these have no names in a confusion matrix, which then is a density"""
 
 CELLS = 240
@@ -23,7 +23,7 @@ CELLS = 240
 def draw_level_confusion(path: str | Path, pairs: Pairs, level: int) -> None:
     """Write a PNG of a level's confusion matrix, each row in shares of its sum.
 
-    Up to 40 classes have a row and a column with a name each; of more, neighbours in the tree share a cell.
+    Up to 60 classes have a row and a column with a name each; of more, neighbours in the tree share a cell.
     """
     hierarchy = pairs.hierarchy
     if hierarchy.num_classes[level] <= READABLE_CLASSES:

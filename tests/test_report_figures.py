@@ -18,7 +18,7 @@ def tree_of(num_leaves: int) -> Hierarchy:
     return Hierarchy(["group", "leaf"], names, [[None] * groups, [index % groups for index in range(num_leaves)]])
 
 
-@pytest.mark.parametrize("num_leaves", [2, 7, 40, 41, 2_786])
+@pytest.mark.parametrize("num_leaves", [2, 7, 60, 61, 2_786])
 def test_confusion_of_few_and_many_classes(num_leaves, tmp_path):
     rng, tree = np.random.default_rng(0), tree_of(num_leaves)
     truth = rng.integers(0, num_leaves, 20_000)
