@@ -22,7 +22,8 @@ from .html_report import REPORT_FILE, TEMPLATES
 from .plots import in_words
 from .report import level_rows, path_measures
 from .report_tables import Pairs, hardest_classes, path_of
-from .reporting import PLOTS, data_name, percent
+from .reporting import PLOTS, percent
+from .run_facts import data_name, run_facts
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -38,7 +39,7 @@ HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "mean_iou": "mean_iou",
 
 
 @dataclass
-class Task:
+class HubTask:
     """What the Hub calls a kind of model."""
 
     pipeline: str
@@ -48,13 +49,13 @@ class Task:
 
 
 TASKS = {
-    "images": Task(
+    "images": HubTask(
         "image-classification",
         "Image Classification",
         "AutoModelForImageClassification",
         '    probability, index = log_probs[0].exp().max(0)\n    print(f"{name}: {names[index]} ({probability:.1%})")',
     ),
-    "pixels": Task(
+    "pixels": HubTask(
         "image-segmentation",
         "Image Segmentation",
         "AutoModelForSemanticSegmentation",
@@ -65,7 +66,7 @@ TASKS = {
 
 
 @dataclass
-class Picture:
+class CardPicture:
     """An image file of the repository."""
 
     caption: str
@@ -73,9 +74,9 @@ class Picture:
 
 
 PICTURES = (
-    Picture("Examples: right, wrong but near, wrong and far", f"{PLOTS}/examples.jpg"),
-    Picture("Training", f"{PLOTS}/history.png"),
-    Picture("IoU of every class", f"{PLOTS}/iou.png"),
+    CardPicture("Examples: right, wrong but near, wrong and far", f"{PLOTS}/examples.jpg"),
+    CardPicture("Training", f"{PLOTS}/history.png"),
+    CardPicture("IoU of every class", f"{PLOTS}/iou.png"),
 )
 
 
@@ -143,7 +144,7 @@ def metadata(trainer: Trainer, results: Mapping[str, Any], repo_id: str | None) 
     )
 
 
-def _eval_results(trainer: Trainer, results: Mapping[str, Any], data: str | None, task: Task) -> list[EvalResult]:
+def _eval_results(trainer: Trainer, results: Mapping[str, Any], data: str | None, task: HubTask) -> list[EvalResult]:
     numbers = [
         (HUB_METRICS[measure], f"{level} {in_words(measure)}", row[measure])
         for level, row in results["levels"].items()
@@ -201,14 +202,14 @@ def _content(trainer: Trainer, results: Mapping[str, Any], repo_id: str | None) 
         f"{data_name(trainer.args)}",
         "example_path": path_of(hierarchy, level, index),
         "pictures": [
-            Picture(picture.caption, Markup(picture.path))
+            CardPicture(picture.caption, Markup(picture.path))
             for picture in PICTURES
             if (trainer.output_dir / picture.path).is_file()
         ],
         "task": Markup(task.pipeline),
         "auto_class": Markup(task.auto_class),
         "snippet": Markup(task.snippet),
-        "facts": {"data": data_name(trainer.args), **trainer.run_facts()},
+        "facts": {"data": data_name(trainer.args), **run_facts(trainer)},
         "has_report": (trainer.output_dir / REPORT_FILE).is_file(),
         **_weak_classes(trainer),
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
@@ -22,6 +21,7 @@ from .plots import draw_history, file_name, in_words
 from .report import level_rows, path_measures
 from .report_figures import Picture, draw_level_confusion, draw_pictures, draw_reliability
 from .report_tables import Pairs, confused_pairs, find_classes, hardest_classes, watched
+from .run_facts import data_name, run_facts, shareable, shareable_line
 
 if TYPE_CHECKING:
     from .training import Trainer
@@ -69,11 +69,11 @@ def _content(trainer: Trainer, results: Mapping[str, Any], skipped: Sequence[str
         + (f"; the model is the best by {args.metric_for_best_model}." if train else "."),
         unit=trainer.unit,
         headline=headline(trainer, evaluation, train),
-        facts={"data": data_name(args), **trainer.run_facts()},
+        facts={"data": data_name(args), **run_facts(trainer)},
         levels=level_rows(evaluation),
         paths=path_measures(evaluation),
         skipped_steps=f"{steps:,} training steps, because their loss was no number." if steps else "No training step.",
-        skipped=skipped,
+        skipped=[shareable_line(line) for line in skipped],
         settings=yaml.safe_dump({name: shareable(value) for name, value in asdict(args).items()}, sort_keys=False),
     )
     _add_curves(report, folder, trainer.measures)
@@ -100,22 +100,6 @@ def headline(
 def percent(value: float | None) -> str:
     """A share for people; a dash for nan, which is None in JSON."""
     return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"
-
-
-def shareable(value: Any) -> Any:
-    """An option's value without the folders of this machine that a path in it names."""
-    if isinstance(value, list):
-        return [shareable(entry) for entry in value]
-    return f".../{Path(value).name}" if isinstance(value, str) and os.path.isabs(value) else value
-
-
-def data_name(args: Any) -> str:
-    """What the run used, without the folders that it lies in."""
-    if args.validation_file:
-        return ", ".join(Path(file).name for file in (args.train_file, args.validation_file) if file)
-    local = Path(args.dataset_name).exists()
-    name = Path(args.dataset_name).resolve().name if local else args.dataset_name
-    return f"{name} ({args.dataset_config_name})" if args.dataset_config_name else name
 
 
 def _add_curves(report: ReportContent, folder: Path, measures: Sequence[str]) -> None:

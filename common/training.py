@@ -25,8 +25,9 @@ from .model_card import write_card
 from .optimization import parameter_groups, set_learning_rate
 from .options import CommonArguments
 from .report import append_history, flatten, is_better, results_table, write_json
-from .reporting import PLOTS, draw_report, shareable
+from .reporting import PLOTS, draw_report
 from .resume import RunSaver
+from .run_facts import run_facts
 from .run_lock import RunLock
 from .run_state import StepCounts
 from .runtime import Progress, banner
@@ -239,34 +240,7 @@ class Trainer(Task):
 
     def show_banner(self) -> None:
         """What is trained, on what, for how long."""
-        self.progress.write(banner("Training", {**self.run_facts(), "output": self.args.output_dir}))
-
-    def run_facts(self) -> dict[str, str]:
-        """A run in a few lines, by title."""
-        args, data, sampler = self.args, self.data, self.sampler
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        images = [f"{len(data.train_rows):,} for training"] * (sampler is not None) + [
-            f"{len(data.eval_rows):,} for validation"
-        ]
-        facts = {
-            "model": f"{shareable(args.model_name_or_path)}, {parameters / 1e6:.1f} M parameters, "
-            f"{self.model.config.head} head",
-            "image size": f"{self.spec['image_size']} px",
-            "label tree": str(data.hierarchy)[len("Hierarchy(") : -1],
-            "level weights": ", then ".join(
-                self.curriculum.describe(stage, data.hierarchy.levels) for stage in self.curriculum.stages
-            ),
-            "images": ", ".join(images),
-        }
-        if sampler is not None:
-            facts |= self.facts()
-            facts["global batch"] = (
-                f"{sampler.global_batch_size} = {sampler.micro_batch_size} per device x "
-                f"{sampler.num_processes} processes x {sampler.accumulation_steps} accumulated"
-            )
-            facts["steps"] = f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs"
-        facts["device"] = f"{self.accelerator.device}, mixed precision {self.accelerator.mixed_precision}"
-        return facts
+        self.progress.write(banner("Training", {**run_facts(self), "output": self.args.output_dir}))
 
     # ---- evaluation
 

@@ -13,6 +13,7 @@ import train_segmentation
 import train_taxonomy
 from common import reporting
 from common.evidence import EVIDENCE_FILE, Evidence
+from common.run_facts import shareable, shareable_line
 
 
 def test_report_of_a_classifier(options, tmp_path):
@@ -35,6 +36,8 @@ def test_report_of_a_classifier(options, tmp_path):
     assert evidence.count.sum() == 41
     ece = np.abs(evidence.reliability[:, 1] - evidence.reliability[:, 2]).sum(1) / evidence.reliability[:, 0].sum(1)
     assert ece == pytest.approx([level["ece"] for level in results["eval"]["levels"].values()])
+    labelled = [level["num_labelled"] for level in results["eval"]["levels"].values()]
+    assert evidence.reliability[:, 0].sum(1).tolist() == labelled
     for kind, rows in evidence.examples.items():
         for row, *_, probability in rows:
             entry = table.iloc[int(row)]
@@ -84,3 +87,19 @@ def test_watching_what_is_not_there_is_told_before_training(options, monkeypatch
     monkeypatch.setattr(train_taxonomy, "build_model", lambda *_: pytest.fail("a model was built"))
     with pytest.raises(ValueError, match="--watch chery: .* Did you mean cherry"):
         train_taxonomy.main(options(watch=["chery"]))
+
+
+@pytest.mark.parametrize(
+    "line, shown",
+    [
+        ("row 3 of the train split, file /home/me/my images/a b.jpg: cut off", "file .../a b.jpg: cut off"),
+        ("row 3 of the train split, file images/a.jpg: cut off", "file images/a.jpg: cut off"),
+    ],
+)
+def test_broken_images_are_named_without_their_folders(line, shown):
+    assert shareable_line(line).endswith(f"split, {shown}")
+
+
+def test_settings_are_shown_without_folders():
+    assert shareable("/home/me/data") == ".../data" and shareable("org/model") == "org/model"
+    assert shareable(["/a/b", 3]) == [".../b", 3] and shareable(0.5) == 0.5
