@@ -14,8 +14,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from huggingface_hub import HfApi, get_token, is_offline_mode
+from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.utils import disable_progress_bars
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +61,15 @@ class Publisher:
         self._waiting: str | None = None
         self._lock = threading.Lock()
 
-    def check(self) -> str:
+    def check(self, license: str | None = None) -> str:
         """Create the repository if need be, before hours of training; returns its full name.
 
+        Args:
+            license: of the model; the Hub refuses cards with one that it does not know.
+
         Raises:
-            ValueError: if nobody is logged in, the Hub cannot be reached, or the repository may not be written to.
+            ValueError: if nobody is logged in, the Hub cannot be reached, the repository may not be written to, or
+                the licence is unknown.
         """
         if is_offline_mode():
             raise ValueError("--push_to_hub needs the Hub, but HF_HUB_OFFLINE is set.")
@@ -78,7 +83,17 @@ class Publisher:
             raise ValueError(
                 f"--push_to_hub: {self.repo_id} on {self.api.endpoint} cannot be written to: {first_line(error)}."
             ) from error
+        if license:
+            self._check_license(license)
         return self.repo_id
+
+    def _check_license(self, license: str) -> None:
+        try:
+            ModelCard(f"---\n{ModelCardData(license=license).to_yaml()}\n---\n").validate()
+        except ValueError as error:
+            raise ValueError(f"--license {license} is none that the Hub knows: {first_line(error)}.") from error
+        except OSError as error:  # then the upload will tell
+            logger.debug("the licence could not be checked: %s", first_line(error))
 
     @property
     def url(self) -> str:
@@ -89,6 +104,7 @@ class Publisher:
 
     def start_upload(self, message: str) -> None:
         """Upload what there is now, in the background; if an upload is under way, after it, and only the newest."""
+        disable_progress_bars()  # they would draw over that of the training
         with self._lock:
             self._stage("next")
             self._waiting = message
@@ -182,4 +198,5 @@ def first_line(error: BaseException) -> str:
     """What went wrong and why, without what follows."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = (lines[0] if lines else type(error).__name__).rstrip(".")
-    return f"{text}: {first_line(error.__cause__)}" if error.__cause__ is not None else text
+    why = first_line(error.__cause__) if error.__cause__ is not None else ""
+    return text if why in text else f"{text}: {why}"

@@ -46,7 +46,10 @@ def draw_report(trainer: Trainer, results: Mapping[str, Any], skipped: Sequence[
         skipped: descriptions of broken images.
     """
     try:
-        (trainer.output_dir / PLOTS).mkdir(parents=True, exist_ok=True)
+        plots = trainer.output_dir / PLOTS
+        plots.mkdir(parents=True, exist_ok=True)
+        for older in [*plots.glob("*.png"), *plots.glob("*.jpg")]:  # perhaps of levels that there are no more
+            older.unlink()
         content = _content(trainer, results, skipped)
         write_report(trainer.output_dir / REPORT_FILE, content)
     except Exception as error:  # whatever it is, hours of training must not end in it

@@ -106,7 +106,7 @@ def check_hub(args: CommonArguments, accelerator: Accelerator) -> None:
     found: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            found = [(Publisher(args.output_dir, args.hub_model_id, args.hub_private).check(), None)]
+            found = [(Publisher(args.output_dir, args.hub_model_id, args.hub_private).check(args.license), None)]
         except ValueError as error:
             found = [(None, str(error))]
     args.hub_model_id, problem = broadcast_object_list(found)[0]

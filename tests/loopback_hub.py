@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_loopbackTokenThatMustNotBeWrittenAnywhere"
 OWNER = "someone"
+FOR_ALL = ("/upload/", "/api/validate-yaml")
 
 
 class LoopbackHub:
@@ -105,7 +106,10 @@ class LoopbackHub:
         if path == "/api/repos/create":
             return self.create(parsed())
         if path == "/api/validate-yaml":
-            return 200, {"errors": [], "warnings": []}, {}
+            errors = (
+                [{"message": '"license" must be one of [...]'}] if "license: nonsense" in parsed()["content"] else []
+            )
+            return 400 if errors else 200, {"errors": errors, "warnings": []}, {}
         if match := re.fullmatch(r"/upload/(\w+)", path):
             assert hashlib.sha256(body).hexdigest() == match[1]
             self.objects[match[1]] = body
@@ -154,7 +158,7 @@ def loopback_hub() -> Iterator[LoopbackHub]:
             path = unquote(urlsplit(self.path).path)
             body = self.read_body()
             hub.log.append(f"{self.command} {path}")
-            known = self.headers.get("Authorization") == f"Bearer {TOKEN}" or path.startswith("/upload/")
+            known = self.headers.get("Authorization") == f"Bearer {TOKEN}" or path.startswith(FOR_ALL)
             refused = 401, {"error": "Invalid credentials"}, {}
             status, content, headers = hub.answer(self.command, path, body) if known else refused
             payload = content if isinstance(content, bytes) else json.dumps(content).encode()

@@ -26,7 +26,7 @@ logging.basicConfig(level="INFO", format="%(message)s")
 folder, repo_id, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 publisher = Publisher(folder, repo_id or None, options.get("private", False), delays=[0.01, 0.01])
 try:
-    print("checked", publisher.check())
+    print("checked", publisher.check(options.get("license")))
 except ValueError as error:
     sys.exit(f"refused: {error}")
 for name in options.get("versions", []):
@@ -112,6 +112,12 @@ def test_what_will_not_work_is_told_at_once(hub, folder, tmp_path, repo_id, toke
     done = publish(hub, folder, tmp_path / "home", repo_id, token)
     assert done.returncode and "refused: --push_to_hub: " in done.stderr and message in done.stderr
     assert TOKEN not in done.stdout + done.stderr and not any("commit" in line for line in hub.log)
+
+
+def test_an_unknown_licence_is_told_at_once(hub, folder, tmp_path):
+    done = publish(hub, folder, tmp_path / "home", license="nonsense")
+    assert done.returncode and "refused: --license nonsense is none that the Hub knows" in done.stderr
+    assert "checked" in publish(hub, folder, tmp_path / "home", license="mit").stdout
 
 
 def test_a_hub_that_is_not_there(folder, tmp_path):
