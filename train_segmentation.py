@@ -29,6 +29,7 @@ from common.curriculum import make_curriculum
 from common.data import check_groups, choose_rows, get_split
 from common.decoded_cache import open_cache
 from common.decoders import DECODERS
+from common.evidence import Evidence
 from common.hierarchy import IGNORE, Hierarchy
 from common.hierarchy_files import find_hierarchy, load_hierarchy
 from common.image_rows import ImageRows, ProblemLog, make_loader
@@ -329,6 +330,9 @@ EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer"
 class SegmentationTrainer(Trainer):
     """The loop of :class:`common.training.Trainer`, for one label a level and pixel."""
 
+    unit = "pixels"
+    measures = ("mean_iou", "mean_f1")
+
     def make_train_loader(self) -> DataLoader:
         args, spec = self.args, self.spec
         geometry = self.geometry(spec["image_size"])
@@ -458,7 +462,8 @@ class SegmentationTrainer(Trainer):
         for level, row in self.metrics.argmax_levels().items():
             means = {name: value for name, value in row.items() if name != "per_class"}
             results["argmax"].setdefault("levels", {})[level] = means
-        return Evaluation(results, (folder, examples.gather(self.accelerator)))
+        evidence = Evidence.of_leaf_matrix(hierarchy, self.metrics.leaf_confusion())
+        return Evaluation(results, (folder, examples.gather(self.accelerator)), evidence)
 
     def last_level_is_leaf(self, model: LabelTreeForSemanticSegmentation) -> bool:
         """Whether the last level's most probable class is always the leaf of the best path: no need to look twice."""
@@ -492,13 +497,10 @@ class SegmentationTrainer(Trainer):
         folder, examples = evaluation.extras
         folder.keep(self.accelerator)
         if self.accelerator.is_main_process:
-            keep_for_plots(self.output_dir, self.data.hierarchy, self.metrics, evaluation.results, examples)
+            keep_for_plots(self.output_dir, evaluation.results, examples)
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Also draws the plots of the best evaluation, which takes some seconds."""
-        if self.accelerator.is_main_process:
-            draw_plots(self.output_dir, self.data.hierarchy)
-        super().finish(results)
+    def draw(self, folder: Path) -> None:
+        draw_plots(self.output_dir, folder, self.data.hierarchy)
 
 
 def labels_at_stride(labels: torch.Tensor, scores: torch.Tensor, stride: int) -> torch.Tensor:

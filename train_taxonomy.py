@@ -34,6 +34,7 @@ from common.data import (
     get_split,
     leaves_without_images,
 )
+from common.evidence import Evidence, EvidenceCollector
 from common.hierarchy import Hierarchy
 from common.image_rows import ImageRows, LabelledImages, ProblemLog, make_loader
 from common.images import RESIZE_MODES, EvaluationTransform, MixImages, TrainTransform
@@ -43,6 +44,8 @@ from common.metrics import TaxonomyMetrics
 from common.modeling import LabelTreeForImageClassification
 from common.options import AugmentationArguments, CommonArguments, DataArguments, LossArguments, ModelArguments
 from common.report import image_processor, save_model, write_json, write_predictions
+from common.report_figures import Picture
+from common.reporting import load_pictures
 from common.runtime import make_accelerator, num_workers, run
 from common.sampling import EvaluationBatchSampler
 from common.setup import check_settings, image_root, make_sampler, open_splits, settle_evaluation, start_from
@@ -324,6 +327,7 @@ class TaxonomyTrainer(Trainer):
     def evaluate(self, model: LabelTreeForImageClassification) -> Evaluation:
         accelerator, loss_fn, heads = self.accelerator, self.loss_fn, model.heads
         sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=accelerator.device)
+        evidence = EvidenceCollector(model.hierarchy, accelerator.device)
         parts: list[dict[str, np.ndarray]] = []
         calibration = CalibrationCounter()
         for batch in self.evaluation_batches(model):
@@ -332,13 +336,18 @@ class TaxonomyTrainer(Trainer):
                 scores = model(self.to_model(batch["pixels"]), scores_only=True)
             sums += torch.stack([loss_fn.level_sums(scores, labels), loss_fn.label_weights(labels)])
             log_probs, leaf_scores = heads.log_probs(scores), heads.leaf_scores(scores)
-            path = model.hierarchy.lift(heads.path_scores(scores, log_probs, self.args.decoding).argmax(1))
+            leaf = heads.path_scores(scores, log_probs, self.args.decoding).argmax(1)
+            path = model.hierarchy.lift(leaf)
             self.metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)
             calibration.add(path_probabilities(log_probs, path), path, labels)
+            evidence.add(batch["rows"], labels, leaf_scores, leaf)
             if self.args.save_predictions:
                 parts.append(prediction_columns(batch["rows"], labels, log_probs, path, leaf_scores))
         model.config.calibration = calibration.calibrate(accelerator, model.hierarchy, self.args.decoding).to_dict()
-        return Evaluation(self.computed(*sums), self.gather(parts) if self.args.save_predictions else None)
+        results = self.computed(*sums)
+        evidence = evidence.gather(accelerator)
+        evidence.reliability = self.metrics.reliability().numpy()
+        return Evaluation(results, self.gather(parts) if self.args.save_predictions else None, evidence)
 
     def gather(self, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
         """All processes' predictions in one table."""
@@ -359,6 +368,9 @@ class TaxonomyTrainer(Trainer):
             write_json(self.output_dir / "calibration.json", self.model.config.calibration)
         if evaluation.extras and self.accelerator.is_main_process:
             write_predictions(self.output_dir / "predictions.parquet", self.data.hierarchy, evaluation.extras)
+
+    def pictures(self, evidence: Evidence) -> dict[str, list[Picture]]:
+        return load_pictures(self.data.eval_images, self.data.hierarchy, evidence)
 
 
 def prediction_columns(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,14 @@ from PIL import Image
 
 from .hierarchy import Hierarchy
 from .mask_transforms import nearest
-from .plots import Example, draw_class_bars, draw_confusion, draw_examples, leaf_colours
-from .segmentation_metrics import SegmentationMetrics
+from .masks import IGNORED_PIXEL
+from .plots import Example, draw_class_bars, draw_examples, file_name, leaf_colours
 
 DATA_FILE = "plots.npz"
 """Beside the model: what the plots are drawn from"""
 
-PLOTS = "plots"
-
-SHOWN = ("image", "truth", "prediction", "name")
+AT_ONCE = 16
+"""Images that are looked at together"""
 
 LONGEST_SIDE = 384
 """Of example pictures, in pixels"""
@@ -76,22 +76,26 @@ def save_mask(path: Path, leaf: torch.Tensor, palette: Sequence[int]) -> None:
 
 
 class ExampleKeeper:
-    """Remembers what was predicted for a few images that together show as many classes as possible.
+    """Remembers what was predicted for some images: a few that together show many classes, and the worst ones.
 
     Args:
         rows: the evaluation's rows.
         pixels: int64 (rows looked at, leaves) counts of the first of them.
-        num_examples: how many to keep.
+        num_examples: how many to keep for their classes.
+        num_worst: how many to keep of those in which the least was found; see :func:`found_share`.
     """
 
-    def __init__(self, rows: np.ndarray, pixels: np.ndarray, num_examples: int = 8) -> None:
+    def __init__(self, rows: np.ndarray, pixels: np.ndarray, num_examples: int = 8, num_worst: int = 4) -> None:
         self.order = choose_examples(rows[: len(pixels)], pixels, num_examples)
+        self.num_worst = num_worst
         self.kept: dict[int, Example] = {}
+        self.worst: list[tuple[float, int, Example]] = []
+        self.waiting: list[tuple[int, torch.Tensor, Sequence[int], torch.Tensor, torch.Tensor]] = []
 
     def add(
         self, row: int, pixels: torch.Tensor, resized: Sequence[int], truth: torch.Tensor, leaf: torch.Tensor
     ) -> None:
-        """Keep the image if it is one of the chosen.
+        """Keep the image if it is one of the chosen, or among the worst so far.
 
         Args:
             row: its number.
@@ -99,20 +103,53 @@ class ExampleKeeper:
             resized: height and width of the part that is image.
             truth, leaf: (height, width) labels at the image's own size.
         """
-        if row not in self.order:
-            return
         scale = min(1.0, LONGEST_SIDE / max(truth.shape))
         size = [max(1, round(side * scale)) for side in truth.shape]
-        image = pixels[:, : resized[0], : resized[1]].permute(1, 2, 0).cpu().numpy()
-        image = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR))
-        labels = [nearest(mask.to("cpu", torch.uint8), size).numpy() for mask in (truth, leaf)]
-        self.kept[row] = Example(image, *labels, name=f"row {row}")
+        masks = [nearest(mask.to(torch.uint8), size) for mask in (truth, leaf)]
+        self.waiting.append((row, pixels, resized, *masks))
+        if len(self.waiting) >= AT_ONCE:
+            self.look()
 
-    def gather(self, accelerator: Accelerator) -> list[Example]:
-        """Those of all processes, in the order of choice."""
-        everyone = gather_object([self.kept]) if accelerator.num_processes > 1 else [self.kept]
-        found = {row: example for part in everyone for row, example in part.items()}
-        return [found[row] for row in self.order if row in found]
+    def look(self) -> None:
+        """Take the masks from the device, of several images at once because each time waits for it."""
+        for row, pixels, resized, *masks in self.waiting:
+            truth, leaf = (mask.cpu().numpy() for mask in masks)
+            share = found_share(truth, leaf)
+            is_bad = len(self.worst) < self.num_worst or (share, row) < self.worst[-1][:2]
+            if row not in self.order and not is_bad:
+                continue
+            image = pixels[:, : resized[0], : resized[1]].permute(1, 2, 0).cpu().numpy()
+            image = np.asarray(Image.fromarray(image).resize(truth.shape[::-1], Image.Resampling.BILINEAR))
+            if row in self.order:
+                self.kept[row] = Example(image, truth, leaf, name=f"row {row}")
+            if is_bad and not np.isnan(share):
+                self.worst.append((share, row, Example(image, truth, leaf, name=f"row {row}: {share:.0%} found")))
+                self.worst = sorted(self.worst, key=lambda entry: entry[:2])[: self.num_worst]
+        self.waiting = []
+
+    def gather(self, accelerator: Accelerator) -> dict[str, list[Example]]:
+        """Those of all processes: ``examples`` in the order of choice, and ``worst`` from the worst on."""
+        self.look()
+        mine = (self.kept, self.worst)
+        everyone = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
+        found = {row: example for kept, _ in everyone for row, example in kept.items()}
+        worst = sorted((entry for _, part in everyone for entry in part), key=lambda entry: entry[:2])
+        return {
+            "examples": [found[row] for row in self.order if row in found],
+            "worst": [example for _, _, example in worst[: self.num_worst]],
+        }
+
+
+def found_share(truth: np.ndarray, leaf: np.ndarray) -> float:
+    """Mean over the leaves of an image of the share of their pixels that were found; nan if nothing is labelled.
+
+    Args:
+        truth, leaf: uint8 (h, w); where the truth is 255, it is ignored.
+    """
+    labelled = truth != IGNORED_PIXEL
+    pixels = np.bincount(truth[labelled])
+    right = np.bincount(truth[labelled & (truth == leaf)], minlength=len(pixels))
+    return float((right[pixels > 0] / pixels[pixels > 0]).mean()) if labelled.any() else math.nan
 
 
 def choose_examples(rows: np.ndarray, pixels: np.ndarray, num_examples: int) -> list[int]:
@@ -130,38 +167,39 @@ def choose_examples(rows: np.ndarray, pixels: np.ndarray, num_examples: int) -> 
     return chosen
 
 
-def keep_for_plots(
-    folder: Path,
-    hierarchy: Hierarchy,
-    metrics: SegmentationMetrics,
-    results: Mapping[str, Any],
-    examples: Sequence[Example],
-) -> None:
+def keep_for_plots(folder: Path, results: Mapping[str, Any], examples: Mapping[str, Sequence[Example]]) -> None:
     """Write what :func:`draw_plots` needs into one file, because drawing takes longer than an evaluation should."""
     arrays: dict[str, np.ndarray] = {"levels": np.array(json.dumps(results["levels"]))}
-    for level, name in enumerate(hierarchy.levels):
-        arrays[f"confusion_{name}"] = metrics.confusion(level)
-    for index, example in enumerate(examples):
-        arrays |= {f"{key}_{index:02d}": np.asarray(value) for key, value in vars(example).items() if key in SHOWN}
+    for kind, chosen in examples.items():
+        for index, example in enumerate(chosen):
+            arrays |= {f"{kind}_{key}_{index:02d}": np.asarray(value) for key, value in vars(example).items()}
     temporary = folder / f".{DATA_FILE}.tmp"
     with temporary.open("wb") as file:
         np.savez_compressed(file, **arrays)
     os.replace(temporary, folder / DATA_FILE)
 
 
-def draw_plots(folder: Path, hierarchy: Hierarchy) -> None:
-    """Examples and confusion matrix of every level, and IoU of every class, of the last :func:`keep_for_plots`."""
-    data = np.load(folder / DATA_FILE)
-    folder = folder / PLOTS
-    folder.mkdir(parents=True, exist_ok=True)
-    numbers = sorted(name.removeprefix("name_") for name in data.files if name.startswith("name_"))
-    examples = [
-        Example(*(data[f"{key}_{number}"] for key in SHOWN[:3]), name=str(data[f"name_{number}"]))
-        for number in numbers
-    ]
-    for level, name in enumerate(hierarchy.levels):
-        draw_examples(folder / f"examples_{name}.png", hierarchy, level, examples)
-        draw_confusion(
-            folder / f"confusion_{name}.png", hierarchy.display_names(level), data[f"confusion_{name}"], name
-        )
-    draw_class_bars(folder / "iou.png", json.loads(str(data["levels"])))
+def draw_plots(source: Path, folder: Path, hierarchy: Hierarchy) -> None:
+    """Examples and worst images at every level, and IoU of every class, of the last :func:`keep_for_plots`.
+
+    Args:
+        source: the folder with its file.
+        folder: where the PNG files go.
+        hierarchy: the label tree.
+    """
+    with np.load(source / DATA_FILE) as data:
+        arrays = {name: data[name] for name in data.files}
+    for kind in ("examples", "worst"):
+        start = f"{kind}_name_"
+        numbers = sorted(name.removeprefix(start) for name in arrays if name.startswith(start))
+        examples = [
+            Example(
+                *(arrays[f"{kind}_{key}_{number}"] for key in ("image", "truth", "prediction")),
+                name=str(arrays[f"{start}{number}"]),
+            )
+            for number in numbers
+        ]
+        for level, name in enumerate(hierarchy.levels):
+            if examples:
+                draw_examples(folder / f"{kind}_{file_name(name)}.png", hierarchy, level, examples)
+    draw_class_bars(folder / "iou.png", json.loads(str(arrays["levels"])))

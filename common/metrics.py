@@ -98,6 +98,7 @@ class TaxonomyMetrics(CountingMetric):
             "inconsistent": (2,),
             "distance": (2,),
             "top": (num_levels,),
+            "binned": (2, num_levels * num_bins),
             "binned_right": (2, num_levels * num_bins),
             "labelled": (num_nodes,),
             "predicted": (2, num_nodes),
@@ -209,10 +210,12 @@ class TaxonomyMetrics(CountingMetric):
         index = torch.cat([decoded, references.unsqueeze(0)]).clamp(min=0)
         chosen = [scores.gather(1, index[:, :, level].T) for level, scores in enumerate(log_probs)]
         confidence = torch.stack(chosen, 2).transpose(0, 1)[:2].double().exp()
-        confidence = torch.where((references >= 0) & (decoded >= 0), confidence, 0.0)
+        answered = (references >= 0) & (decoded >= 0)
+        confidence = torch.where(answered, confidence, 0.0)
         # Clamped as integers, because a nan confidence must fall into some bin rather than outside the counters.
         bins = ((confidence * self.num_bins).ceil().long() - 1).clamp(0, self.num_bins - 1)
         slot = (bins + self._level_index * self.num_bins).flatten(1)
+        counters["binned"].scatter_add_(1, slot, answered.flatten(1).long())
         counters["binned_right"].scatter_add_(1, slot, right.flatten(1).long())
         self._confidence.scatter_add_(1, slot, confidence.flatten(1))
 
@@ -275,6 +278,15 @@ class TaxonomyMetrics(CountingMetric):
     def argmax_levels(self) -> dict[str, dict[str, float]]:
         """As "levels" of :meth:`compute`, for the class with the highest log-probability of each level alone."""
         return self._level_scores(self._unpack(self._counts.cpu()), _ARGMAX)
+
+    def reliability(self) -> torch.Tensor:
+        """How far the best path's confidence can be trusted: float64 (levels, 3, bins) on the host.
+
+        In each bin of confidence: the labelled images with an answer, the right ones, and the sum of the confidences.
+        """
+        counters = self._unpack(self._counts.cpu())
+        columns = [counters["binned"][_PATH], counters["binned_right"][_PATH], self._confidence[_PATH].cpu()]
+        return torch.stack([column.double().view(self.hierarchy.num_levels, -1) for column in columns], 1)
 
     def _level_scores(self, counters: dict[str, torch.Tensor], decoding: int) -> dict[str, dict[str, float]]:
         num_classes, num_levels = self.hierarchy.num_classes, self.hierarchy.num_levels

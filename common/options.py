@@ -14,6 +14,8 @@ from .losses import CLASS_WEIGHTINGS
 from .optimization import SCHEDULES
 from .prepared_folder import read_image_root
 
+HUB_OPTIONS = ("hub_model_id", "hub_private", "hub_strategy")
+
 
 @dataclass
 class DataArguments:
@@ -171,6 +173,19 @@ class RunArguments:
     )
     save_predictions: bool = option(False, "Keep what is predicted for the evaluation images of the best model.")
     export: Literal["none", "onnx"] = option("none", "Also write the best model in this form, when all is done.")
+    watch: list[str] | None = option(
+        None, "Names of classes, of any level, that the report follows: recall, and what they were taken for."
+    )
+    no_report: bool = option(False, "Draw no report.html and no plots.")
+    push_to_hub: bool = option(
+        False, "Upload model, card and report to the Hub; log in with hf auth login or HF_TOKEN."
+    )
+    hub_model_id: str | None = option(None, "Repository to upload to; by default named as the output folder.")
+    hub_private: bool = option(False, "Make the repository private if it is new.")
+    hub_strategy: Literal["end", "best"] = option(
+        "end", "Upload at the end, or each new best model too, in the background."
+    )
+    license: str | None = option(None, "Of the model, for its card; for example apache-2.0.")
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "all"] = option("none", "Trackers to log to.")
 
 
@@ -224,6 +239,10 @@ class CommonArguments(
             ("trust_remote_code", self.model_name_or_path.startswith(TIMM_PREFIXES), "timm runs no remote code"),
             ("no_pretrained", bool(self.backbone_weights), "--backbone_weights are loaded"),
             ("export", self.eval_only, "--eval_only writes no model; use export_onnx.py"),
+            ("push_to_hub", self.eval_only, "--eval_only writes no model"),
+            ("license", self.eval_only, "--eval_only writes no model card"),
+            *((name, not self.push_to_hub, "there is no --push_to_hub") for name in HUB_OPTIONS),
+            ("watch", self.no_report, "there is to be no report"),
             ("warmup_ratio", self.eval_only, "--eval_only trains nothing"),
         ]
 

@@ -147,7 +147,7 @@ def draw_examples(path: str | Path, hierarchy: Hierarchy, level: int | str, exam
     colours, names = level_colours(hierarchy, level), hierarchy.display_names(_level_index(hierarchy, level))
     lifted = [example.lift(hierarchy.ancestors[:, _level_index(hierarchy, level)].numpy()) for example in examples]
     shown = sorted({label for pair in lifted for labels in pair for label in np.unique(labels).tolist() if label >= 0})
-    classes = [Patch(color=colours[label] / 255, label=_short(names[label], 28)) for label in shown]
+    classes = [Patch(color=colours[label] / 255, label=shortened(names[label], 28)) for label in shown]
     kinds = {"right": RIGHT, "background": DIM, "wrong": WRONG, "ignored": (0, 0, 0)}
     errors = [Patch(color=np.array(colour) / 255, label=label) for label, colour in kinds.items()]
     columns = max(1, int(88 / (7 + max((len(patch.get_label()) for patch in classes), default=0))))
@@ -171,14 +171,14 @@ def draw_examples(path: str | Path, hierarchy: Hierarchy, level: int | str, exam
         labelled, y = truth >= 0, len(canvas) - top - height
         share = f"{np.mean((truth == prediction)[labelled]):.1%} right" if labelled.any() else "nothing labelled"
         figure.text(starts[-1] + panel / 2, y - 11, share, fontsize=7.5, color=GREY, **text)
-        figure.text(12, y + height / 2, _short(example.name, height // 7), rotation=90, fontsize=7.5, **text)
+        figure.text(12, y + height / 2, shortened(example.name, height // 7), rotation=90, fontsize=7.5, **text)
         top += height + caption
     figure.figimage(canvas)
     look = {"fontsize": 8, "frameon": False, "borderpad": 0, "borderaxespad": 0}
     x, y = left / canvas.shape[1], (bottom - 6) / len(canvas)
     figure.legend(handles=classes, loc="upper left", bbox_to_anchor=(x, y), ncols=columns, **look)
     figure.legend(handles=errors, loc="upper right", bbox_to_anchor=(0.995, y), ncols=2, **look)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 # ---- numbers
@@ -190,7 +190,7 @@ def draw_confusion(path: str | Path, names: Sequence[str], matrix: np.ndarray, t
     ``matrix``: int64 (classes, classes + 1), a row per true class, a column per predicted one, the last for no value.
     """
     num_classes, total = len(names), matrix.sum(1, keepdims=True)
-    predicted = [_short(name, 32) for name in names] + ["no value"] * bool(matrix[:, -1].any())
+    predicted = [shortened(name, 32) for name in names] + ["no value"] * bool(matrix[:, -1].any())
     true = [predicted[label] + " (absent)" * int(total[label, 0] == 0) for label in range(num_classes)]
     percent = 100 * matrix[:, : len(predicted)] / np.where(total > 0, total, math.nan)
     cell = min(max(8 / num_classes, 0.115), 0.8 if num_classes < 8 else 0.42)  # inches
@@ -211,7 +211,7 @@ def draw_confusion(path: str | Path, names: Sequence[str], matrix: np.ndarray, t
     bar = figure.add_axes((1 + 0.15 / width, 0, 0.13 / width, 1))
     figure.colorbar(heat, bar, format="%d%%").outline.set_visible(False)
     bar.tick_params(labelsize=8)
-    _save(figure, path, fit=True)
+    save_figure(figure, path, fit=True)
 
 
 def draw_class_bars(path: str | Path, results: Mapping[str, Mapping[str, Any]]) -> None:
@@ -229,7 +229,7 @@ def draw_class_bars(path: str | Path, results: Mapping[str, Mapping[str, Any]]) 
         mean = np.array(scores["mean_iou"], dtype=float)  # None, which is JSON's nan, becomes nan
         axes.axvline(mean, color=ORANGE, linestyle="--", linewidth=1)
         axes.set_title(f"{level}: mean IoU {_shown(mean)}", fontsize=10, loc="left")
-    _save(figure, path, fit=True)
+    save_figure(figure, path, fit=True)
 
 
 def _class_bars(axes: Axes, classes: Mapping[str, Mapping[str, Any]]) -> None:
@@ -241,57 +241,75 @@ def _class_bars(axes: Axes, classes: Mapping[str, Mapping[str, Any]]) -> None:
         axes.text(0.008 + np.nan_to_num(iou), s=_shown(iou), **place)
         axes.text(1.16, s=f"{share:.2%}", color=GREY, ha="right", **place)
     axes.text(1.16, -0.75, "share of the pixels", color=GREY, ha="right", va="bottom", fontsize=8)
-    axes.set_yticks(range(len(scores)), [_short(name, 40) for name in classes])
+    axes.set_yticks(range(len(scores)), [shortened(name, 40) for name in classes])
     axes.set(xlim=(0, 1), ylim=(len(scores) - 0.4, -0.6))
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(length=0, labelsize=8)
 
 
-def draw_history(path: str | Path, history: Sequence[Mapping[str, Any]], measure: str) -> None:
-    """Write a PNG of the losses, the learning rate, and a measure such as ``mean_iou`` at every level.
+def draw_history(path: str | Path, history: Sequence[Mapping[str, Any]], *measures: str) -> None:
+    """Write a PNG of the losses, the learning rate, and measures such as ``mean_iou`` at every level.
 
     ``history``: the lines of history.jsonl; of them, ``train/loss``, ``eval/levels.<level>.<measure>`` and so on.
     """
-    start, end = "eval/levels.", f".{measure}"
-    keys = dict.fromkeys(key for entry in history for key in entry if key.startswith(start) and key.endswith(end))
-    levels = {key: key[len(start) : -len(end)] for key in keys if ".per_class." not in key}
-    panels = {
-        "loss": {"train/loss": "training", "eval/loss": "evaluation"},
+    panels: dict[str, dict[str, str]] = {
+        "loss": {"train/loss": "training", "train/epoch_loss": "mean of an epoch", "eval/loss": "evaluation"},
         "learning rate": {"train/learning_rate": ""},
-        measure.replace("_", " ").replace("iou", "IoU"): levels,
     }
-    figure = Figure((11, 3.1), dpi=DPI, layout="constrained")
-    for axes, (title, lines) in zip(figure.subplots(1, 3, sharex=True), panels.items(), strict=True):
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("step", fontsize=9)
-        for key, label in lines.items():
-            # The last entry of a step counts, as a resumed run repeats some.
-            points = sorted({entry["global_step"]: entry[key] for entry in history if key in entry}.items())
-            if points:
-                steps, values = np.array(points, dtype=float).T
-                style = ".-" if len(steps) <= 40 else "-"
-                axes.plot(steps, values, style, linewidth=1.2, label=f"{label} ({values[-1]:.3f})")
-        if not axes.lines:
-            axes.text(0.5, 0.5, "nothing recorded", color=GREY, ha="center", transform=axes.transAxes)
-        elif any(lines.values()):
-            axes.legend(fontsize=8, frameon=False)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.tick_params(labelsize=8)
-        axes.grid(color="#e5e5e5", linewidth=0.6)
-    _save(figure, path)
+    for measure in measures:
+        start, end = "eval/levels.", f".{measure}"
+        keys = dict.fromkeys(key for entry in history for key in entry if key.startswith(start) and key.endswith(end))
+        levels = {key: key[len(start) : -len(end)] for key in keys if ".per_class." not in key}
+        panels[in_words(measure)] = levels
+    rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
+    figure = Figure((3.667 * columns, 3.1 * rows), dpi=DPI, layout="constrained")
+    grid = figure.subplots(rows, columns, sharex=True, squeeze=False).flat
+    for axes, (title, lines) in zip(grid, panels.items(), strict=True):
+        _course(axes, title, lines, history)
+    save_figure(figure, path)
+
+
+def _course(axes: Axes, title: str, lines: Mapping[str, str], history: Sequence[Mapping[str, Any]]) -> None:
+    axes.set_title(title, fontsize=10)
+    axes.set_xlabel("step", fontsize=9)
+    for key, label in lines.items():
+        # The last entry of a step counts, as a resumed run repeats some.
+        points = sorted({entry["global_step"]: entry[key] for entry in history if key in entry}.items())
+        if points:
+            steps, values = np.array(points, dtype=float).T
+            style = ".-" if len(steps) <= 40 else "-"
+            axes.plot(steps, values, style, linewidth=1.2, label=f"{label} ({values[-1]:.3f})")
+    if not axes.lines:
+        axes.text(0.5, 0.5, "nothing recorded", color=GREY, ha="center", transform=axes.transAxes)
+    elif any(lines.values()):
+        axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.grid(color="#e5e5e5", linewidth=0.6)
 
 
 def _shown(value: float) -> str:
     return "absent" if math.isnan(value) else f"{value:.3f}"
 
 
-def _short(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
     return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
-def _save(figure: Figure, path: str | Path, fit: bool = False) -> None:
-    """Write a PNG in one step; ``fit``: with the text outside of the figure."""
+def in_words(measure: str) -> str:
+    """A measure's name for people: ``mean_iou`` is mean IoU."""
+    words = {"iou": "IoU", "f1": "F1", "ece": "ECE", "num": "number", "top5": "top-5"}
+    return " ".join(words.get(word, word) for word in measure.split("_"))
+
+
+def file_name(text: str) -> str:
+    """A level's name as part of a file's: it may hold anything."""
+    return "".join(letter if letter.isalnum() else "_" for letter in text)
+
+
+def save_figure(figure: Figure, path: str | Path, fit: bool = False) -> None:
+    """Write a PNG or JPEG in one step; ``fit``: with the text outside of the figure."""
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a $ in a name is a $
-    figure.savefig(f"{path}.tmp", format="png", bbox_inches="tight" if fit else None)
+    figure.savefig(f"{path}.tmp", format=Path(path).suffix[1:], bbox_inches="tight" if fit else None)
     os.replace(f"{path}.tmp", path)

@@ -88,18 +88,30 @@ def is_better(name: str, value: float, best: float | None) -> bool:
 
 def results_table(results: Mapping[str, Any]) -> str:
     """The evaluation as text: a row a level, and the measures of the whole path for both decodings."""
-    levels = results["levels"]
-    columns = [name for name, value in next(iter(levels.values())).items() if not isinstance(value, Mapping)]
-    rows = [["level", *columns]]
-    rows += [[level, *(_cell(name, row[name]) for name in columns)] for level, row in levels.items()]
+    rows = level_rows(results)
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    for name, label in (("path", "best path"), ("argmax", "level by level")):
-        shown = [
-            f"{words} {_cell(key, results[name][key])}" for key, words in MEASURES.items() if key in results[name]
-        ]
-        lines.append(f"{label}: {'  '.join(shown)}")
+    for label, measures in path_measures(results).items():
+        lines.append(f"{label}: {'  '.join(f'{words} {value}' for words, value in measures)}")
     return "\n".join([*lines, f"loss {results['loss']:.4f}  images {results['num_samples']}"])
+
+
+def level_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """A header, then a row a level."""
+    levels = results["levels"]
+    columns = [name for name, value in next(iter(levels.values())).items() if not isinstance(value, Mapping)]
+    return [
+        ["level", *columns],
+        *([level, *(cell(name, row[name]) for name in columns)] for level, row in levels.items()),
+    ]
+
+
+def path_measures(results: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Per decoding, the measures of the whole path as (words, value)."""
+    return {
+        label: [(words, cell(key, results[name][key])) for key, words in MEASURES.items() if key in results[name]]
+        for name, label in (("path", "best path"), ("argmax", "level by level"))
+    }
 
 
 MEASURES = {
@@ -109,7 +121,9 @@ MEASURES = {
 }
 
 
-def _cell(name: str, value: float) -> str:
+def cell(name: str, value: float) -> str:
+    """nan may have become None on the way through a file."""
+    value = math.nan if value is None else value
     if name.startswith("num_"):
         return f"{value:,}"
     return f"{value:.3f}" if name in {"ece", "hierarchical_distance"} else f"{100 * value:.2f}%"

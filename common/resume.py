@@ -36,7 +36,14 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 
 # What a fresh run must not find of an older one in the output folder.
-LEFTOVERS = ("history.jsonl", "all_results.json", "predictions.parquet", "skipped_images.json")
+LEFTOVERS = (
+    "history.jsonl",
+    "all_results.json",
+    "predictions.parquet",
+    "skipped_images.json",
+    "report_data.npz",
+    "report.html",
+)
 
 # Options that do not change the course of a run; with any other it would no longer be that of one run.
 # fmt: off
@@ -45,7 +52,8 @@ MAY_CHANGE = {
     "checkpointing_steps", "checkpointing_seconds", "keep_last", "resume_from_checkpoint", "max_train_minutes",
     "max_skipped_steps", "cache_decoded", "image_root", "dataset_name", "train_file", "validation_file", "hierarchy",
     "backbone_weights", "no_pretrained", "compile", "save_predictions", "early_stopping_patience", "on_bad_sample",
-    "trust_remote_code",
+    "trust_remote_code", "watch", "no_report", "push_to_hub", "hub_model_id",
+    "hub_private", "hub_strategy", "license",
 }
 # fmt: on
 LENGTH = {"num_train_epochs", "max_train_steps"}

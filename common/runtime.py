@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import datasets
+import huggingface_hub
 import torch
 import transformers
 from accelerate import Accelerator
@@ -22,6 +23,9 @@ from .image_rows import BadSampleError
 from .options import CommonArguments
 
 logger = logging.getLogger(__name__)
+
+QUIET = ("httpx", "httpx2", "httpcore", "matplotlib", "PIL", "fsspec", "datasets", "timm", "accelerate", "filelock")
+"""Libraries whose lines would drown ours"""
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
 
@@ -77,11 +81,12 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
 def _setup_logging() -> None:
     """Plain lines on stderr; bars of libraries only where a person watches."""
     logging.basicConfig(format="%(message)s", level=os.environ.get("LOGLEVEL", "INFO"), stream=sys.stderr, force=True)
-    for name in ("httpx", "PIL", "fsspec", "datasets", "timm", "accelerate", "filelock"):
+    for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
     if not sys.stderr.isatty():
         datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
         transformers.utils.logging.disable_progress_bar()
 
 

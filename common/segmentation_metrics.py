@@ -227,6 +227,10 @@ class SegmentationMetrics(CountingMetric):
         index = self.hierarchy.levels.index(level) if isinstance(level, str) else level
         return self._of_path(self._on_host()["leaf"][1:], index).numpy()
 
+    def leaf_confusion(self) -> np.ndarray:
+        """Pixels of the best path by leaf, int64 (references, predictions)."""
+        return self._on_host()["leaf"][1:].numpy()
+
     def _on_host(self) -> dict[Any, torch.Tensor]:
         counters = self._unpack(self._counts.cpu())
         if invalid := counters["invalid"].item():

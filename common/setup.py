@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
 from huggingface_hub.constants import HF_HOME
 from torch import nn
@@ -18,6 +19,7 @@ from .data import load_splits
 from .encoders import first_line
 from .export import check_export_packages
 from .hierarchy import Hierarchy
+from .hub import Publisher
 from .image_rows import ProblemLog
 from .modeling import (
     LabelTreeConfig,
@@ -28,6 +30,7 @@ from .modeling import (
 from .options import CommonArguments
 from .prepared_folder import find_image_root
 from .report import check_metric_name, flatten
+from .report_tables import find_classes
 from .sampling import GlobalBatchSampler
 
 logger = logging.getLogger(__name__)
@@ -99,11 +102,31 @@ def check_settings(
         logger.warning("%s", line)
     if args.export != "none":
         check_export_packages()
+    find_classes(metrics.hierarchy, args.watch or ())
     check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(metrics.compute()))])
+    if args.push_to_hub and not args.eval_only:
+        check_hub(args, accelerator)
     if accelerator.is_local_main_process:
         for rows in images:
             if rows is not None:
                 problems.add(rows.check_headers())
+
+
+def check_hub(args: CommonArguments, accelerator: Accelerator) -> None:
+    """Make sure that the upload can work; the options then have the repository's full name.
+
+    Raises:
+        ValueError: on every process.
+    """
+    found: list[Any] = [None]
+    if accelerator.is_main_process:
+        try:
+            found = [(Publisher(args.output_dir, args.hub_model_id, args.hub_private).check(args.license), None)]
+        except ValueError as error:
+            found = [(None, str(error))]
+    args.hub_model_id, problem = broadcast_object_list(found)[0]
+    if problem:
+        raise ValueError(problem)
 
 
 def start_from(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from .curriculum import Curriculum
+from .evidence import Evidence
 from .hierarchy import Hierarchy
 from .image_rows import ProblemLog
 from .images import Normalize
 from .options import CommonArguments
+from .report_figures import Picture
 from .runtime import evaluation_bar, sync_buffers
 from .stopping import EvaluationAbandoned, StopRequest
 
@@ -38,6 +41,7 @@ class Evaluation:
 
     results: dict[str, Any]
     extras: Any = None
+    evidence: Evidence | None = None
 
 
 class Task(ABC):
@@ -53,6 +57,10 @@ class Task(ABC):
     """
 
     stop: StopRequest
+    unit = "images"
+    """What is counted"""
+    measures: tuple[str, ...] = ("accuracy", "macro_f1")
+    """Of each level, whose course the report shows"""
 
     def __init__(
         self,
@@ -109,6 +117,13 @@ class Task(ABC):
     @abstractmethod
     def write(self, evaluation: Evaluation) -> None:
         """Write what comes with an evaluation that is kept: predictions, pictures (called by every process)."""
+
+    def pictures(self, evidence: Evidence) -> dict[str, list[Picture]]:
+        """Evaluation images that show how the model errs, by kind; for the report (main process only)."""
+        return {}
+
+    def draw(self, folder: Path) -> None:  # noqa: B027, not every script has any
+        """Plots of the script's own into a folder, from what :meth:`write` kept (main process only)."""
 
     def to_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """A batch's labels on the device, as the loss takes them."""

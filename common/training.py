@@ -18,18 +18,24 @@ from transformers import PreTrainedModel
 
 from .arguments import save_arguments
 from .curriculum import Curriculum, Stage
+from .evidence import EVIDENCE_FILE
 from .export import export_onnx
+from .hub import Publisher
 from .image_rows import ProblemLog
+from .model_card import write_card
 from .optimization import parameter_groups, set_learning_rate
 from .options import CommonArguments
 from .report import append_history, flatten, is_better, results_table, write_json
+from .reporting import PLOTS, draw_report
 from .resume import RunSaver
+from .run_facts import run_facts
 from .run_lock import RunLock
 from .run_state import StepCounts
 from .runtime import Progress, banner
 from .sampling import GlobalBatchSampler, seed_step
 from .stopping import EvaluationAbandoned, RunStatus, Stopped, StopRequest
-from .task import Data, Task
+from .task import Data, Evaluation, Task
+from .trackers import log_pictures, start_trackers, tracked
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +80,9 @@ class Trainer(Task):
             save_arguments(args, self.output_dir / "args.yaml")
             data.hierarchy.save(self.output_dir / "hierarchy.json")
         show = accelerator.is_main_process
+        self.publisher: Publisher | None = None
+        if args.push_to_hub and sampler is not None and accelerator.is_main_process:
+            self.publisher = Publisher(self.output_dir, args.hub_model_id, args.hub_private)
         self.progress = (
             Progress(sampler.num_steps, sampler.global_batch_size, show) if sampler else Progress(0, 0, show)
         )
@@ -115,7 +124,7 @@ class Trainer(Task):
                     raise Stopped(self.stop.reason) from None
                 results = {"train": None, "eval": evaluation.results}
                 self.progress.write(results_table(evaluation.results))
-                self.write(evaluation)
+                self.keep(evaluation)
             self.finish(results)
         return results
 
@@ -130,9 +139,7 @@ class Trainer(Task):
         self.saver.resume()
         self.progress.start(sampler.global_step)
         self.status.set("running", global_step=sampler.global_step, num_steps=sampler.num_steps)
-        if args.report_to != "none":
-            config = {name: str(value) for name, value in vars(args).items()}
-            accelerator.init_trackers("label-tree", config=config)
+        start_trackers(accelerator, args, sampler.global_step)
         batches = iter(self.train_loader)
         while True:
             step = sampler.global_step
@@ -228,30 +235,13 @@ class Trainer(Task):
 
     def record(self, entry: dict[str, Any], step: int) -> None:
         """One line in history.jsonl, and in the trackers if there are any."""
-        self.accelerator.log(entry, step=step)
+        self.accelerator.log(tracked(entry), step=step)
         if self.accelerator.is_main_process:
             append_history(self.output_dir / "history.jsonl", {"global_step": step, **entry})
 
     def show_banner(self) -> None:
         """What is trained, on what, for how long."""
-        args, data, sampler = self.args, self.data, self.sampler
-        parameters = sum(parameter.numel() for parameter in self.model.parameters())
-        facts = {
-            "model": f"{args.model_name_or_path}, {parameters / 1e6:.1f} M parameters, {args.head} head",
-            "image size": f"{self.spec['image_size']} px",
-            "label tree": str(data.hierarchy)[len("Hierarchy(") : -1],
-            "level weights": ", then ".join(
-                self.curriculum.describe(stage, data.hierarchy.levels) for stage in self.curriculum.stages
-            ),
-            "images": f"{len(data.train_rows):,} for training, {len(data.eval_rows):,} for validation",
-            **self.facts(),
-            "global batch": f"{sampler.global_batch_size} = {sampler.micro_batch_size} per device x "
-            f"{sampler.num_processes} processes x {sampler.accumulation_steps} accumulated",
-            "steps": f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs",
-            "device": f"{self.accelerator.device}, mixed precision {self.accelerator.mixed_precision}",
-            "output": args.output_dir,
-        }
-        self.progress.write(banner("Training", facts))
+        self.progress.write(banner("Training", {**run_facts(self), "output": self.args.output_dir}))
 
     # ---- evaluation
 
@@ -268,7 +258,9 @@ class Trainer(Task):
         results = evaluation.results
         self.evaluated_step = step
         self.progress.write(f"evaluation after step {step}\n{results_table(results)}")
-        self.record({f"eval/{name}": value for name, value in flatten(results)}, step)
+        factor = self.curriculum.learning_rate_factor(args.lr_scheduler_type, max(step - 1, 0), args.warmup_ratio)
+        entry = {"train/epoch_loss": self.epoch_loss, "train/learning_rate": args.learning_rate * factor}
+        self.record({**entry, **{f"eval/{name}": value for name, value in flatten(results)}}, step)
         value = dict(flatten(results))[args.metric_for_best_model]
         if self.best_results and not is_better(args.metric_for_best_model, value, self.best):
             self.evaluations_without_gain += 1
@@ -278,9 +270,18 @@ class Trainer(Task):
         self.best_results, self.evaluations_without_gain = results, 0
         if self.accelerator.is_main_process:
             self.save_model(model)
-        self.write(evaluation)
+        self.keep(evaluation)
+        if self.publisher is not None and args.hub_strategy == "best":
+            write_card(self, results)
+            self.publisher.start_upload(f"Best model so far, step {step}")
         self.accelerator.wait_for_everyone()
         self.saver.best_found()
+
+    def keep(self, evaluation: Evaluation) -> None:
+        """Write what comes with an evaluation that counts."""
+        self.write(evaluation)
+        if evaluation.evidence is not None and self.accelerator.is_main_process:
+            evaluation.evidence.save(self.output_dir / EVIDENCE_FILE)
 
     # ---- the end
 
@@ -298,8 +299,15 @@ class Trainer(Task):
                     type(self.model).from_pretrained(self.output_dir), self.output_dir / "model.onnx"
                 )
                 self.progress.write(f"model.onnx differs by at most {difference:.1e} from the model.")
+            if not args.no_report:
+                draw_report(self, results, skipped)
+                log_pictures(accelerator, self.output_dir / PLOTS, (results["train"] or {}).get("global_step", 0))
+            if results["train"] is not None:
+                write_card(self, results["eval"])
             self.progress.write(f"Results are in {args.output_dir}.")
-        accelerator.end_training()
+        accelerator.end_training()  # before the upload, which other processes need not wait for
+        if self.publisher is not None and self.publisher.finish("Trained model"):
+            self.progress.write(f"The model is at {self.publisher.url}.")
 
 
 @contextmanager

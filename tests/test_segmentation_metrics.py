@@ -511,3 +511,11 @@ def test_wrong_inputs_raise_value_error():
         metric._may_look = may_look
         metric.add_batch(predictions={"leaf": many}, references=many.short())
         assert metric.compute()["num_pixels"] == 4
+
+
+def test_confusion_of_leaves():
+    tree = Hierarchy(["g", "s"], [["A", "clean"], ["x", "y"]], [[None, None], [0, 0]])  # leaves x, y, clean
+    metric = SegmentationMetrics(tree)
+    references, leaf = torch.tensor([[0, 0, 2, -100]]), torch.tensor([[0, 2, 2, 1]])
+    metric.add_batch(predictions={"leaf": leaf}, references=references)
+    assert metric.leaf_confusion().tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 1]]

@@ -257,6 +257,10 @@ def test_two_processes_equal_one(dense_options, tmp_path):
     for file in files:
         ours, theirs = (tmp_path / name / "predictions" / file for name in ("eval_two", "one"))
         assert ours.read_bytes() == theirs.read_bytes()
+    for file in ("report_data.npz", "plots.npz"):
+        ours, theirs = (np.load(tmp_path / name / file) for name in ("eval_two", "one"))
+        assert ours.files == theirs.files
+        assert all(np.array_equal(ours[name], theirs[name]) for name in ours.files if name != "levels")
 
 
 # ---- options

@@ -248,6 +248,9 @@ def test_two_processes_equal_one(options, tmp_path, processes):
     # evaluation with --eval_only writes no predictions of training; both tables hold every row once
     rows = pd.read_parquet(tmp_path / "eval_two" / "predictions.parquet")["row"]
     assert rows.tolist() == list(range(41))
+    ours, theirs = (np.load(tmp_path / name / "report_data.npz") for name in ("eval_one", "eval_two"))
+    assert ours.files == theirs.files
+    assert all(np.allclose(ours[name], theirs[name], atol=1e-5) for name in ours.files)
 
 
 # ---- options

@@ -1,0 +1,125 @@
+"""What an evaluation leaves for its report, against counting by hand."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+
+from common import evidence as module
+from common.evidence import KINDS, Evidence, EvidenceCollector, choose_examples
+from common.hierarchy import IGNORE, Hierarchy
+
+TREE = Hierarchy(
+    ["family", "genus", "species"],
+    [["F", "G"], ["f1", "f2", "g1"], ["a", "b", "c", "d"]],
+    [[None, None], [0, 0, 1], [0, 0, 1, 2]],
+)
+FIRST = [0, 2, 5]
+
+
+def random_batches(num_batches: int, seed: int = 0, size: int = 50):
+    """Labels that end at any level or are missing, scores, and leaves that are their argmax."""
+    rng = torch.Generator().manual_seed(seed)
+    for batch in range(num_batches):
+        truth = torch.randint(0, 4, (size,), generator=rng)
+        labels = torch.stack(TREE.lift(truth), 1)
+        depth = torch.randint(0, 4, (size,), generator=rng)
+        depth = torch.where(torch.rand(size, generator=rng) < 0.5, 3, depth)
+        labels[torch.arange(3) >= depth[:, None]] = IGNORE
+        scores = torch.randn(size, 4, generator=rng)
+        yield torch.arange(size) + size * batch, labels, scores, scores.argmax(1)
+
+
+def collected(batches) -> Evidence:
+    collector = EvidenceCollector(TREE)
+    for batch in batches:
+        collector.add(*batch)
+    return collector.gather(Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("pending", [1, 120, 10**6])
+def test_counts_are_those_of_a_loop(pending, monkeypatch):
+    monkeypatch.setattr(module, "PENDING", pending)
+    expected: Counter = Counter()
+    for _, labels, _, leaf in random_batches(7):
+        for row, predicted in zip(labels.tolist(), leaf.tolist(), strict=True):
+            known = [level for level, label in enumerate(row) if label >= 0]
+            if known:
+                expected[FIRST[known[-1]] + row[known[-1]], predicted] += 1
+    found = collected(random_batches(7))
+    assert dict(zip(zip(found.truth, found.predicted, strict=True), found.count, strict=True)) == expected
+
+
+def test_examples_are_of_their_kind_and_mistakes_the_surest():
+    parent = [0, 0, 1, 2]
+    best: dict[str, dict[tuple[int, int], float]] = {kind: {} for kind in KINDS}
+    for _, labels, scores, leaf in random_batches(7):
+        sure = scores.double().softmax(1).amax(1)
+        for truth, predicted, probability in zip(labels[:, 2].tolist(), leaf.tolist(), sure.tolist(), strict=True):
+            if truth >= 0:
+                near = parent[truth] == parent[predicted]
+                kind = "right" if truth == predicted else "near" if near else "far"
+                pairs = best[kind]
+                pairs[truth, predicted] = max(probability, pairs.get((truth, predicted), 0))
+    found = collected(random_batches(7)).examples
+    assert set(found) == set(KINDS)
+    for kind, rows in found.items():
+        assert len(rows) == 12 and len(set(rows[:, 0])) == 12
+        pairs = list(zip(rows[:, 1].astype(int), rows[:, 2].astype(int), strict=True))
+        assert set(pairs) <= set(best[kind])
+        distinct = list(dict.fromkeys(pairs))
+        assert pairs[: len(distinct)] == distinct  # each pair once before any twice
+        if kind != "right":
+            assert [row[3] for row in rows[: len(distinct)]] == pytest.approx([best[kind][pair] for pair in distinct])
+            assert rows[0, 3] == pytest.approx(max(best[kind].values()))
+
+
+def test_batches_change_nothing():
+    whole = [torch.cat(column) for column in zip(*random_batches(6), strict=True)]
+    small, large = collected(random_batches(6)), collected([whole])
+    for kind in KINDS:
+        assert np.array_equal(small.examples[kind][:, :3], large.examples[kind][:, :3])
+    assert np.array_equal(small.count, large.count)
+
+
+def test_nothing_at_all():
+    found = collected([])
+    assert len(found.count) == 0 and all(len(rows) == 0 for rows in found.examples.values())
+
+
+def test_one_level_has_no_near_mistakes():
+    flat = Hierarchy(["class"], [["a", "b"]], [[None, None]])
+    collector = EvidenceCollector(flat)
+    scores = torch.tensor([[2.0, 0.0], [0.0, 2.0]])
+    collector.add(torch.arange(2), torch.tensor([[1], [1]]), scores, scores.argmax(1))
+    found = collector.gather(Accelerator(cpu=True)).examples
+    assert [len(found[kind]) for kind in KINDS] == [1, 0, 1]
+
+
+def test_saved_and_loaded(tmp_path):
+    before = collected(random_batches(3))
+    before.reliability = np.ones((3, 3, 15))
+    before.save(tmp_path / "e.npz")
+    after = Evidence.load(tmp_path / "e.npz")
+    assert np.array_equal(before.truth, after.truth) and np.array_equal(before.count, after.count)
+    assert all(np.array_equal(before.examples[kind], after.examples[kind]) for kind in KINDS)
+    assert after.reliability.shape == (3, 3, 15) and [file.name for file in tmp_path.iterdir()] == ["e.npz"]
+
+
+def test_from_a_matrix_of_leaves():
+    tree = Hierarchy(["g", "s"], [["A", "clean"], ["x", "y"]], [[None, None], [0, 0]])  # leaves x, y, clean
+    found = Evidence.of_leaf_matrix(tree, np.array([[5, 0, 1], [0, 0, 0], [2, 0, 7]]))
+    assert list(zip(found.truth, found.predicted, found.count, strict=True)) == [
+        (2, 0, 5),
+        (2, 2, 1),
+        (1, 0, 2),
+        (1, 2, 7),
+    ]
+
+
+def test_choice_without_candidates():
+    assert choose_examples(np.full((3, 5), -np.inf), 4).shape == (0, 4)

@@ -1,0 +1,139 @@
+"""Tables of the report, against numbers counted by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from common.evidence import Evidence
+from common.hierarchy import Hierarchy
+from common.report_tables import (
+    Pairs,
+    confused_pairs,
+    density,
+    find_classes,
+    hardest_classes,
+    in_tree_order,
+    watched,
+)
+
+TREE = Hierarchy(
+    ["family", "genus", "species"],
+    [["F", "G"], ["f1", "f2", "g1"], ["a", "b", "c", "d"]],
+    [[None, None], [0, 0, 1], [0, 0, 1, 2]],
+)
+# (true node, predicted leaf, count); nodes: F 0, G 1; f1 2, f2 3, g1 4; a 5, b 6, c 7, d 8
+COUNTS = [(5, 0, 8), (5, 1, 2), (6, 0, 5), (6, 3, 1), (7, 2, 4), (8, 8 - 5, 9), (2, 2, 3), (0, 3, 2)]
+
+
+def pairs(counts=COUNTS, tree=TREE) -> Pairs:
+    truth, predicted, count = (np.array(column, dtype=np.int64) for column in zip(*counts, strict=True))
+    return Pairs(tree, Evidence(truth, predicted, count))
+
+
+def test_every_level_counts_what_is_labelled_there():
+    assert pairs().matrix(2).tolist() == [[8, 2, 0, 0, 0], [5, 0, 0, 1, 0], [0, 0, 4, 0, 0], [0, 0, 0, 9, 0]]
+    # Genus f1: species a and b, and the three known to genus only, which were taken for c of f2.
+    assert pairs().matrix(1).tolist() == [[15, 3, 1, 0], [0, 4, 0, 0], [0, 0, 9, 0]]
+    assert pairs().matrix(0).tolist() == [[22, 3, 0], [0, 9, 0]]
+    counts = pairs().per_class(1)
+    assert {name: values.tolist() for name, values in counts.items()} == {
+        "labelled": [19, 4, 9],
+        "predicted": [15, 7, 10],
+        "right": [15, 4, 9],
+    }
+
+
+def test_hardest_classes():
+    found = hardest_classes(pairs(), 2)
+    assert [score.path[-1] for score in found] == ["b", "a", "d", "c"]
+    worst = found[0]
+    assert (worst.labelled, worst.predicted, worst.right) == (6, 2, 0)
+    assert worst.recall == 0 and worst.precision == 0 and worst.f1 == 0
+    assert found[1].f1 == pytest.approx(16 / 23) and found[1].path == ["F", "f1", "a"]
+    rare = hardest_classes(pairs([(5, 0, 1)]), 2)
+    assert [score.path[-1] for score in rare] == ["a"]  # classes that do not occur are not hard
+
+
+def test_confused_pairs_part_where_their_paths_part():
+    found = confused_pairs(pairs())
+    assert [(pair.shared, pair.truth, pair.predicted, pair.count) for pair in found] == [
+        (["F", "f1"], ["b"], ["a"], 5),
+        (["F", "f1"], ["a"], ["b"], 2),
+        ([], ["F", "f1", "b"], ["G", "g1", "d"], 1),
+    ]
+    assert [pair.share for pair in found] == pytest.approx([5 / 6, 2 / 10, 1 / 6])
+    assert len(confused_pairs(pairs(), 1)) == 1
+
+
+def test_leaves_of_upper_levels():
+    tree = Hierarchy(["g", "s"], [["A", "clean"], ["x", "y"]], [[None, None], [0, 0]])  # leaves x, y, clean
+    both = pairs([(2, 2, 4), (1, 0, 3), (1, 2, 5)], tree)
+    assert both.matrix(0).tolist() == [[0, 4, 0], [3, 5, 0]]
+    assert both.matrix(1).tolist() == [[0, 0, 4], [0, 0, 0]]  # what is clean has no class at s
+    found = confused_pairs(both)
+    assert [(pair.shared, pair.truth, pair.predicted) for pair in found] == [
+        ([], ["A", "x"], ["clean"]),
+        ([], ["clean"], ["A", "x"]),
+    ]
+    assert watched(both, 1, 0).taken_for == [(["clean"], 4)]
+
+
+def test_watched_class():
+    found = watched(pairs(), 2, 1)
+    assert found.path == ["F", "f1", "b"] and found.level == "species" and found.labelled == 6
+    assert found.recall == pytest.approx({"family": 5 / 6, "genus": 5 / 6, "species": 0})
+    assert found.taken_for == [(["F", "f1", "a"], 5), (["G", "g1", "d"], 1)]
+    assert found.others_taken_for_it == [(["F", "f1", "a"], 2)]
+    genus = watched(pairs(), 1, 0)
+    assert genus.labelled == 19 and genus.recall["species"] == pytest.approx(8 / 16)
+    assert genus.taken_for == [(["F", "f2"], 3), (["G", "g1"], 1)]
+    assert genus.others_taken_for_it == []  # of those known to family only nobody can say
+
+
+def test_watched_class_that_does_not_occur():
+    found = watched(pairs([(5, 0, 1)]), 2, 3)
+    assert found.labelled == 0 and math.isnan(found.recall["species"]) and not found.taken_for
+
+
+def test_names_are_found_at_any_level_and_misspelt_ones_are_told():
+    assert find_classes(TREE, [" D ", "f2"]) == [(2, 3), (1, 1)]
+    twice = Hierarchy(["g", "s"], [["A", "B"], ["x", "x"]], [[None, None], [0, 1]])
+    assert find_classes(twice, ["x"]) == [(1, 0), (1, 1)]
+    fungi = Hierarchy(["species"], [["Amanita phalloides", "Boletus edulis"]], [[None, None]])
+    with pytest.raises(ValueError, match="no such class at any level. Did you mean Amanita phalloides"):
+        find_classes(fungi, ["Amanita faloides"])
+
+
+def wide_tree(num_leaves: int) -> tuple[Hierarchy, np.ndarray]:
+    """Two families whose species are interleaved: leaf i is of family i % 2."""
+    parents = np.arange(num_leaves) % 2
+    names = [["even", "odd"], [f"s{index}" for index in range(num_leaves)]]
+    return Hierarchy(["family", "species"], names, [[None, None], parents.tolist()]), parents
+
+
+def test_tree_order_brings_siblings_together():
+    tree, parents = wide_tree(7)
+    assert parents[in_tree_order(tree, 1)].tolist() == [0, 0, 0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("cells", [10, 50, 64, 1000])
+def test_density_is_the_matrix_averaged_over_cells(cells):
+    size = 64
+    tree, _ = wide_tree(size)
+    rng = np.random.default_rng(0)
+    full = rng.integers(0, 3, (size, size)) * (rng.random((size, size)) < 0.2)
+    full[5] = 0  # does not occur
+    truth, predicted = full.nonzero()
+    found, starts, names = density(Pairs(tree, Evidence(truth + 2, predicted, full[truth, predicted])), 1, cells)
+    cells = min(cells, size)
+    order = in_tree_order(tree, 1)
+    sums = full.sum(1, keepdims=True)
+    shares = np.divide(full, sums, where=sums > 0, out=np.full(full.shape, np.nan))[order][:, order]
+    of_class = np.arange(size) * cells // size
+    expected = np.stack([np.nanmean(shares[of_class == cell], 0) for cell in range(cells)])
+    expected = np.stack([expected[:, of_class == cell].sum(1) for cell in range(cells)], 1)
+    assert np.allclose(found, expected, equal_nan=True)
+    assert starts.tolist() == [0, cells / 2] and list(names.values()) == ["even", "odd"]
