@@ -210,7 +210,8 @@ supervise() {
         exit 85
     fi
     echo "$((step > last ? step : last)) $crashes $stops" >"$memory"
-    if ! scontrol requeue "$JOB"; then
+    # Requeueing ends this job, and what asks for it must not end first.
+    if ! (trap '' TERM && exec scontrol requeue "$JOB"); then
         say "error: Slurm does not requeue; submit again, the training will resume." >&2
         exit 85
     fi
