@@ -30,7 +30,7 @@ class LabelTreeConfig(PretrainedConfig):
         decoder: of dense models, a name of :data:`common.decoders.DECODERS`.
         decoder_channels: its width.
         evaluation: how images were shown and paths decoded in evaluation; for whoever predicts with it.
-        calibration: see :class:`common.backoff.Calibration`; of models for whole images.
+        calibration: see :class:`common.calibration.Calibration`; of models for whole images.
     """
 
     model_type = "label_tree"

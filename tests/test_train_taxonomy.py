@@ -25,8 +25,8 @@ from common.modeling import LabelTreeForImageClassification
 REPOSITORY = Path(train_taxonomy.__file__).parent
 
 
-def read(folder: Path) -> dict:
-    return json.loads((folder / "all_results.json").read_text())
+def read(folder: Path, name: str = "all_results.json") -> dict:
+    return json.loads((folder / name).read_text())
 
 
 # ---- results and files
@@ -139,7 +139,8 @@ def test_decoding_by_levels_is_the_path_with_most_levels_expected_right(options,
 
 
 def test_evaluates_what_it_saved(options, tmp_path):
-    trained = train_taxonomy.main(options())
+    """In the way in which it was evaluated, without being told."""
+    trained = train_taxonomy.main(options(resize_mode="squash", crop_pct=0.8, decoding="levels"))
     again = train_taxonomy.main(
         options(
             eval_only=True,
@@ -245,6 +246,9 @@ def test_two_processes_equal_one(options, tmp_path, processes):
         for name, value in row.items():
             exact = name not in {"mean_confidence", "ece"}
             assert together["levels"][level][name] == (value if exact else pytest.approx(value, abs=1e-6))
+    calibrations = [read(tmp_path / name, "calibration.json") for name in ("eval_one", "eval_two")]
+    assert calibrations[0]["coverage"] == calibrations[1]["coverage"] and calibrations[0]["num_images"] == 41
+    assert calibrations[0]["precision"] == calibrations[1]["precision"]
     # evaluation with --eval_only writes no predictions of training; both tables hold every row once
     rows = pd.read_parquet(tmp_path / "eval_two" / "predictions.parquet")["row"]
     assert rows.tolist() == list(range(41))
