@@ -101,10 +101,10 @@ def read_calibration(path: str | Path, hierarchy: Hierarchy) -> Calibration:
 
 
 class CalibrationCounter:
-    """What an evaluation has to keep for :func:`calibrate`: five bytes per image and level, where it was predicted.
+    """What an evaluation has to keep for :func:`calibrate`: twelve bytes per image and level, where it was predicted.
 
-    That is less than the labels take. Counters in bins would not do: which images are left for a level depends on
-    the probabilities at all finer ones.
+    For 100,000 images and six levels that is 7 MB. Counters in bins would not do: which images are left for a level
+    depends on the probabilities at all finer ones.
     """
 
     def __init__(self) -> None:
