@@ -92,8 +92,8 @@ def check_groups(train: Dataset, validation: Dataset, column: str) -> None:
     """ValueError if a group (an observation, an artwork) stands in both splits: its images are not independent."""
     check_columns(train, [column], "training")
     check_columns(validation, [column], "validation")
-    known = {value for value in _cells(train, column) if value not in (None, "")}
-    shared = sorted({str(value) for value in _cells(validation, column) if value in known})
+    known = {value for value in column_cells(train, column) if value not in (None, "")}
+    shared = sorted({str(value) for value in column_cells(validation, column) if value in known})
     if shared:
         raise ValueError(
             f"{len(shared)} values of --group_column {column} stand in training and validation, for example "
@@ -101,7 +101,7 @@ def check_groups(train: Dataset, validation: Dataset, column: str) -> None:
         )
 
 
-def _cells(dataset: Dataset, column: str) -> list[Any]:
+def column_cells(dataset: Dataset, column: str) -> list[Any]:
     """A column as Python values, class numbers replaced by their names."""
     values = dataset.select_columns([column]).with_format("arrow")[:].column(column).to_pylist()
     feature = dataset.features[column]
@@ -143,12 +143,12 @@ class LabelColumns:
         """The tree from its file, or from the training rows; and the report of what was resolved."""
         if self.hierarchy_file:
             return load_hierarchy(self.hierarchy_file)
-        return hierarchy_from_table({column: _cells(train, column) for column in self.columns()})
+        return hierarchy_from_table({column: column_cells(train, column) for column in self.columns()})
 
     def read_labels(self, dataset: Dataset, hierarchy: Hierarchy, split: str) -> np.ndarray:
         """int64 (rows, levels); ValueError for names the tree does not have."""
         self.check(dataset, split)
-        columns = {column: _cells(dataset, column) for column in self.columns()}
+        columns = {column: column_cells(dataset, column) for column in self.columns()}
         try:
             if self.label_column and hierarchy.num_levels == 1:
                 return encode_paths(hierarchy, {hierarchy.levels[0]: columns[self.label_column]})

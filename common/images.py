@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 RESIZE_MODES = ("center", "squash")
 
 
-def load_image(source: bytes | str | Path) -> Image.Image:
+def load_image(source: bytes | str | Path, at_least: int | None = None) -> Image.Image:
     """Decode an image file to RGB as a person would see it.
 
     EXIF rotation is applied, transparency is laid on white, palettes and CMYK are converted, 16-bit and floating-point
@@ -23,11 +23,15 @@ def load_image(source: bytes | str | Path) -> Image.Image:
 
     Args:
         source: the file's content, or its path.
+        at_least: pixels a side must have at least; large JPEGs are then decoded at the smallest scale that has them,
+            which is several times faster.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: from Pillow, if it is broken or absurdly large.
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if at_least:
+            image.draft(None, (at_least, at_least))
         image.load()
         ImageOps.exif_transpose(image, in_place=True)  # without, it copies an upright image too
         if image.mode.startswith("I") or image.mode == "F":
