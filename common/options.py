@@ -34,6 +34,9 @@ class DataArguments:
     group_column: str | None = option(None, "Column (observation, artwork) whose values must not cross splits.")
     max_train_samples: int | None = option(None, "Train on a random subset of this size.", "greater than 0")
     max_eval_samples: int | None = option(None, "Evaluate on a random subset of this size.", "greater than 0")
+    exclude_rows: list[str] | None = option(
+        None, "problems.csv files: rows listed there are left out, and those after them move up."
+    )
     on_bad_sample: Literal["error", "skip"] = option(
         "error", "An image that does not decode stops the run, or is skipped, counted and listed."
     )

@@ -18,8 +18,10 @@ from .hierarchy import Hierarchy
 from .image_rows import ProblemLog
 from .modeling import LabelTreeModel
 from .options import CommonArguments
+from .problems import leave_out
 from .report import check_metric_name, flatten
 from .sampling import GlobalBatchSampler
+from .selection import source_root
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,8 @@ def open_splits(
     args: CommonArguments, accelerator: Accelerator, kind: str, make_demo: Callable[[Path], Path]
 ) -> tuple[DatasetDict, str]:
     """The data set's splits, and its name or folder; the demo is drawn if it is asked for and not there yet.
+
+    Rows to exclude are not in them.
 
     Args:
         args: ``--dataset_name`` or the files.
@@ -40,14 +44,17 @@ def open_splits(
         name = args.dataset_name
         if name == "demo" and not args.validation_file:
             name = str(make_demo(Path(HF_HOME) / "label_tree_demo" / kind))
-        return load_splits(name, args.dataset_config_name, files), name
+        splits = load_splits(name, args.dataset_config_name, files)
+    return leave_out(splits, args.exclude_rows or [], args.image_column), name
 
 
 def image_root(args: CommonArguments, file: str | None) -> Path:
     """The folder that image paths of a table are relative to."""
     if args.image_root:
         return Path(args.image_root)
-    return Path(file).parent if file else Path(args.dataset_name)
+    if file:
+        return Path(file).parent
+    return source_root(args.dataset_name) or Path(args.dataset_name)
 
 
 def make_sampler(

@@ -13,8 +13,10 @@ import numpy as np
 from datasets import Dataset, DatasetDict
 
 from common.data import load_splits
+from common.hierarchy_files import find_hierarchy
 from common.image_rows import ImageRows
 from common.problems import kept_rows, leave_out
+from common.selection import Source
 from common.setup import image_root
 
 SPLITS = ("train", "validation", "test")
@@ -51,6 +53,7 @@ class Inputs:
 
     splits: DatasetDict
     numbers: dict[str, np.ndarray]
+    num_rows: dict[str, int]  # of the data set, with those that are left out
 
     def settings(self, *more: object) -> str:
         """What results depend on, as a text: the data and whatever else is given."""
@@ -70,8 +73,9 @@ def open_inputs(args: argparse.Namespace) -> Inputs:
     splits = DatasetDict({name: found[name] for name in order})
     if not sum(map(len, splits.values())):
         raise ValueError("The data set has no rows.")
+    lengths = {split: len(dataset) for split, dataset in splits.items()}
     numbers = kept_rows(splits, args.exclude_rows, args.image_column)
-    return Inputs(leave_out(splits, args.exclude_rows, args.image_column), numbers)
+    return Inputs(leave_out(splits, args.exclude_rows, args.image_column), numbers, lengths)
 
 
 def rows_of(args: argparse.Namespace, split: str, dataset: Dataset, column: str) -> ImageRows:
@@ -82,3 +86,20 @@ def rows_of(args: argparse.Namespace, split: str, dataset: Dataset, column: str)
 def root_of(args: argparse.Namespace, split: str) -> Path:
     """The folder that a split's paths lie in."""
     return image_root(args, getattr(args, f"{split}_file", None))
+
+
+def source_of(args: argparse.Namespace, inputs: Inputs) -> Source:
+    """The data set as the source of a selection; ValueError if its splits' images lie in different folders."""
+    files = {split: file for split in SPLITS if (file := getattr(args, f"{split}_file"))}
+    roots = {os.path.abspath(root_of(args, split)) for split in inputs.splits}
+    if len(roots) > 1:
+        raise ValueError("The files lie in different folders: say where the images are with --image_root.")
+    return Source(args.dataset_name, args.dataset_config_name, files, roots.pop(), inputs.num_rows)
+
+
+def hierarchy_beside(args: argparse.Namespace) -> Path | None:
+    """The label tree that lies beside a prepared data set, if there is one."""
+    try:
+        return find_hierarchy(args.dataset_name) if args.dataset_name else None
+    except ValueError:
+        return None
