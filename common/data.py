@@ -27,7 +27,8 @@ def load_splits(name: str, config: str | None, files: Mapping[str, str | None]) 
     """Load a data set.
 
     Args:
-        name: a folder written by ``save_to_disk``, or with a selection (see :mod:`common.selection`), a folder or Hub id that ``load_dataset`` understands.
+        name: a folder written by ``save_to_disk``, or with a selection (:mod:`common.selection`); a folder or Hub id
+            that ``load_dataset`` understands.
         config: its configuration on the Hub.
         files: split name -> CSV, TSV, JSON lines or Parquet file; if any is given, these are the data set.
 

@@ -3,7 +3,8 @@
     python data_prep/check_images.py --dataset_name DIR --output_dir DIR [--mask_column mask --hierarchy FILE]
     python data_prep/check_images.py --train_file a.csv --image_column file --image_root DIR --output_dir DIR
 
-Writes problems.csv, a line for each row and problem, which --exclude_rows of the other scripts and of the trainers takes:
+Writes problems.csv, a line for each row and problem, which --exclude_rows of the trainers and the other
+scripts takes:
 
     missing              no file, or the row names none
     outside of the root  the path leaves --image_root
@@ -22,7 +23,6 @@ import argparse
 import io
 import os
 import sys
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -70,7 +70,13 @@ class Check:
 
     def run(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
         """Check rows."""
-        Image.MAX_IMAGE_PIXELS = None  # the limit is ours
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit is ours
+        try:
+            return _columns(self._problems(rows))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+    def _problems(self, rows: Sequence[int]) -> list[tuple[int, str, str]]:
         found = []
         masks = self.masks.encoded(rows) if self.masks else [None] * len(rows)
         for row, source, mask in zip(rows, self.images.encoded(rows), masks, strict=True):
@@ -82,7 +88,7 @@ class Check:
                     told = f"it is {mask_size[0]} x {mask_size[1]} pixels large, its image {size[0]} x {size[1]}"
                     problems.append(("mask: other size", told))
             found += [(row, *problem) for problem in problems]
-        return _columns(found)
+        return found
 
     def lost(self, row: int) -> dict[str, np.ndarray]:
         """A row that ended the process."""
@@ -101,9 +107,7 @@ class Check:
         if not (len(source) if isinstance(source, bytes) else os.path.exists(source) and os.path.getsize(source)):
             return None, [("broken", "the file is empty")]
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                size, problems = self._header(source, _name(rows, row, source))
+            size, problems = self._header(source, _name(rows, row, source))
             if any(kind == "too large" for kind, _ in problems):
                 return None, problems
             if reader is None:

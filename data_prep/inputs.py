@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from common.data import load_splits
+from common.data import LabelColumns, load_splits
 from common.hierarchy_files import find_hierarchy
 from common.image_rows import ImageRows
 from common.problems import kept_rows, leave_out
@@ -35,6 +35,20 @@ def add_inputs(parser: argparse.ArgumentParser, masks: bool = False) -> None:
     if masks:
         group.add_argument("--mask_column", help="column with the masks, or their paths")
     group.add_argument("--exclude_rows", nargs="+", default=[], metavar="FILE", help="problems.csv: rows to leave out")
+
+
+def add_labels(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say where the labels are."""
+    group = parser.add_argument_group("labels")
+    group.add_argument("--level_columns", nargs="+", metavar="COLUMN", help="one column a level, coarse to fine")
+    group.add_argument("--label_column", help="or one column, whose values are classes of --hierarchy")
+    group.add_argument("--hierarchy", help="file with the label tree: CSV of paths, JSON or YAML")
+
+
+def label_columns(args: argparse.Namespace) -> LabelColumns:
+    """What those options say."""
+    tree = args.hierarchy or (args.label_column and hierarchy_beside(args))
+    return LabelColumns(args.level_columns, args.label_column, str(tree) if tree else None)
 
 
 def add_num_proc(parser: argparse.ArgumentParser) -> None:

@@ -7,8 +7,8 @@ All splits of the data set are pooled. Each fold is a folder that the trainers t
 train, validation and test; it names rows of the original data set and copies no image. Validation is a part of what is
 not in test, by groups too. Groups that reach into a left-out part from outside are left out of training.
 
-Augmented copies, named <id>_aug<N> in --id_column (by default the group column), belong to <id>'s group and are only in
-train. Writes folds.json, too: how many rows, groups and classes each part has.
+Augmented copies, named <id>_aug<N> in --id_column (by default the group column), belong to <id>'s group and are only
+in train. Writes folds.json, too: how many rows, groups and classes each part has.
 """
 
 from __future__ import annotations

@@ -32,15 +32,16 @@ def config(tmp_path, text, name="config.yaml"):
 SHARED = [
     "dataset_name", "dataset_config_name", "train_file", "validation_file", "image_root", "train_split",
     "validation_split", "image_column", "hierarchy", "group_column", "max_train_samples", "max_eval_samples",
-    "on_bad_sample", "exclude_rows", "image_size", "resize_mode", "hflip", "vflip", "color_jitter", "model_name_or_path",
-    "no_pretrained", "backbone_weights", "head", "dropout", "drop_path_rate", "trust_remote_code", "level_weights",
-    "curriculum", "curriculum_schedule", "class_weighting", "class_weight_max_ratio", "num_train_epochs",
-    "max_train_steps", "global_batch_size", "per_device_train_batch_size", "per_device_eval_batch_size",
-    "learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "layer_decay", "lr_scheduler_type",
-    "warmup_ratio", "max_grad_norm", "ema_decay", "output_dir", "seed", "deterministic", "mixed_precision",
-    "channels_last", "compile", "dataloader_num_workers", "logging_steps", "eval_epochs", "metric_for_best_model",
-    "early_stopping_patience", "eval_only", "decoding", "save_predictions", "report_to", "checkpointing_steps",
-    "checkpointing_seconds", "keep_last", "resume_from_checkpoint", "max_train_minutes", "max_skipped_steps",
+    "on_bad_sample", "exclude_rows", "image_size", "resize_mode", "hflip", "vflip", "color_jitter",
+    "model_name_or_path", "no_pretrained", "backbone_weights", "head", "dropout", "drop_path_rate",
+    "trust_remote_code", "level_weights", "curriculum", "curriculum_schedule", "class_weighting",
+    "class_weight_max_ratio", "num_train_epochs", "max_train_steps", "global_batch_size",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "learning_rate", "weight_decay", "adam_beta1",
+    "adam_beta2", "layer_decay", "lr_scheduler_type", "warmup_ratio", "max_grad_norm", "ema_decay", "output_dir",
+    "seed", "deterministic", "mixed_precision", "channels_last", "compile", "dataloader_num_workers",
+    "logging_steps", "eval_epochs", "metric_for_best_model", "early_stopping_patience", "eval_only", "decoding",
+    "save_predictions", "report_to", "checkpointing_steps", "checkpointing_seconds", "keep_last",
+    "resume_from_checkpoint", "max_train_minutes", "max_skipped_steps",
 ]
 OPTIONS = {
     "train_taxonomy.py": [

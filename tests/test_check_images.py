@@ -60,12 +60,8 @@ def table(tmp_path):
 EXPECTED = {
     **{"cut.jpg": "broken", "cut.png": "broken", "empty.jpg": "broken", "text.jpg": "broken"},
     **{"small.png": "tiny", "really_png.jpg": "wrong type", "bomb.png": "too large"},
-    **{
-        "link.png": "outside of the root",
-        "../secret.png": "outside of the root",
-        "gone.png": "missing",
-        "": "missing",
-    },
+    **{"link.png": "outside of the root", "../secret.png": "outside of the root"},
+    **{"gone.png": "missing", "": "missing"},
 }
 
 
@@ -85,11 +81,9 @@ def test_every_kind_of_trouble(table, tmp_path, num_proc, capsys):
     assert read_problems(tmp_path / "second" / "problems.csv") == []
 
 
-def test_a_crashing_decoder_costs_one_row(table, tmp_path, monkeypatch):
-    """The row is listed; what was checked before it is kept."""
-    file, names = table
-    check = check_images.Check(None, None, None, 16, 180)
-    lost = check.lost(3)
+def test_a_row_that_ends_its_process():
+    """test_parallel.py has what is around it."""
+    lost = check_images.Check(None, None, None, 16, 180).lost(3)
     assert (lost["row"].tolist(), lost["kind"].tolist()) == ([3], ["crashes the decoder"])
 
 
@@ -113,16 +107,15 @@ def test_masks(tmp_path, capsys):
     assert "77" in problems[0].problem and "32 x 20" in problems[1].problem
 
 
-def test_trainers_leave_the_rows_out(fruit, options, tmp_path, caplog):
-    """A broken image would stop the run; a file about other data is refused."""
+def test_trainers_leave_the_rows_out(fruit, options, tmp_path, capsys):
+    """A file about other data is refused."""
     problems = tmp_path / "problems.csv"
     problems.write_text("split,row,image,kind,problem\ntrain,5,5.jpg,broken,x\nvalidation,7,7.jpg,broken,x\n")
-    results = train(options(exclude_rows=[problems], max_train_steps=1))
-    assert "train: 1 of 96 rows are left out." in caplog.text
-    assert results["eval"]["num_samples"] == 40 if "num_samples" in results["eval"] else results
-    problems.write_text("split,row,image,kind,problem\ntrain,5,6.jpg,broken,x\n")
-    with pytest.raises(ValueError, match="made for other data"):
-        train(options(exclude_rows=[problems]))
-    problems.write_text("split,row,image,kind,problem\ntrain,500,,broken,x\n")
-    with pytest.raises(ValueError, match="has 96 rows"):
-        train(options(exclude_rows=[problems]))
+    train(options(exclude_rows=[problems], max_train_steps=1))
+    told = capsys.readouterr().err
+    assert "train: 1 of 96 rows are left out." in told
+    assert "95 for training, 40 for validation" in told
+    for line, message in (("5,6.jpg", "made for other data"), ("500,", "has 96 rows")):
+        problems.write_text(f"split,row,image,kind,problem\ntrain,{line},broken,x\n")
+        with pytest.raises(ValueError, match=message):
+            train(options(exclude_rows=[problems]))
