@@ -89,7 +89,7 @@ def restrict(hierarchy: Hierarchy, classes: Sequence[int]) -> Hierarchy:
 
 
 def with_images(dataset: Dataset, images: ImageRows) -> Dataset:
-    """The rows with an image column that ``save_to_disk`` copies the files of; ValueError for paths out of the root."""
+    """The rows with images that ``save_to_disk`` copies the files of; ValueError for paths that leave the root."""
     if not isinstance(dataset.features[images.column], Value):
         return dataset
     paths = [os.path.realpath(images.checked(source)) for source in images.encoded(range(len(images)))]
