@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -127,8 +128,17 @@ def _pool(work: Work, num_proc: int) -> Iterator[ProcessPoolExecutor]:
 def _start(work: Work) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets chunks end
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     os.environ["OMP_NUM_THREADS"] = "1"
     _work = work
+
+
+def _end_with_parent() -> None:
+    """A killed script must not leave workers behind that wait for it."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _run(rows: range) -> Arrays:
