@@ -38,12 +38,12 @@ from common.mask_predictor import MaskPredictor
 from common.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
 from common.prediction_parts import PartBatchSampler, PredictionParts, check_output_dir, plan_parts
 from common.predictor import Predictor
+from common.problems import Problem, write_problems
 from common.report import write_json
 from common.run_lock import RunLock
 from common.runtime import make_accelerator, num_workers, run
 from common.setup import load_saved_model
 from common.windows import check_windows
-from data_prep.problems import Problem, write_problems
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from .hierarchy import IGNORE, Hierarchy
 from .hierarchy_files import load_hierarchy
 from .label_table import hierarchy_from_table
 from .labels import clean_column, encode_names, encode_paths
+from .selection import read_source, select_rows
 
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
@@ -26,7 +27,8 @@ def load_splits(name: str, config: str | None, files: Mapping[str, str | None]) 
     """Load a data set.
 
     Args:
-        name: a folder written by ``save_to_disk``, a folder or Hub id that ``load_dataset`` understands.
+        name: a folder written by ``save_to_disk``, or with a selection (:mod:`common.selection`); a folder or Hub id
+            that ``load_dataset`` understands.
         config: its configuration on the Hub.
         files: split name -> CSV, TSV, JSON lines or Parquet file; if any is given, these are the data set.
 
@@ -37,6 +39,10 @@ def load_splits(name: str, config: str | None, files: Mapping[str, str | None]) 
     if files:
         return _load_files(files)
     folder = Path(name)
+    source = read_source(folder)
+    if source:
+        splits = load_splits(source.dataset_name or "", source.dataset_config_name, source.files)
+        return select_rows(folder, source, splits)
     try:
         if (folder / "dataset_dict.json").is_file():
             return load_from_disk(name)

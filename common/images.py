@@ -30,6 +30,8 @@ class EncodedImage:
 
     Args:
         source: the file's content, or its path.
+        at_least: pixels a side must have at least; large JPEGs are then decoded at the smallest scale that has them,
+            which is several times faster.
 
     Attributes:
         shape: height and width, as a person would see the image.

@@ -13,6 +13,7 @@ from .heads import KINDS
 from .losses import CLASS_WEIGHTINGS
 from .optimization import SCHEDULES
 from .prepared_folder import read_image_root
+from .selection import source_root
 
 HUB_OPTIONS = ("hub_model_id", "hub_private", "hub_strategy")
 
@@ -39,6 +40,9 @@ class DataArguments:
     group_column: str | None = option(None, "Column (observation, artwork) whose values must not cross splits.")
     max_train_samples: int | None = option(None, "Train on a random subset of this size.", "greater than 0")
     max_eval_samples: int | None = option(None, "Evaluate on a random subset of this size.", "greater than 0")
+    exclude_rows: list[str] | None = option(
+        None, "problems.csv files: rows listed there are left out, and those after them move up."
+    )
     on_bad_sample: Literal["error", "skip"] = option(
         "error", "An image that does not decode stops the run, or is skipped, counted and listed."
     )
@@ -224,8 +228,9 @@ class CommonArguments(
         return sum(stage_epochs(self.curriculum)) if self.curriculum else self.num_train_epochs
 
     def _holds_paths(self) -> bool:
-        """Whether the data are tables, or a prepared folder with paths: images are then found under a root."""
-        return bool(self.train_file or self.validation_file) or read_image_root(self.dataset_name) is not None
+        """Whether the data are tables, or a folder that notes paths: images are then found under a root."""
+        noted = source_root(self.dataset_name) or read_image_root(self.dataset_name)
+        return bool(self.train_file or self.validation_file) or noted is not None
 
     def idle(self) -> list[tuple[str, bool, str]]:
         """(option, whether it cannot take effect beside the others, why)."""

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from .selection import source_root
+
 NAME = "prepared.json"
 FORMAT = 1
 
@@ -40,12 +42,12 @@ def read_image_root(folder: str | Path) -> Path | None:
 
 
 def find_image_root(folder: str | Path) -> Path:
-    """The folder that image paths of a data set are relative to: what its prepared.json says, or its own.
+    """The folder that image paths of a data set are relative to: as its selection or prepared.json says, or its own.
 
     Raises:
-        ValueError: prepared.json says where the images are, and there is no such folder.
+        ValueError: they say where the images are, and there is no such folder.
     """
-    noted = read_image_root(folder)
+    noted = source_root(folder) or read_image_root(folder)
     if noted is not None and not noted.is_dir():
         raise ValueError(
             f"The images of {folder} were in {noted}, which is not there; say where they are now with --image_root."

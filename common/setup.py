@@ -29,6 +29,7 @@ from .modeling import (
 )
 from .options import CommonArguments
 from .prepared_folder import find_image_root
+from .problems import leave_out
 from .report import check_metric_name, flatten
 from .report_tables import find_classes
 from .sampling import GlobalBatchSampler
@@ -41,6 +42,8 @@ def open_splits(
 ) -> tuple[DatasetDict, str]:
     """The data set's splits, and its name or folder; the demo is drawn if it is asked for and not there yet.
 
+    Rows to exclude are not in them.
+
     Args:
         args: ``--dataset_name`` or the files.
         accelerator: one process of a node draws, the others wait.
@@ -52,7 +55,8 @@ def open_splits(
         name = args.dataset_name
         if name == "demo" and not args.validation_file:
             name = str(make_demo(Path(HF_HOME) / "label_tree_demo" / kind))
-        return load_splits(name, args.dataset_config_name, files), name
+        splits = load_splits(name, args.dataset_config_name, files)
+    return leave_out(splits, args.exclude_rows or [], args.image_column), name
 
 
 def image_root(args: CommonArguments, file: str | None) -> Path:

@@ -14,7 +14,7 @@ from datasets import Features
 
 from common.hierarchy import Hierarchy
 from common.labels import encode_paths
-from data_prep.problems import Problem
+from common.problems import Problem
 from data_prep.rows import SPLITS
 from data_prep.shards import ShardResult, write_text
 from data_prep.tables import SPLIT

@@ -16,10 +16,10 @@ from datasets import DatasetInfo
 
 from common.hierarchy import Hierarchy
 from common.prepared_folder import FORMAT, NAME
+from common.problems import Problem, write_problems
 from data_prep.data_card import describe, write_card
 from data_prep.label_paths import settle_unseen, tree_of
 from data_prep.plan import Content, Plan, text_array
-from data_prep.problems import Problem, write_problems
 from data_prep.rows import SPLITS, RowSet
 from data_prep.shards import Shard, ShardResult, open_arrow, write_arrow, write_text
 from data_prep.stores import Store

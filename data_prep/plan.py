@@ -15,8 +15,8 @@ from datasets import Features, Image, Value
 
 from common.hierarchy import Hierarchy
 from common.prepared_folder import FORMAT
+from common.problems import Problem
 from data_prep.data_card import Card
-from data_prep.problems import Problem
 from data_prep.rows import SPLITS, RowSet
 from data_prep.shards import SOURCE, Shard, ShardResult
 from data_prep.stores import Store

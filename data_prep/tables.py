@@ -19,7 +19,7 @@ from datasets import DatasetDict, load_dataset
 from PIL import Image
 
 from common.data import FILE_FORMATS
-from data_prep.problems import Problem
+from common.problems import Problem
 from data_prep.shards import SOURCE
 
 SPLIT, ROW = "__split__", "__row__"

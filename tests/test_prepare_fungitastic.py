@@ -13,8 +13,8 @@ from PIL import Image
 
 import train_taxonomy
 from common.hierarchy_files import load_hierarchy
+from common.problems import read_problems
 from data_prep.prepare_fungitastic import main
-from data_prep.problems import read_problems
 
 LEVELS = ["phylum", "class", "order", "family", "genus", "species"]
 PATHS = [

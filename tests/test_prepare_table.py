@@ -23,8 +23,8 @@ import train_segmentation
 import train_taxonomy
 from common.hierarchy_files import load_hierarchy
 from common.label_table import hierarchy_from_table
+from common.problems import Problem, read_problems, write_problems
 from data_prep.prepare_table import main
-from data_prep.problems import Problem, read_problems, write_problems
 
 REPOSITORY = Path(train_taxonomy.__file__).parent
 TINY_MODEL = "--model_name_or_path timm/test_vit --no_pretrained --image_size 32 --per_device_train_batch_size 4 "

@@ -1,0 +1,269 @@
+"""Count labels or pixels per class, weigh classes by every method, and measure sizes and colours of the images.
+
+    python data_prep/compute_statistics.py --dataset_name DIR --level_columns family genus species --output_dir DIR
+    python data_prep/compute_statistics.py --dataset_name DIR --mask_column mask --output_dir DIR
+
+Writes statistics.json and tail.png, a picture of how unequal the classes are. Labels are counted in all rows; pixels
+of masks, sizes and colours in --num_images rows of each split, spread evenly (0 for all). Class weights are those that
+training with --class_weighting would use, as far as all rows are counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from common.hierarchy import Hierarchy
+from common.hierarchy_files import find_hierarchy, load_hierarchy
+from common.image_rows import BAD_IMAGE, ImageRows
+from common.losses import CLASS_WEIGHTINGS, class_weights, count_labels
+from common.masks import MaskReader
+from data_prep.inputs import Inputs, add_inputs, add_labels, add_num_proc, label_columns, open_inputs, rows_of
+from data_prep.parallel import joined, run_chunks, work_folder
+
+
+@dataclass
+class Measure:
+    """The work (see :mod:`data_prep.parallel`) of measuring some rows of a split.
+
+    Results are ``size`` int64 (rows, 2), width and height, 0 for a row that does not decode; ``sums`` float64
+    (rows, 2, 3), sum and sum of squares of each channel in 0..1; and ``pixels`` int64 (rows, leaves).
+
+    Args:
+        images: to decode.
+        masks, reader: of the same rows, or ``None``.
+        numbers: the rows to measure; work counts these.
+    """
+
+    images: ImageRows
+    masks: ImageRows | None
+    reader: MaskReader | None
+    numbers: np.ndarray
+
+    def run(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """Measure rows."""
+        numbers = [int(self.numbers[row]) for row in rows]
+        masks = self.masks.encoded(numbers) if self.masks else [None] * len(numbers)
+        found = [
+            self._one(number, image, mask)
+            for number, image, mask in zip(numbers, self.images.encoded(numbers), masks, strict=True)
+        ]
+        size, sums, pixels = (np.stack(column) for column in zip(*found, strict=True))
+        return {"size": size, "sums": sums, "pixels": pixels}
+
+    def lost(self, row: int) -> dict[str, np.ndarray]:
+        """A row that ended the process."""
+        return {name: value[None] for name, value in zip(("size", "sums", "pixels"), self._nothing(), strict=True)}
+
+    def _nothing(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        leaves = self.reader.num_leaves if self.reader else 0
+        return np.zeros(2, np.int64), np.zeros((2, 3)), np.zeros(leaves, np.int64)
+
+    def _one(self, number: int, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        size, sums, pixels = self._nothing()
+        try:
+            colours = np.asarray(self.images.load(number, image))
+            if self.masks is not None:
+                values = self.reader(self.masks.checked(mask))
+                pixels = np.bincount(values.ravel(), minlength=256)[: len(pixels)]
+        except (*BAD_IMAGE, MemoryError):
+            return self._nothing()
+        counts = np.stack([np.bincount(colours[..., channel].ravel(), minlength=256) for channel in range(3)])
+        levels = np.arange(256) / 255
+        return np.array(colours.shape[1::-1]), np.stack([counts @ levels, counts @ levels**2]), pixels
+
+
+def describe_images(size: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
+    """Sizes, and mean and standard deviation of each channel over all pixels, of what :class:`Measure` found."""
+    good = size[:, 0] > 0
+    size, sums = size[good], sums[good]
+    facts: dict[str, Any] = {"num_measured": len(size), "num_broken": int((~good).sum())}
+    if not len(size):
+        return facts
+    for name, values in (
+        ("width", size[:, 0]),
+        ("height", size[:, 1]),
+        ("megapixels", size.prod(1) / 1e6),
+        ("aspect_ratio", size[:, 0] / size[:, 1]),
+    ):
+        quantiles = np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).round(4).tolist()
+        facts[name] = dict(zip(("min", "5%", "median", "95%", "max"), quantiles, strict=True))
+    num_pixels = size.prod(1).sum()
+    mean = sums[:, 0].sum(0) / num_pixels
+    variance = sums[:, 1].sum(0) / num_pixels - mean**2
+    return {**facts, "mean": mean.round(6).tolist(), "std": np.sqrt(np.maximum(variance, 0)).round(6).tolist()}
+
+
+def describe_counts(counts: Sequence[torch.Tensor], hierarchy: Hierarchy, max_ratio: float) -> dict[str, Any]:
+    """Of each level: counts and weights of its classes, the imbalance ratio, and classes that do not occur.
+
+    Args:
+        counts: per level (classes,).
+        hierarchy: has the names.
+        max_ratio: largest class weight over the smallest.
+    """
+    levels = {}
+    for level, name in enumerate(hierarchy.levels):
+        names, count = hierarchy.display_names(level), counts[level]
+        occurring = count[count > 0]
+        methods = [method for method in CLASS_WEIGHTINGS if method != "none"]
+        weights = {method: class_weights(count, method, max_ratio).double() for method in methods}
+        levels[name] = {
+            "num_classes": len(names),
+            "num_labelled": int(count.sum()),
+            "imbalance_ratio": round(float(occurring.max() / occurring.min()), 3) if len(occurring) else None,
+            "absent": [names[index] for index in torch.nonzero(count == 0).flatten().tolist()],
+            "counts": dict(zip(names, count.tolist(), strict=True)),
+            "class_weights": {
+                method: dict(zip(names, [round(value, 6) for value in values.tolist()], strict=True))
+                for method, values in weights.items()
+            },
+        }
+    return levels
+
+
+def draw_tail(path: Path, counts: Mapping[str, np.ndarray], unit: str) -> None:
+    """Draw the counts of each level's classes, from the commonest to the rarest, on logarithmic axes.
+
+    Args:
+        path: of the PNG file; whole or not at all.
+        counts: level -> (classes,).
+        unit: what is counted.
+    """
+    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for level, values in counts.items():
+        values = np.sort(values[values > 0])[::-1]
+        marker = "o" if len(values) <= 60 else None
+        label = f"{level}: {len(values)} classes"
+        if len(values):
+            label += f", {values[0] / values[-1]:,.0f} to 1"
+        axes.plot(np.arange(1, len(values) + 1), values, marker=marker, markersize=4, label=label)
+    axes.set(xscale="log", yscale="log", xlabel="class, from the commonest on", ylabel=unit)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    unfinished = path.with_suffix(".incomplete.png")
+    figure.savefig(unfinished)
+    os.replace(unfinished, path)
+
+
+def compute_statistics(
+    work: Mapping[str, Measure],
+    labels: Mapping[str, np.ndarray],
+    hierarchy: Hierarchy,
+    folder: Path,
+    *,
+    num_proc: int = 0,
+    max_ratio: float = 100.0,
+) -> dict[str, Any]:
+    """What statistics.json holds.
+
+    Args:
+        work: what to measure in each split.
+        labels: of each split int64 (rows, levels); empty if labels are the masks' pixels.
+        hierarchy: of the labels.
+        folder: for unfinished work.
+        num_proc: processes; 0 for this one.
+        max_ratio: largest class weight over the smallest.
+    """
+    result: dict[str, Any] = {"counted": "images" if labels else "pixels", "splits": {}}
+    for split, measure in work.items():
+        found = joined(run_chunks(measure, len(measure.numbers), folder, split, num_proc=num_proc, chunk_rows=64))
+        if labels:
+            counts = count_labels(torch.from_numpy(labels[split]), hierarchy)
+        else:
+            counts = hierarchy.count_lifted(torch.from_numpy(found["pixels"].sum(0)))
+        result["splits"][split] = {
+            "num_rows": len(measure.images),
+            "images": describe_images(found["size"], found["sums"]),
+            "levels": describe_counts(counts, hierarchy, max_ratio),
+        }
+    return result
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_inputs(parser, masks=True)
+    add_labels(parser)
+    parser.add_argument("--mask_palette", help="YAML file with a colour per class, for masks that are coded by colour")
+    parser.add_argument("--num_images", type=int, default=10_000, help="to decode in each split; 0 for all")
+    parser.add_argument("--class_weight_max_ratio", type=float, default=100.0, help="as in training")
+    parser.add_argument("--output_dir", required=True, help="folder for the results")
+    add_num_proc(parser)
+    return parser
+
+
+def _labels(args: argparse.Namespace, inputs: Inputs) -> tuple[Hierarchy, dict[str, np.ndarray]]:
+    """The tree and every row's labels; none of these if masks have them."""
+    if args.mask_column:
+        return load_hierarchy(args.hierarchy or find_hierarchy(args.dataset_name or ""))[0], {}
+    columns, first = label_columns(args), next(iter(inputs.splits))
+    for split, dataset in inputs.splits.items():
+        columns.check(dataset, split)
+    hierarchy, report = columns.read_hierarchy(inputs.splits[first])
+    for line in report:
+        print(f"label tree: {line}", file=sys.stderr)
+    return hierarchy, {split: columns.read_labels(data, hierarchy, split) for split, data in inputs.splits.items()}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        ValueError: for anything the user can mend.
+    """
+    args = _parser().parse_args(argv)
+    if args.class_weight_max_ratio < 1 or args.num_images < 0:
+        raise ValueError("--class_weight_max_ratio must be at least 1, and --num_images at least 0.")
+    inputs = open_inputs(args)
+    hierarchy, labels = _labels(args, inputs)
+    reader = MaskReader(hierarchy, args.mask_palette) if args.mask_column else None
+    work = {}
+    for split, dataset in inputs.splits.items():
+        if len(dataset):
+            most = min(args.num_images or len(dataset), len(dataset))
+            numbers = np.unique(np.linspace(0, len(dataset) - 1, most).astype(int))
+            masks = rows_of(args, split, dataset, args.mask_column) if args.mask_column else None
+            work[split] = Measure(rows_of(args, split, dataset, args.image_column), masks, reader, numbers)
+    output = Path(args.output_dir)
+    tree = reader and (hierarchy.to_dict(), reader.palette)
+    roots = [measure.images.root for measure in work.values()]
+    settings = inputs.settings("statistics", roots, args.image_column, args.mask_column, tree, args.num_images)
+    with work_folder(output, settings) as folder:
+        ratio = args.class_weight_max_ratio
+        result = compute_statistics(work, labels, hierarchy, folder, num_proc=args.num_proc, max_ratio=ratio)
+        output.mkdir(parents=True, exist_ok=True)
+        first = next(iter(work))
+        levels = result["splits"][first]["levels"]
+        tails = {level: np.array(list(facts["counts"].values())) for level, facts in levels.items()}
+        draw_tail(output / "tail.png", tails, f"{result['counted']} ({first})")
+        unfinished = output / "statistics.json.incomplete"
+        unfinished.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        os.replace(unfinished, output / "statistics.json")
+    for split, facts in result["splits"].items():
+        images = facts["images"]
+        print(f"{split}: {facts['num_rows']} rows, {images['num_measured']} measured, {images['num_broken']} broken")
+    for level, facts in levels.items():
+        print(f"{first} {level}: {facts['num_classes']} classes, imbalance {facts['imbalance_ratio']}")
+    print(f"Statistics are in {output / 'statistics.json'}")
+
+
+if __name__ == "__main__":
+    from common.runtime import run
+
+    run(main)

@@ -1,0 +1,131 @@
+"""A few numbers an image, in which a turned, mirrored, resized, re-encoded or brightened copy is easy to recognise.
+
+The picture's luminance is squashed to 64 x 64 and its lowest 16 x 16 frequencies (DCT) are kept. Turning by 90 degrees
+and mirroring change signs of these and transpose them, so all eight ways to look at an image come from one descriptor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xxhash
+from PIL import Image
+
+from common.image_files import load_image
+from common.image_rows import BAD_IMAGE, ImageRows
+
+SIDE = 64
+"""Of the square that images are squashed to, pixels"""
+
+FREQUENCIES = 16
+"""Kept in each direction"""
+
+FLAT = 1.5
+"""Standard deviation of the luminance, in grey levels, below which an image shows nothing to compare"""
+
+NOISE = 1e-5
+"""What compression adds to each frequency, as a share of an image's power; frequencies below it tell nothing"""
+
+TRANSFORMS = (
+    ("none", None),
+    ("mirrored left to right", Image.Transpose.FLIP_LEFT_RIGHT),
+    ("mirrored top to bottom", Image.Transpose.FLIP_TOP_BOTTOM),
+    ("rotated by 180", Image.Transpose.ROTATE_180),
+    ("transposed", Image.Transpose.TRANSPOSE),
+    ("rotated by 90 clockwise", Image.Transpose.ROTATE_270),
+    ("rotated by 90 counterclockwise", Image.Transpose.ROTATE_90),
+    ("transposed over the other diagonal", Image.Transpose.TRANSVERSE),
+)
+"""Name, and Pillow's; in the order of :func:`all_turned`"""
+
+_POSITIONS = (np.arange(SIDE) + 0.5) / SIDE
+_DCT = (np.cos(np.pi * np.outer(np.arange(FREQUENCIES), _POSITIONS)) * np.sqrt(2 / SIDE)).astype(np.float32)
+
+
+def luminance(source: bytes | str, side: int = SIDE) -> np.ndarray:
+    """float32 (side, side), 0 to 255: the image squashed to a square; raises what :func:`load_image` does."""
+    image = load_image(source, at_least=(2 * side, 2 * side)).convert("L")
+    shrinks = min(image.size) >= 2 * side
+    image = image.resize((side, side), Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
+    return np.asarray(image, dtype=np.float32)
+
+
+def frequencies(pixels: np.ndarray) -> np.ndarray:
+    """float32 (FREQUENCIES, FREQUENCIES) of luminance (SIDE, SIDE), the mean set to 0."""
+    spectrum = _DCT @ pixels @ _DCT.T
+    spectrum[0, 0] = 0
+    return spectrum
+
+
+def all_turned(spectra: np.ndarray) -> np.ndarray:
+    """Spectra (n, k, k) as those of the images turned in each way of :data:`TRANSFORMS`: (n, 8, k, k)."""
+    sign = (-1.0) ** np.arange(spectra.shape[-1], dtype=np.float32)
+    flipped = [np.float32(1), sign, sign[:, None], sign * sign[:, None]]
+    return np.stack([base * s for base in (spectra, spectra.swapaxes(1, 2)) for s in flipped], axis=1)
+
+
+def whitening(spectra: np.ndarray) -> np.ndarray:
+    """float32 (k, k): weights that make all frequencies of a data set count the same, so that details tell.
+
+    The same for images and their turned copies. Spectra (n, k, k) of a sample are enough.
+    """
+    power = np.square(spectra, dtype=np.float32)
+    power /= np.maximum(power.sum((1, 2), keepdims=True), 1e-6)
+    mean = power.mean(0)
+    mean = (mean + mean.T) / 2
+    mean[0, 0] = np.inf
+    return 1 / np.sqrt(mean + NOISE)
+
+
+def vectors(spectra: np.ndarray, weights: np.ndarray, k: int) -> np.ndarray:
+    """float32 (..., k * k) of length 1, from the lowest k x k frequencies (..., FREQUENCIES, FREQUENCIES)."""
+    flat = (spectra[..., :k, :k] * weights[:k, :k]).reshape(*spectra.shape[:-2], k * k)
+    return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
+
+
+@dataclass
+class Describe:
+    """The work (see :mod:`data_prep.parallel`) of describing the rows of a split.
+
+    Results are ``spectrum`` float16 (rows, 16, 16), ``content`` uint64 (rows, 2), a hash of the file, ``contrast``
+    float32 (rows,) in grey levels, and ``problem``, a sentence for an image that does not decode.
+    """
+
+    images: ImageRows
+
+    def run(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
+        """Describe rows."""
+        results = [self._one(row, source) for row, source in zip(rows, self.images.encoded(rows), strict=True)]
+        return _stacked(results)
+
+    def lost(self, row: int) -> dict[str, np.ndarray]:
+        """What stands for a row that ended the process that decoded it."""
+        return _stacked([_nothing(f"{self.images.describe(row)}: decoding it ends the process")])
+
+    def _one(self, row: int, source: bytes | str | None) -> tuple:
+        try:
+            source = self.images.checked(source)
+            if isinstance(source, str):
+                with open(source, "rb") as file:
+                    source = file.read()
+            content = np.frombuffer(xxhash.xxh3_128_digest(source), dtype=np.uint64)
+            pixels = luminance(source)
+        except (*BAD_IMAGE, MemoryError) as error:
+            return _nothing(f"{self.images.describe(row)}: {error}")
+        return frequencies(pixels).astype(np.float16), content, float(pixels.std()), ""
+
+
+def _nothing(problem: str) -> tuple:
+    return np.zeros((FREQUENCIES, FREQUENCIES), np.float16), np.zeros(2, np.uint64), 0.0, problem
+
+
+def _stacked(results: Sequence[tuple]) -> dict[str, np.ndarray]:
+    spectra, contents, contrasts, problems = zip(*results, strict=True)
+    return {
+        "spectrum": np.stack(spectra),
+        "content": np.stack(contents),
+        "contrast": np.array(contrasts, dtype=np.float32),
+        "problem": np.array(problems, dtype=np.str_),
+    }

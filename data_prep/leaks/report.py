@@ -1,0 +1,150 @@
+"""What is found, as a table for programs and a page for people."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import Environment
+
+from common.image_files import load_image
+from common.image_rows import BAD_IMAGE, ImageRows
+
+from .compare import Place
+from .describe import TRANSFORMS
+
+COLUMNS = [
+    *("split", "row", "image", "other_split", "other_row", "other_image"),
+    *("kind", "transform", "correlation", "detail", "confidence"),
+]
+THUMBNAIL = 160
+
+
+@dataclass
+class Leak:
+    """Two rows that are not independent.
+
+    Args:
+        first, second: where they are; the second is in the split to learn from, or comes earlier in the same one.
+        kind: ``same file``, ``same pixels``, ``copy`` (resized, re-encoded, recoloured) or ``same group``.
+        transform: number in TRANSFORMS: what turns the first image into the second.
+        correlation, detail: see :func:`data_prep.leaks.compare.agreement`.
+        confidence: see :func:`data_prep.leaks.search.find_copies`.
+    """
+
+    first: Place
+    second: Place
+    kind: str
+    transform: int = 0
+    correlation: float = 1.0
+    detail: float = 1.0
+    confidence: float = float("inf")
+
+
+def write_table(path: Path, leaks: Sequence[Leak], names: Mapping[Place, str], numbers: Mapping[Place, int]) -> None:
+    """Write leaks.csv, whole or not at all.
+
+    Args:
+        path: of the file.
+        leaks: its rows.
+        names: the image file of each place.
+        numbers: each place's row in the data set.
+    """
+    unfinished = Path(f"{path}.incomplete")
+    with unfinished.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(COLUMNS)
+        for leak in leaks:
+            places = [cell for place in (leak.first, leak.second) for cell in (place[0], numbers[place], names[place])]
+            if leak.kind == "same group":
+                writer.writerow([*places, leak.kind, "", "", "", ""])
+                continue
+            measures = [f"{value:.4f}" for value in (leak.correlation, leak.detail)]
+            confidence = "" if leak.kind == "same file" else f"{leak.confidence:.2f}"
+            writer.writerow([*places, leak.kind, TRANSFORMS[leak.transform][0], *measures, confidence])
+    os.replace(unfinished, path)
+
+
+def write_page(
+    path: Path,
+    leaks: Sequence[Leak],
+    names: Mapping[Place, str],
+    numbers: Mapping[Place, int],
+    images: Mapping[str, ImageRows],
+    most: int = 500,
+) -> None:
+    """Write leaks.html, one file with the pictures inside, whole or not at all."""
+    shown = [
+        {
+            "leak": leak,
+            "pictures": [_thumbnail(images, leak.first, leak.transform), _thumbnail(images, leak.second, 0)],
+            "labels": [f"{place[0]} {numbers[place]} {names[place]}" for place in (leak.first, leak.second)],
+            "transform": TRANSFORMS[leak.transform][0],
+        }
+        for leak in leaks[:most]
+    ]
+    counts = Counter((leak.first[0], leak.second[0], leak.kind) for leak in leaks)
+    page = Environment(autoescape=True).from_string(PAGE).render(shown=shown, counts=counts, num_leaks=len(leaks))
+    unfinished = Path(f"{path}.incomplete")
+    unfinished.write_text(page, encoding="utf-8")
+    os.replace(unfinished, path)
+
+
+def _thumbnail(images: Mapping[str, ImageRows], place: Place, transform: int) -> str:
+    """A data URL; empty if the image does not decode."""
+    rows = images[place[0]]
+    try:
+        image = load_image(rows.checked(rows.encoded([place[1]])[0]), at_least=(THUMBNAIL, THUMBNAIL))
+    except BAD_IMAGE:
+        return ""
+    how = TRANSFORMS[transform][1]
+    image = image if how is None else image.transpose(how)
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+PAGE = """<!DOCTYPE html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width">
+<title>Leaks between splits</title>
+<style>
+  body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222 }
+  table { border-collapse: collapse; margin-bottom: 2em } td, th { padding: .2em 1em .2em 0; text-align: left }
+  main { display: flex; flex-wrap: wrap; gap: 1em }
+  figure { margin: 0; padding: .6em; border: 1px solid #ddd; border-radius: 4px; width: 340px }
+  figure div { display: flex; gap: 8px; align-items: center; min-height: 60px }
+  img { max-width: 160px; image-rendering: auto; background: #eee }
+  figcaption { font-size: 13px; overflow-wrap: anywhere } b { font-weight: 600 }
+</style>
+<h1>{{ num_leaks }} leaks</h1>
+{% if counts %}
+<table>
+<tr><th>split<th>other split<th>kind<th>pairs
+{% for (split, other, kind), count in counts.items() %}
+<tr><td>{{ split }}<td>{{ other }}<td>{{ kind }}<td>{{ count }}
+{% endfor %}
+</table>
+{% endif %}
+{% if num_leaks > shown | length %}<p>The first {{ shown | length }} are shown; leaks.csv lists all.</p>{% endif %}
+<p>The left picture is shown turned in the way that makes it fit the right one.</p>
+<main>
+{% for entry in shown %}
+<figure>
+<div><img src="{{ entry.pictures[0] }}" alt="first"><img src="{{ entry.pictures[1] }}" alt="second"></div>
+<figcaption><b>{{ entry.leak.kind }}</b>
+{% if entry.leak.kind != "same group" %}, {{ entry.transform }}, correlation {{ "%.3f" | format(entry.leak.correlation)
+}}{% endif %}<br>{{ entry.labels[0] }}<br>{{ entry.labels[1] }}</figcaption>
+</figure>
+{% endfor %}
+</main>
+</html>
+"""

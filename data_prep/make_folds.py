@@ -1,0 +1,228 @@
+"""Folds for cross-validation that keep groups together: leave one value of a column out, or K random folds.
+
+    python data_prep/make_folds.py --dataset_name data/artefact --leave_out content --group_column id --output_dir DIR
+    python data_prep/make_folds.py --train_file a.csv --num_folds 5 --group_column tree --output_dir DIR
+
+All splits of the data set are pooled. Each fold is a folder that the trainers take as --dataset_name, with the splits
+train, validation and test; it names rows of the original data set and copies no image. Validation is a part of what is
+not in test, by groups too. Groups that reach into a left-out part from outside are left out of training.
+
+Augmented copies, named <id>_aug<N> in --id_column (by default the group column), belong to <id>'s group and are only
+in train. Writes folds.json, too: how many rows, groups and classes each part has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from common.data import check_columns, read_cells
+from common.hierarchy_files import load_hierarchy
+from common.selection import Source, write_selection
+from data_prep.files import whole_folder
+from data_prep.grouping import AUGMENTED, divide_groups, number_classes, number_groups, split_augmented
+from data_prep.inputs import SPLITS, Inputs, add_inputs, hierarchy_beside, open_inputs, source_of
+
+NOWHERE = -1
+
+
+def make_folds(
+    groups: np.ndarray,
+    classes: np.ndarray,
+    augmented: np.ndarray,
+    *,
+    values: Sequence[Any] | None = None,
+    num_folds: int | None = None,
+    validation_share: float = 0.15,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """Which part each row is in, per fold.
+
+    Args:
+        groups: int (rows,) numbers from 0; a group is in one part of a fold only.
+        classes: int (rows,), to be spread evenly.
+        augmented: bool (rows,); such rows are in train or nowhere.
+        values: a value a row, for a fold per value, in which the rows with it are the test part; blank: never there.
+        num_folds: without values, the number of random folds.
+        validation_share: of what is not in the test part.
+        seed: of what is random.
+
+    Returns:
+        Name of the fold -> int64 (rows,): index in SPLITS, or NOWHERE.
+
+    Raises:
+        ValueError: there are too few values or groups, or a part would be empty.
+    """
+    if values is not None:
+        names = sorted({str(value) for value in values if value not in (None, "")})
+        if len(names) < 2:
+            raise ValueError(f"One value ({names}) makes no folds (--leave_out).")
+        tests = {name: np.array([str(value) == name for value in values]) for name in names}
+    else:
+        num_groups = len(np.unique(groups))
+        if not num_folds or not 2 <= num_folds <= num_groups:
+            raise ValueError(f"{num_folds} folds of {num_groups} groups: it takes at least 2, and a group for each.")
+        part = divide_groups(groups, classes, [1] * num_folds, seed)[groups]
+        tests = {str(fold): part == fold for fold in range(num_folds)}
+    folds = {}
+    for number, (name, test) in enumerate(tests.items()):
+        reaching = np.isin(groups, groups[test]) & ~test
+        rest = np.flatnonzero(~test & ~reaching)
+        parts = np.full(len(groups), NOWHERE)
+        parts[test] = SPLITS.index("test")
+        own, numbered = np.unique(groups[rest], return_inverse=True)
+        if len(own) >= 2:
+            shares = [1 - validation_share, validation_share]
+            parts[rest] = divide_groups(numbered, classes[rest], shares, seed + number)[numbered]
+        parts[augmented & (parts != SPLITS.index("train"))] = NOWHERE
+        missing = [split for index, split in enumerate(SPLITS) if not (parts == index).any()]
+        if missing:
+            raise ValueError(f"Fold {name}: nothing is left for {' and '.join(missing)}; there are too few groups.")
+        used = [set(groups[parts == index].tolist()) for index in range(len(SPLITS))]
+        assert not (used[0] & used[1] or used[0] & used[2] or used[1] & used[2]), "groups are disjoint"
+        folds[name] = parts
+    return folds
+
+
+def folder_name(column: str | None, value: str) -> str:
+    """A fold's folder, such as ``content_parchment``: what a file system might mind becomes an underscore."""
+    return f"{re.sub(r'[^A-Za-z0-9-]+', '_', column or 'fold')}_{re.sub(r'[^A-Za-z0-9-]+', '_', value)}"
+
+
+def write_folds(
+    output_dir: str | Path,
+    folds: dict[str, np.ndarray],
+    places: Sequence[tuple[str, int]],
+    source: Source,
+    hierarchy: Path | None,
+    summary: dict[str, Any],
+) -> None:
+    """Write a folder per fold, and folds.json; all of it or nothing.
+
+    Args:
+        output_dir: a new folder.
+        folds: folder name -> part of each row, see :func:`make_folds`.
+        places: split and row in the source, of each row.
+        source: where they are.
+        hierarchy: file with the label tree, to lie in each fold.
+        summary: what folds.json holds.
+    """
+    with whole_folder(output_dir) as folder:
+        for name, parts in folds.items():
+            fold = folder / name
+            fold.mkdir()
+            rows = {split: [places[row] for row in np.flatnonzero(parts == i)] for i, split in enumerate(SPLITS)}
+            write_selection(fold, source, rows)
+            if hierarchy:
+                shutil.copyfile(hierarchy, fold / f"hierarchy{hierarchy.suffix}")
+        (folder / "folds.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+
+
+def describe_folds(folds: dict[str, np.ndarray], groups: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
+    """Rows, groups and classes of each part, and how many rows are in no part."""
+    return {
+        name: {
+            split: {
+                "num_rows": int((parts == index).sum()),
+                "num_groups": len(np.unique(groups[parts == index])),
+                "num_classes": len(np.unique(classes[parts == index])),
+            }
+            for index, split in enumerate(SPLITS)
+        }
+        | {"num_rows_left_out": int((parts == NOWHERE).sum())}
+        for name, parts in folds.items()
+    }
+
+
+def _read(inputs: Inputs, column: str | None) -> list[Any] | None:
+    if column is None:
+        return None
+    for split, dataset in inputs.splits.items():
+        check_columns(dataset, [column], split)
+    return [cell for dataset in inputs.splits.values() for cell in read_cells(dataset, column)]
+
+
+def _groups(inputs: Inputs, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """Number of each row's group, and whether it is an augmented copy."""
+    num_rows = sum(map(len, inputs.splits.values()))
+    ids, groups = _read(inputs, args.id_column), _read(inputs, args.group_column)
+    ids = groups if ids is None else ids
+    if ids is None:
+        return number_groups(None, num_rows), np.zeros(num_rows, dtype=bool)
+    originals, augmented = split_augmented(ids, args.augmented_pattern)
+    if args.id_column is None or groups is None:
+        return number_groups(originals, num_rows), augmented
+    numbers = number_groups(split_augmented(groups, args.augmented_pattern)[0], num_rows)
+    first: dict[str, int] = {}
+    for name, number in zip(originals, numbers, strict=True):
+        if name and first.setdefault(name, number) != number:
+            raise ValueError(f"{name!r} of column {args.id_column} is in two groups of {args.group_column}.")
+    return numbers, augmented
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_inputs(parser)
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--leave_out", metavar="COLUMN", help="a fold for each value of this column")
+    kind.add_argument("--num_folds", type=int, help="random folds of groups")
+    parser.add_argument("--group_column", help="column (observation, artwork) whose values must not cross splits")
+    parser.add_argument("--id_column", help="column in which augmented copies are named <id>_aug<N>")
+    parser.add_argument("--augmented_pattern", default=AUGMENTED, help=f"what ends such a name; {AUGMENTED}")
+    parser.add_argument("--stratify_by", nargs="+", default=[], metavar="COLUMN", help="classes to spread evenly")
+    parser.add_argument("--validation_share", type=float, default=0.15, help="of what is not in the test part")
+    parser.add_argument("--hierarchy", help="label tree for the folds; by default the one that lies beside the data")
+    parser.add_argument("--seed", type=int, default=0, help="of what is random")
+    parser.add_argument("--output_dir", required=True, help="new folder for the folds")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line.
+
+    Raises:
+        ValueError: for anything the user can mend.
+    """
+    args = _parser().parse_args(argv)
+    if not 0 < args.validation_share < 1:
+        raise ValueError(f"--validation_share must be between 0 and 1, not {args.validation_share}.")
+    try:
+        re.compile(args.augmented_pattern)
+    except re.error as error:
+        raise ValueError(f"--augmented_pattern {args.augmented_pattern}: {error}.") from error
+    inputs = open_inputs(args)
+    places = [(split, int(number)) for split, numbers in inputs.numbers.items() for number in numbers]
+    groups, augmented = _groups(inputs, args)
+    classes = number_classes([_read(inputs, column) for column in args.stratify_by], len(places))
+    values = _read(inputs, args.leave_out)
+    options = {"num_folds": args.num_folds, "validation_share": args.validation_share, "seed": args.seed}
+    folds = make_folds(groups, classes, augmented, values=values, **options)
+    named = {folder_name(args.leave_out, value): parts for value, parts in folds.items()}
+    if len(named) < len(folds):
+        raise ValueError(f"Values of {args.leave_out} differ only by what a folder's name cannot hold: {list(folds)}.")
+    summary = describe_folds(named, groups, classes)
+    hierarchy = Path(args.hierarchy) if args.hierarchy else hierarchy_beside(args)
+    if hierarchy:
+        load_hierarchy(hierarchy)
+    write_folds(args.output_dir, named, places, source_of(args, inputs), hierarchy, summary)
+    for name, parts in summary.items():
+        counts = ", ".join(f"{split} {parts[split]['num_rows']}" for split in SPLITS)
+        print(f"{name}: {counts} rows; {parts['num_rows_left_out']} left out")
+    print(f"{len(named)} folds in {args.output_dir}")
+
+
+if __name__ == "__main__":
+    from common.runtime import run
+
+    run(main)
