@@ -20,6 +20,10 @@ BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBomb
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
 
 
+class BadSampleError(ValueError):
+    """An image that does not decode, found by the process that needed it."""
+
+
 def load_image(source: bytes | str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file to RGB as a person would see it.
 

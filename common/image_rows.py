@@ -20,15 +20,11 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader
 
 from .data import check_columns
-from .image_files import BAD_IMAGE, check_file, explain, lies_in, load_image, upright_size
+from .image_files import BAD_IMAGE, BadSampleError, check_file, explain, lies_in, load_image, upright_size
 from .images import EncodedImage
 from .sampling import Key, generators_kept, seed_sample
 
 logger = logging.getLogger(__name__)
-
-
-class BadSampleError(ValueError):
-    """An image that does not decode, found by the process that needed it."""
 
 
 class ImageRows:

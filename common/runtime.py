@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import datasets
@@ -19,7 +19,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 from torch import nn
 from tqdm.auto import tqdm
 
-from .image_rows import BadSampleError
+from .command import run as run
 from .options import CommonArguments
 
 logger = logging.getLogger(__name__)
@@ -28,20 +28,6 @@ QUIET = ("httpx", "httpx2", "httpcore", "matplotlib", "PIL", "fsspec", "datasets
 """Libraries whose lines would drown ours"""
 
 SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
-
-
-def run(main: Callable[[], Any]) -> None:
-    """Call a script's ``main``; what a user did wrong becomes one message and exit status 2, without a stack trace."""
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        logger.debug("stack trace of the error below (shown because of LOGLEVEL=DEBUG)", exc_info=True)
-        # All processes see the same mistakes, so one speaks; a broken image is seen by one process only.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, BadSampleError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 def make_accelerator(args: CommonArguments) -> Accelerator:

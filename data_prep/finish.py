@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -49,8 +49,7 @@ class Finisher:
         kept = [row for _, result in self.results for row in result.rows]
         rows, tree = self._final_labels(kept)
         counts = rows.frame[SPLIT].value_counts()
-        if not counts.get("train"):
-            raise ValueError("No image is left for training; see the problems above.")
+        assert counts.get("train"), "labels are taken from validation and test only"
         problems = [
             *content.rows.problems,
             *(problem for _, result in self.results for problem in plan.problems(result)),
@@ -99,15 +98,19 @@ class Finisher:
         self._write_state(split, folder, files)
 
     def _amend(self, source: Path, target: Path, rows: Sequence[int], labels: pd.DataFrame) -> None:
-        """Write a shard again, with other labels or fewer rows."""
-        table = open_arrow(source)
-        left = [position for position, row in enumerate(rows) if row in labels.index]
-        new = labels.loc[[rows[position] for position in left]]
-        table = table.take(pa.array(left, pa.int64()))
-        for level in self.content.levels:
-            position = table.column_names.index(level)
-            table = table.set_column(position, table.schema.field(level), text_array(new[level]))
-        write_arrow(target, self.plan.schema, iter(table.to_batches(max_chunksize=200)))
+        """Write a shard again, with other labels or fewer rows; in its batches, for the sake of memory."""
+
+        def batches() -> Iterator[pa.RecordBatch]:
+            start = 0
+            for batch in open_arrow(source).to_batches():
+                left = [at for at in range(batch.num_rows) if rows[start + at] in labels.index]
+                new = labels.loc[[rows[start + at] for at in left]]
+                start += batch.num_rows
+                columns = dict(zip(batch.schema.names, batch.take(pa.array(left, pa.int64())).columns, strict=True))
+                columns |= {level: text_array(new[level]) for level in self.content.levels}
+                yield pa.RecordBatch.from_arrays(list(columns.values()), schema=self.plan.schema)
+
+        write_arrow(target, self.plan.schema, batches())
         source.unlink()
 
     def _write_state(self, split: str, folder: Path, files: Sequence[str]) -> None:

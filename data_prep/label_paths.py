@@ -31,6 +31,7 @@ def clean_paths(rows: RowSet, levels: Sequence[str]) -> None:
     Raises:
         ValueError: a level has no value in any row.
     """
+    rows.check_any()
     tree, report = tree_of(rows.frame, levels)
     rows.notes += [f"label tree: {line}" for line in report]
     index = tree.node_index()

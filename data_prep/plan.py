@@ -69,10 +69,6 @@ class Plan:
         columns = {name: text_array(self.frame[name]) for name in dict.fromkeys(names)}
         self.table = pa.table(columns)
         self.shards = list(_divide(self.frame[SPLIT].tolist(), rows_per_shard))
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_stream(sink, self.table.schema) as writer:
-            writer.write_table(self.table)
-        self.buffer = sink.getvalue()
         settings = {
             "format": FORMAT,
             "rows_per_shard": rows_per_shard,
@@ -86,7 +82,10 @@ class Plan:
             **content.settings,
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-        digest.update(self.buffer)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.table.schema) as writer:
+            writer.write_table(self.table)
+        digest.update(sink.getvalue())
         self.fingerprint = digest.hexdigest()
 
     def problems(self, result: ShardResult) -> list[Problem]:

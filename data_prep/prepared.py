@@ -24,6 +24,7 @@ from data_prep.finish import Finisher
 from data_prep.plan import Content, Plan
 from data_prep.shards import Shard, ShardResult, Work, make_shards, read_result, write_arrow, write_text
 from data_prep.stores import Store
+from data_prep.tables import SPLIT
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ def write_prepared(
     folder = check_output(output_dir)
     if strict:
         _refuse_problems(content.rows.problems)
+    if not (content.rows.frame[SPLIT] == "train").any():
+        _refuse_problems(content.rows.problems, "and none is left for training")
+        raise ValueError("No row is in training.")
     plan = Plan(content, store, rows_per_shard)
     done = read_prepared(folder)
     work_folder = folder.with_name(f"{folder.name}.incomplete")
@@ -78,30 +82,34 @@ def write_prepared(
         return folder
     with RunLock(work_folder):
         _resume_or_start(work_folder, plan)
+        plan.table = content.rows.frame = None  # the one is on the disk now, the other in plan.frame
         results = _store_images(work_folder, plan, content, store, num_proc)
-        if strict:
-            _refuse_broken(work_folder, plan, results)
+        trainable = any(shard.split == "train" and result.rows for shard, result in results)
+        if strict or not trainable:
+            why = "(--strict)" if trainable else "and no image is left for training"
+            _refuse_broken(work_folder, plan, results, why)
         Finisher(work_folder, plan, content, store, results).finish()
         os.replace(work_folder / "final", folder)
         shutil.rmtree(work_folder)
     return folder
 
 
-def _refuse_problems(problems: Sequence[Problem], listed: str = "") -> None:
+def _refuse_problems(problems: Sequence[Problem], why: str = "(--strict)", listed: str = "") -> None:
     if problems:
         shown = "; ".join(f"{_where(problem)}: {problem.problem}" for problem in problems[:5])
         more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{len(problems)} rows have problems (--strict): {shown}{more}.{listed}")
+        raise ValueError(f"{len(problems)} rows have problems {why}: {shown}{more}.{listed}")
 
 
-def _refuse_broken(work_folder: Path, plan: Plan, results: Sequence[tuple[Shard, ShardResult]]) -> None:
+def _refuse_broken(work_folder: Path, plan: Plan, results: Sequence[tuple[Shard, ShardResult]], why: str) -> None:
     """Shards with problems are forgotten, so that they are made again after files were mended."""
     problems = [problem for _, result in results for problem in plan.problems(result)]
     for shard, result in results:
         if result.problems:
             (work_folder / "shards" / f"{shard.name}.json").unlink()
-    write_problems(work_folder / "problems.csv", problems)
-    _refuse_problems(problems, f" All are in {work_folder / 'problems.csv'}; what is fine is kept for the next time.")
+    path = work_folder / "problems.csv"
+    write_problems(path, problems)
+    _refuse_problems(problems, why, f" All are in {path}; what is fine is kept for the next time.")
 
 
 def _where(problem: Problem) -> str:

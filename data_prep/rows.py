@@ -49,6 +49,12 @@ class RowSet:
             self.problems.append(Problem(split or "", row, image or "", kind, told))
         self.frame = self.frame[~wrong].reset_index(drop=True)
 
+    def check_any(self) -> None:
+        """ValueError if no row is left."""
+        if not len(self.frame):
+            first = f", the first: {self.problems[0].problem}" if self.problems else ""
+            raise ValueError(f"No row can be used; {len(self.problems)} have problems{first}.")
+
 
 def exclude_listed(rows: RowSet, files: Sequence[str | Path]) -> None:
     """Leave out what problems files list: images by path, or by split and row where the file names no image.

@@ -19,6 +19,9 @@ from common.mask_files import IGNORED_PIXEL, is_spread, read_mask
 LARGE = 20_000_000
 """Pixels above which an image is streamed; below, Pillow takes less than 100 MB"""
 
+STRIP = 16
+"""Rows asked of libvips at once"""
+
 STREAMED = {"L", "RGB", "RGBA", "P", "LA"}
 """Pillow's modes of files that libvips reads to the same 8-bit colours"""
 
@@ -77,11 +80,15 @@ def rows_of(content: bytes | str, size: tuple[int, int], height: int) -> Iterato
     region = pyvips.Region.new(scan)
     for top in range(0, scan.height, height):
         rows = min(height, scan.height - top)
-        try:
-            band = region.fetch(0, top, scan.width, rows)
-        except pyvips.Error as error:
-            raise _explained(error) from error
-        yield np.frombuffer(band, np.uint8).reshape(rows, scan.width, 3)
+        band = np.empty((rows, scan.width, 3), np.uint8)
+        for start in range(0, rows, STRIP):  # libvips keeps several times what is asked for at once
+            lines = min(STRIP, rows - start)
+            try:
+                strip = region.fetch(0, top + start, scan.width, lines)
+            except pyvips.Error as error:
+                raise _explained(error) from error
+            band[start : start + lines] = np.frombuffer(strip, np.uint8).reshape(lines, scan.width, 3)
+        yield band
 
 
 def _header(content: bytes | str) -> tuple[str, str, int]:

@@ -155,6 +155,7 @@ def _read_delimited(path: Path, split: str, columns: Sequence[str], optional: Se
         check_names(columns, header, str(path))
         wanted = {name: header.index(name) for name in (*columns, *optional) if name in header}
         cells: dict[str, list[str]] = {name: [] for name in wanted}
+        known: dict[str, str] = {}  # every cell is a string of its own, though most repeat an earlier one
         for number, row in enumerate(row for row in reader if row):  # blank lines do not count
             if len(row) != len(header):
                 told = f"it has {len(row)} fields, the first line {len(header)} (it ends in line {reader.line_num})"
@@ -162,7 +163,7 @@ def _read_delimited(path: Path, split: str, columns: Sequence[str], optional: Se
                 continue
             numbers.append(number)
             for name, position in wanted.items():
-                cells[name].append(row[position])
+                cells[name].append(known.setdefault(row[position], row[position]))
     return Rows(_frame(cells, numbers, split), problems)
 
 

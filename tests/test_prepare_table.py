@@ -367,6 +367,27 @@ def test_strict_writes_nothing_and_goes_on_when_mended(fruits, tmp_path):
     assert sum(map(len, datasets.load_from_disk(str(folder)).values())) == 60
 
 
+def test_images_that_were_not_there_yet(fruits, tmp_path):
+    """The command before the archive was unpacked must not spoil the one after."""
+    table = fruits()
+    (tmp_path / "img").rename(tmp_path / "packed")
+    with pytest.raises(
+        ValueError, match=r"60 rows have problems and no image is left for training: train row \d+ img/\d+"
+    ):
+        prepare(table, tmp_path / "out")
+    (tmp_path / "packed").rename(tmp_path / "img")
+    assert sum(map(len, datasets.load_from_disk(str(prepare(table, tmp_path / "out"))).values())) == 60
+
+
+def test_no_row_is_fine(fruits, tmp_path):
+    rows = [{**row, "file": f"../x{number}.jpg"} for number, row in enumerate(fruit_rows(4))]
+    with pytest.raises(ValueError, match=r"No row can be used; 4 have problems, the first: .* leads out of"):
+        prepare(fruits(rows), tmp_path / "out")
+    (tmp_path / "empty.csv").write_text("file,order,family,species\n")
+    with pytest.raises(ValueError, match="No row can be used"):
+        prepare(tmp_path / "empty.csv", tmp_path / "out")
+
+
 def test_labels_unknown_blank_and_unclear(fruits, tmp_path):
     rows = [{key: value for key, value in row.items() if key not in LEVELS[:2]} for row in fruit_rows()]
     rows[1]["species"], rows[2]["species"], rows[3]["species"] = "durian", None, "Red"  # Red is a family
