@@ -24,7 +24,7 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.plots import DPI, in_words, save_figure, shortened
+from common.plots import DPI, GREY, in_words, save_figure, shortened
 from common.report import cell, flatten
 
 # Options that name things of a run, or how it was carried out, rather than what it was.
@@ -183,7 +183,7 @@ def printable(
 
 def title(metric: str) -> str:
     """A metric's name for people: ``levels.fine.mean_iou`` is fine mean IoU."""
-    return " ".join(in_words(part) for part in metric.removeprefix("levels.").split("."))
+    return " ".join(in_words(part) for part in metric.removeprefix("levels.").removeprefix("path.").split("."))
 
 
 def measure(metric: str) -> str:
@@ -229,7 +229,8 @@ def draw(
     figure = Figure((12, 4.6), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
     _draw_metrics(left, table, shares, labels, bool(group_by))
-    course = ([name for name in shares if name.startswith("levels.")] or list(metrics))[-1]
+    main = [name for name in shares if name.startswith("levels.") and measure(name) == measure(shares[0])]
+    course = (main or shares or list(metrics))[-1]
     groups = [" ".join(value_of(run, option) for option in group_by) if group_by else run.name for run in runs]
     _draw_courses(right, runs, course, [labels.index(group) for group in groups])
     handles = left.get_legend_handles_labels()
@@ -263,6 +264,8 @@ def _draw_courses(axes: Axes, runs: Sequence[Run], metric: str, rows: Sequence[i
         points = sorted({line["global_step"]: line[key] for line in run.history if line.get(key) is not None}.items())
         if points:
             axes.plot(*np.array(points, dtype=float).T, ".-", color=f"C{row % 10}", linewidth=1.2)
+    if not axes.lines:
+        axes.text(0.5, 0.5, "nothing recorded", color=GREY, ha="center", transform=axes.transAxes)
     axes.set_title(f"{title(metric)} as training went on", fontsize=10)
     axes.set_xlabel("step")
 

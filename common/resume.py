@@ -43,6 +43,8 @@ LEFTOVERS = (
     "skipped_images.json",
     "report_data.npz",
     "report.html",
+    "plots/*.png",
+    "plots/*.jpg",
 )
 
 # Options that do not change the course of a run; with any other it would no longer be that of one run.
@@ -194,8 +196,9 @@ class RunSaver:
             checkpoint = self.find()
             found = [checkpoint and (checkpoint.step, checkpoint.state, _shapes(checkpoint))]
             if checkpoint is None:
-                for name in LEFTOVERS:
-                    (self.trainer.output_dir / name).unlink(missing_ok=True)
+                for pattern in LEFTOVERS:
+                    for file in self.trainer.output_dir.glob(pattern):
+                        file.unlink()
         broadcast_object_list(found)
         if found[0] is None:
             return

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from .options import CommonArguments
@@ -74,7 +75,7 @@ def tracked(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def log_pictures(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Show the pictures of examples in the trackers that can.
+    """Show the pictures of examples in the trackers that can; what fails is told, because the results are whole.
 
     Args:
         accelerator: with trackers that have started; on the main process.
@@ -83,15 +84,21 @@ def log_pictures(accelerator: Accelerator, folder: Path, step: int) -> None:
     """
     files = sorted(file for kind in ("examples", "worst") for file in folder.glob(f"{kind}*.*g"))
     for tracker in accelerator.trackers:
-        for file in files:
-            name = f"examples/{file.stem}"
-            with Image.open(file) as image:
-                picture = image.convert("RGB")
-            if tracker.name == "tensorboard":
-                tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
-            elif tracker.name == "wandb":
-                tracker.log_images({name: [picture]}, step=step)
-            elif tracker.name == "trackio":
-                import trackio  # not a requirement
+        try:
+            for file in files:
+                _log_picture(tracker, f"examples/{file.stem}", file, step)
+        except Exception as error:  # each tracker has errors of its own
+            logger.warning("%s did not take the pictures (%s: %s).", tracker.name, type(error).__name__, error)
 
-                tracker.log({name: trackio.Image(str(file))}, step=step)
+
+def _log_picture(tracker: GeneralTracker, name: str, file: Path, step: int) -> None:
+    with Image.open(file) as image:
+        picture = image.convert("RGB")
+    if tracker.name == "tensorboard":
+        tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+    elif tracker.name == "wandb":
+        tracker.log_images({name: [picture]}, step=step)
+    elif tracker.name == "trackio":
+        import trackio  # not a requirement
+
+        tracker.log({name: trackio.Image(str(file))}, step=step)

@@ -75,6 +75,12 @@ def test_a_number_that_a_run_lacks(folders, tmp_path, capsys):
     assert " - " in capsys.readouterr().out.splitlines()[5] + " "
 
 
+def test_names_for_people():
+    names = ["levels.fine.mean_iou", "path.full_path_accuracy", "argmax.tree_inconsistency", "loss"]
+    shown = ["fine mean IoU", "full path accuracy", "argmax tree inconsistency", "loss"]
+    assert [compare_runs.title(name) for name in names] == shown
+
+
 def test_one_run(tmp_path):
     folder = make_run(tmp_path / "alone", 0.5)
     (tmp_path / "alone" / "history.jsonl").unlink()

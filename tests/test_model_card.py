@@ -45,6 +45,12 @@ def test_card_of_a_classifier(options, tmp_path):
     assert values["every level right"] == pytest.approx(results["eval"]["path"]["full_path_accuracy"])
     assert all(result.dataset_split == "validation" for result in card.data.eval_results)
     assert f"| species | 6 | {100 * levels['species']['accuracy']:.2f}% |" in card.text
+    lines = card.text.splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("| level |"))
+    table = lines[start : start + 5]
+    assert [line.split("|")[1].strip() for line in table] == ["level", "---", *levels]
+    assert len({line.count("|") for line in table}) == 1 and lines[start - 1] == lines[start + 5] == ""
+    assert not re.search(r",\S", card.text[: card.text.index("## How to use")])
     assert all((folder / path).is_file() for path in re.findall(r"!\[.*?\]\((.*?)\)", card.text))
     assert "plots/examples.jpg" in card.text and "report.html" in card.text
     assert str(tmp_path) not in card.content
