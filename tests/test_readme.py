@@ -92,6 +92,12 @@ def user_folder(tmp_path_factory):
         table.to_csv(data / f"masks_{split}.csv", index=False)
     (data / "damage.yaml").write_text(re.search(r"```yaml\n(# data/damage.yaml\n.*?)```", README, re.DOTALL).group(1))
     make_demo.main(["taxonomy", "--output_dir", str(data / "fungarium")])
+    for index, image in enumerate(make_split(120, 3)["image"]):
+        (folder / "photos" / PATHS[index % 6][-1]).mkdir(parents=True, exist_ok=True)
+        image.save(folder / "photos" / PATHS[index % 6][-1] / f"{index}.jpg")
+    command = next(line for line in COMMANDS if "--image_folder photos" in line)
+    words = [f"{REPOSITORY}/{word}" if word.endswith(".py") else word for word in shlex.split(command)[1:]]
+    subprocess.run([sys.executable, *words], cwd=folder, check=True, capture_output=True)
     return folder
 
 
