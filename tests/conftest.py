@@ -101,6 +101,7 @@ def options(fruit: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "num_train_epochs": 1,
             "learning_rate": 3e-3,
             "dataloader_num_workers": 0,
+            "no_report": True,  # drawing takes longer than training
             "output_dir": tmp_path / "out",
             **changes,
         }
@@ -201,6 +202,7 @@ def dense_options(tiles: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "num_train_epochs": 1,
             "learning_rate": 3e-3,
             "dataloader_num_workers": 0,
+            "no_report": True,  # drawing takes longer than training
             "output_dir": tmp_path / "out",
             **changes,
         }

@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,12 @@ for name in options.get("versions", []):
     publisher.start_upload(name)
 print("finished", publisher.finish("the end"))
 """
+
+
+@pytest.fixture
+def options(options: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """As elsewhere, but with a report."""
+    return partial(options, no_report=None)
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -14,6 +16,18 @@ import train_taxonomy
 from common import reporting
 from common.evidence import EVIDENCE_FILE, Evidence
 from common.run_facts import shareable, shareable_line
+
+
+@pytest.fixture
+def options(options: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """As elsewhere, but with a report."""
+    return partial(options, no_report=None)
+
+
+@pytest.fixture
+def dense_options(dense_options: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """As elsewhere, but with a report."""
+    return partial(dense_options, no_report=None)
 
 
 def test_report_of_a_classifier(options, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,18 @@ NAMES = {
     "eval/path/full_path_accuracy",
     "eval/argmax/tree_inconsistency",
 }
+
+
+@pytest.fixture
+def options(options: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """As elsewhere, but with a report."""
+    return partial(options, no_report=None)
+
+
+@pytest.fixture
+def dense_options(dense_options: Callable[..., list[str]]) -> Callable[..., list[str]]:
+    """As elsewhere, but with a report."""
+    return partial(dense_options, no_report=None)
 
 
 def test_names():

@@ -59,7 +59,7 @@ def test_learns(dense_options, tmp_path, changes):
 
 
 def test_output_contract(dense_options, tmp_path):
-    returned = train_segmentation.main(dense_options(save_predictions=True))
+    returned = train_segmentation.main(dense_options(save_predictions=True, no_report=None))
     folder = tmp_path / "out"
     results = read(folder)
     assert set(results) == {"train", "eval"}

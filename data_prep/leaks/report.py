@@ -142,7 +142,8 @@ PAGE = """<!DOCTYPE html>
 <div><img src="{{ entry.pictures[0] }}" alt="first"><img src="{{ entry.pictures[1] }}" alt="second"></div>
 <figcaption><b>{{ entry.leak.kind }}</b>
 {%- if entry.leak.kind != "same group" %}, {{ "not turned" if entry.transform == "none" else entry.transform }},
-correlation {{ "%.3f" | format(entry.leak.correlation) }}{% endif %}<br>{{ entry.labels[0] }}<br>{{ entry.labels[1] }}</figcaption>
+correlation {{ "%.3f" | format(entry.leak.correlation) }}{% endif %}
+<br>{{ entry.labels[0] }}<br>{{ entry.labels[1] }}</figcaption>
 </figure>
 {% endfor %}
 </main>
