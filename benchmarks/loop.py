@@ -70,7 +70,7 @@ def measured(way: str, case: str, folder: Path) -> float:
     if way == "ours":
         return run_script(CASES[case], folder)
     command = [sys.executable, __file__, "--once", way, case, str(folder)]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()[-1])
 
 
 def run_script(case: dict, folder: Path) -> float:

@@ -78,11 +78,17 @@ class EncodedImage:
         """
         if self.decoded is not None:
             return self.decoded
+        return as_pixels(self._decode())
+
+    def _decode(self, reduction: int = 1) -> np.ndarray | Image.Image:
+        """A JPEG's pixels (height, width, 3), at this fraction of its size."""
+        width, height = (side // reduction for side in self.size)
         if self.is_plain:
             with suppress(ValueError):  # Pillow may know better, or says better what is wrong
-                decoded = simplejpeg.decode_jpeg(self.content, fastdct=False, fastupsample=False)
-                return torch.from_numpy(decoded).permute(2, 0, 1)
-        return as_pixels(load_image(self.content))
+                return simplejpeg.decode_jpeg(
+                    self.content, fastdct=False, fastupsample=False, min_height=height, min_width=width
+                )
+        return load_image(self.content, at_least=(width, height))
 
     def resized(self, box: Sequence[int], size: Sequence[int], how: InterpolationMode) -> torch.Tensor:
         """A part of the image, resized with antialiasing.
@@ -101,8 +107,8 @@ class EncodedImage:
         reduction = self.reduction_for(box[2:], size)
         if reduction == 1:
             return v2.functional.resized_crop_image(self.pixels(), *box, list(size), how, antialias=True)
-        width, height = self.size
-        image = load_image(self.content, at_least=(width // reduction, height // reduction))
+        decoded = self._decode(reduction)
+        image = Image.fromarray(decoded) if isinstance(decoded, np.ndarray) else decoded
         top, left, height, width = (side / reduction for side in box)  # Pillow takes fractions of pixels
         edges = (left, top, left + width, top + height)
         return as_pixels(image.resize(tuple(reversed(size)), Image.Resampling[how.name], edges))
@@ -116,11 +122,9 @@ class EncodedImage:
         return next((reduction for reduction, least in ((8, 16), (4, 4), (2, 2)) if scale >= least), 1)
 
 
-def as_pixels(image: Image.Image | torch.Tensor) -> torch.Tensor:
-    """An RGB image as uint8 (3, height, width)."""
-    if isinstance(image, torch.Tensor):
-        return image
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+def as_pixels(image: Image.Image | np.ndarray) -> torch.Tensor:
+    """An RGB image as uint8 (3, height, width); an array is not copied."""
+    return torch.from_numpy(image if isinstance(image, np.ndarray) else np.array(image)).permute(2, 0, 1)
 
 
 class TrainTransform:
