@@ -182,7 +182,9 @@ def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_d
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)
     processor.save_pretrained(staging)
+    mode = (staging / "config.json").stat().st_mode  # safetensors lets the owner alone read what it writes
     for file in sorted(staging.iterdir()):
+        file.chmod(mode)
         os.replace(file, folder / file.name)
     staging.rmdir()
 

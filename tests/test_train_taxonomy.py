@@ -46,6 +46,8 @@ def test_output_contract(options, tmp_path):
     returned = train_taxonomy.main(options(save_predictions=True))
     folder = tmp_path / "out"
     results = read(folder)
+    modes = {(folder / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(modes) == 1, "whoever may read the one needs the other"
     assert set(results) == {"train", "eval"}
     assert set(results["train"]) == {
         "loss",
