@@ -74,8 +74,9 @@ def drawn(folder: Path, side: int) -> list[Path]:
     return files
 
 
-def our_images(files: list[Path]) -> LabelledImages:
-    transform = TrainTransform(
+def plain_transform() -> TrainTransform:
+    """A random crop and a coin toss for mirroring, nothing else."""
+    return TrainTransform(
         SIZE,
         crop_scale=0.08,
         aspect_ratio=4 / 3,
@@ -87,8 +88,11 @@ def our_images(files: list[Path]) -> LabelledImages:
         interpolation="bilinear",
         mean=MEAN,
     )
+
+
+def our_images(files: list[Path]) -> LabelledImages:
     rows = ImageRows(Dataset.from_dict({"image": list(map(str, files))}), "image", "train")
-    return LabelledImages(rows, np.zeros((len(files), 1), dtype=np.int64), np.arange(len(files)), transform)
+    return LabelledImages(rows, np.zeros((len(files), 1), dtype=np.int64), np.arange(len(files)), plain_transform())
 
 
 def others() -> dict[str, object]:

@@ -4,7 +4,7 @@ Draws a few thousand small JPEGs, which the rows of a table share through hard l
 the table by paths and by encoding anew, and starts train_taxonomy.py on the results for one step. Memory is what Linux
 counts as proportional share (PSS) over all processes of a command, sampled, and its peak.
 
-    python benchmarks/prepare_scale.py --folder /tmp/scale --sizes 43370 433702 --num_proc 2
+    python benchmarks/prepare_scale.py --folder scale --sizes 43370 433702 --num_proc 2
 """
 
 from __future__ import annotations

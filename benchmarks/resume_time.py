@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.input import plain_transform
 from common.image_rows import ImageRows, LabelledImages, collate, make_loader
-from common.images import TrainTransform
 from common.sampling import GlobalBatchSampler
 
 NUM_ROWS, BATCH = 433_702, 32
@@ -67,19 +67,7 @@ def make_images(folder: Path) -> LabelledImages:
     table = Dataset.from_dict({"image": [names[row % len(names)] for row in range(NUM_ROWS)]})
     rows = ImageRows(table, "image", "train", folder)
     labels = np.zeros((NUM_ROWS, 1), dtype=np.int64)
-    transform = TrainTransform(
-        224,
-        crop_scale=0.35,
-        aspect_ratio=4 / 3,
-        hflip=0.5,
-        vflip=0.0,
-        color_jitter=0.0,
-        auto_augment=None,
-        random_erasing=0.0,
-        interpolation="bicubic",
-        mean=(0.5, 0.5, 0.5),
-    )
-    return LabelledImages(rows, labels, np.arange(NUM_ROWS), transform)
+    return LabelledImages(rows, labels, np.arange(NUM_ROWS), plain_transform())
 
 
 def ours(images: LabelledImages, step: int) -> Iterator[dict]:
