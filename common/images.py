@@ -50,10 +50,12 @@ class EncodedImage:
 
     def _read_plain_header(self) -> bool:
         """Whether this is a JPEG without peculiarities, of which it is then known how large it is."""
-        if not self.content.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in self.content:
+        content = self.content
+        # Both may say that the image has to be turned, which Pillow finds out.
+        if not content.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in content or b"tiff:Orientation" in content:
             return False
         with suppress(ValueError):
-            height, width, colors, _ = simplejpeg.decode_jpeg_header(self.content)
+            height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
             self.size, self.shape = (width, height), (height, width)
             return colors in ("YCbCr", "Gray") and width * height <= (Image.MAX_IMAGE_PIXELS or math.inf)
         return False

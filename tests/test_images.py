@@ -237,6 +237,8 @@ def jpeg(image, **options):
 
 ROTATED = Image.Exif()
 ROTATED[0x0112] = 6
+ROTATED_BY_XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">
+<rdf:Description xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>"""
 
 
 @pytest.mark.parametrize(
@@ -248,8 +250,9 @@ ROTATED[0x0112] = 6
         jpeg(photo(61, 43).convert("L")),
         jpeg(photo(61, 43).convert("CMYK")),
         jpeg(photo(61, 43), exif=ROTATED),
+        jpeg(photo(61, 43), xmp=ROTATED_BY_XMP),
     ],
-    ids=["plain", "subsampled", "progressive", "grey", "cmyk", "rotated"],
+    ids=["plain", "subsampled", "progressive", "grey", "cmyk", "rotated", "rotated by XMP"],
 )
 def test_jpegs_decode_to_the_pixels_of_pillow(data, tmp_path):
     expected = torch.from_numpy(np.array(load_image(data))).permute(2, 0, 1)
