@@ -80,22 +80,24 @@ def make_steps(size: int) -> dict[str, Callable[[], torch.Tensor]]:
     lifted = TREE.lift(labels)
     scores = torch.randn(4, sum(CLASSES), size, size, generator=generator).requires_grad_()
 
-    def step(loss: Callable[[torch.Tensor], torch.Tensor], channels: slice) -> Callable[[], torch.Tensor]:
+    leaf_scores = scores.detach()[:, -CLASSES[-1] :].contiguous().requires_grad_()
+
+    def step(loss: Callable[[torch.Tensor], torch.Tensor], scores: torch.Tensor = scores) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:
             scores.grad = None
-            loss(scores[:, channels]).backward()
-            return scores.grad[:, channels]
+            loss(scores).backward()
+            return scores.grad
 
         return run
 
-    leaves, everything = slice(sum(CLASSES[:-1]), None), slice(None)
+    tree, independent = our_loss("tree"), our_loss("independent")
     steps = {
-        "ours, tree": step(lambda scores: our_loss("tree")(scores, labels), leaves),
-        "ours, independent": step(lambda scores: our_loss("independent")(scores, labels), everything),
-        "plain PyTorch": step(lambda scores: plain_loss(scores, lifted), everything),
+        "ours, tree": step(lambda scores: tree(scores, labels), leaf_scores),
+        "ours, independent": step(lambda scores: independent(scores, labels)),
+        "plain PyTorch": step(lambda scores: plain_loss(scores, lifted)),
     }
     for name, loss in others().items():
-        steps[name] = step(lambda scores, loss=loss: loss(scores, lifted), everything)
+        steps[name] = step(lambda scores, loss=loss: loss(scores, lifted))
     return steps
 
 

@@ -1,9 +1,8 @@
-"""Softmax over every node of the label tree for all pixels of some images, and its gradient, in little memory."""
+"""Probabilities of every level of the label tree for all pixels of some images, and their gradient, in little memory."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import groupby, pairwise
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,168 +10,218 @@ import torch.nn.functional as F
 
 from .heads import LevelHeads
 
+# Numbers worked on at a time, (CPU, GPU): what stays in a CPU's cache, or keeps every processor of a GPU busy.
+BLOCK = (2**20, 2**27)
+# Rarer than this counts as this where a class's gradient is shared out among its leaves; never in the loss's value.
+LEAST = 1e-30
 
-class Node(NamedTuple):
-    """A root or a class with children, over whose scores there is a softmax; level and row are -1 for a root."""
 
-    level: int
-    row: int
-    parent: int  # position in the list of nodes, as is ``root``; -1 for a root
-    root: int
-    runs: list[tuple[int, int, int]]  # (first row, end, level) of the children, which lie side by side
+def enlarge(scores: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
+    """Scores (images, channels, h, w) ``stride`` times larger, bilinearly and in float32, cut to ``size``."""
+    large = [length * stride for length in scores.shape[2:]]
+    return F.interpolate(scores.float(), size=large, mode="bilinear")[..., : size[0], : size[1]]
+
+
+def gather_enlarged(gradient: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
+    """The gradient of what :func:`enlarge` took, which was of ``size``: a matrix per side, in a quarter of torch's time."""
+    sides = []
+    for small, length in zip(size, gradient.shape[2:], strict=True):
+        identity = torch.eye(small, device=gradient.device)[None]
+        sides.append(F.interpolate(identity, size=small * stride, mode="linear")[0, :, :length])
+    return sides[0] @ gradient @ sides[1].T
+
+
+class Softmax(NamedTuple):
+    """One of the softmaxes: which of the model's channels, and which terminals."""
+
+    channels: slice
+    terminals: slice
 
 
 class Layout:
-    """What the rows of a chunk's buffer are: the nodes of the levels wanted, and all leaves, without the roots.
+    """Where probabilities stand: first *sums*, then *terminals*, in which the softmaxes end.
 
-    ``independent`` heads are a tree of depth 1 per level; the others are one tree. One more row, always 0, is for
-    pixels without a label. A leaf of a level that is not wanted counts as of level ``num_levels``.
+    With ``independent`` heads the terminals are the classes of all levels wanted, and there are no sums. Else they are
+    the leaves; every class of a level above the last is a sum of leaves. A *slot* is a level's position among those
+    wanted; slots of sums come first.
     """
 
     def __init__(self, heads: LevelHeads, active: Sequence[int], device: torch.device) -> None:
-        tree, self.active = heads.hierarchy, active
-        starts = [sum(tree.num_classes[:level]) for level in range(tree.num_levels + 1)]
-        if heads.leaf_softmax:  # nodes are (level, class), roots (-1, number)
-            paths = [[(-1, 0), *((n, row[n]) for n in active if row[n] >= 0)] for row in tree.ancestors.tolist()]
-            for leaf, (level, _) in enumerate(tree.leaves):
-                paths[leaf] += [] if level in active else [(tree.num_levels, leaf)]
-            channels = range(tree.num_leaves)
+        tree, last = heads.hierarchy, heads.hierarchy.num_levels - 1
+        self.active = list(active)
+        columns = [F.pad(tree.ancestors[:, level], (0, 1), value=-1) for level in active]  # the last: without a label
+        sizes = [tree.num_classes[level] for level in active]
+        firsts = [sum(sizes[:slot]) for slot in range(len(sizes) + 1)]
+        if heads.leaf_softmax:
+            self.num_terminals, self.num_sum_slots = tree.num_leaves, len(active) - (last in active)
+            self.softmaxes = [Softmax(slice(0, tree.num_leaves), slice(0, tree.num_leaves))]
+            members = [torch.arange(n)[:, None] == column[:-1] for n, column in zip(sizes, columns, strict=True)]
         else:
-            paths = [[(-1, slot), (n, i)] for slot, n in enumerate(active) for i in range(tree.num_classes[n])]
-            channels = [starts[path[1][0]] + path[1][1] for path in paths]
-        parent_of = {below: above for path in paths for above, below in pairwise(path)}
-        root_of = {node: path[0] for path in paths for node in path}
-        order = sorted(parent_of, key=lambda node: (parent_of[node], node[0]))
-        row_of = {node: row for row, node in enumerate(order)}
-        families = [(node, list(kids)) for node, kids in groupby(order, key=parent_of.get)]
-        position = {node: number for number, (node, _) in enumerate(families)} | {None: -1}
-        self.nodes = []  # parents come before their children
-        for node, kids in families:
-            runs = [[row_of[kid] for kid in run] + [level] for level, run in groupby(kids, key=lambda kid: kid[0])]
-            runs = [(run[0], run[-2] + 1, run[-1]) for run in runs]
-            above, root = position[parent_of.get(node)], position[root_of[node]]
-            self.nodes.append(Node(node[0], row_of.get(node, -1), above, root, runs))
-        self.num_rows = len(order)
-        self.gaps = [level for level in active if tree.has_gaps[level]]
-        self.levels = torch.tensor(active, device=device)
-        # (first row, first channel, how many) of leaves that follow each other in both.
-        pairs = enumerate(sorted((row_of[path[-1]], channel) for path, channel in zip(paths, channels, strict=True)))
-        spans = [list(run) for _, run in groupby(pairs, key=lambda pair: (pair[1][0] - pair[0], pair[1][1] - pair[0]))]
-        self.spans = [(*span[0][1], len(span)) for span in spans]
-        rows = [[row_of.get((n, c), self.num_rows) for c in [*tree.ancestors[:, n].tolist(), -1]] for n in active]
-        self.rows = torch.tensor(rows, device=device)  # (levels wanted, leaves and one for none): of the leaf's class
-        self.level_of_row = torch.tensor([n for n, _ in order] + [tree.num_levels], device=device)
-        classes = [starts[n] + (i if n < tree.num_levels else 0) for n, i in order] + [starts[-1]]
-        self.class_of_row = torch.tensor(classes, device=device)  # among all levels'; one too many for none
+            self.num_terminals, self.num_sum_slots = firsts[-1], 0
+            starts = [sum(tree.num_classes[:level]) for level in active]
+            spans = list(zip(starts, firsts, sizes, strict=False))
+            self.softmaxes = [Softmax(slice(start, start + n), slice(at, at + n)) for start, at, n in spans]
+            members = torch.eye(self.num_terminals).split(sizes)
+        self.num_sums = firsts[self.num_sum_slots]
+        # The last level's classes are the first leaves, so these rows are theirs.
+        self.rows = [slice(first, first + size) for first, size in zip(firsts, sizes, strict=False)]
+        self.members = [matrix.to(device, torch.float32) for matrix in members]  # per slot (classes, terminals): 1 or 0
+        self.sums = torch.cat([torch.empty(0, self.num_terminals, device=device), *self.members[: self.num_sum_slots]])
+        self.reach = torch.stack([matrix.new_zeros(self.num_terminals) for matrix in self.members])
+        for slot, _ in enumerate(active):  # 1 where a terminal shares the slot's softmax
+            self.reach[slot, self.softmaxes[slot if len(self.softmaxes) > 1 else 0].terminals] = 1
+        # By leaf, and at the end for pixels without a label, per slot: the class, and whether there is one (if not,
+        # the first class stands in, and does not count).
+        self.classes = torch.stack(columns).clamp(min=0).to(device)
+        gaps = any(tree.has_gaps[level] for level in active)
+        self.known = (torch.stack(columns if gaps else columns[:1]) >= 0).to(device, torch.float32)
+        starts = torch.tensor([row.start for row in self.rows], device=device)[:, None]
+        # Where the class stands among the sums, or among the terminals.
+        self.of_sums = (self.classes + starts)[: self.num_sum_slots]
+        self.of_terminals = (self.classes + starts - self.num_sums)[self.num_sum_slots :]
+        self.leaf_is_terminal = heads.leaf_softmax
 
-    def roots(self) -> list[tuple[int, slice]]:
-        """Every root's position, and which of the levels wanted are below it."""
-        roots = [position for position, node in enumerate(self.nodes) if node.level < 0]
-        step = len(self.active) // len(roots)
-        return [(position, slice(i * step, (i + 1) * step)) for i, position in enumerate(roots)]
+    def places(self, leaves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Where the classes of leaves (images, pixels) stand among the sums and the terminals: (images, slots, pixels)."""
+        if self.leaf_is_terminal and len(self.of_terminals):  # as the table has it, but for who stands in
+            return look_up(self.of_sums[None], leaves), leaves.clamp(max=self.num_terminals - 1)[:, None]
+        return look_up(self.of_sums[None], leaves), look_up(self.of_terminals[None], leaves)
 
-
-class Chunk:
-    """The softmax of some images' scores (images, channels, h, w) over the children of every node.
-
-    A class's score is the logsumexp of its children's. The buffer keeps ``exp(score - largest)`` of these, ``totals``
-    their sums, so that neither log-probabilities nor shares in the parent's gradient underflow.
-    """
-
-    def __init__(self, layout: Layout, scores: torch.Tensor, labels: torch.Tensor, stride: int) -> None:
-        num_leaves, num_levels = layout.rows.shape[1] - 1, len(layout.active)
-        self.layout, self.size, self.sides = layout, labels.shape[1:], []
-        large = [length * stride for length in scores.shape[2:]]
-        if scores.shape[2:] != self.size:  # a matrix per side, whose transpose costs a quarter of torch's own backward
-            for small, padded, length in zip(scores.shape[2:], large, self.size, strict=True):
-                identity = torch.eye(small, device=scores.device)[None]
-                self.sides.append(F.interpolate(identity, size=padded, mode="linear")[0, :, :length])
-        index = torch.where(labels < 0, num_leaves, labels).flatten(1)
-        # (images, levels, pixels): row of the pixel's class
-        self.rows = torch.stack([column.index_select(0, index.flatten()).view_as(index) for column in layout.rows], 1)
-        self.labelled = (index < num_leaves).float()
-        slots = [slot for slot in range(num_levels) if layout.active[slot] in layout.gaps]
-        self.masks = {layout.active[slot]: (self.rows[:, slot] < layout.num_rows).float() for slot in slots}
-        self.buffer = scores.new_empty(len(labels), layout.num_rows + 1, index.shape[1], dtype=torch.float32)
-        self.buffer[:, -1] = 0
-        for row, channel, count in layout.spans:
-            source = scores[:, channel : channel + count]
-            if self.sides:
-                source = F.interpolate(source.float(), size=large, mode="bilinear")
-            self._image(row, count).copy_(source[..., : self.size[0], : self.size[1]])
-        tops, self.totals = {}, {}
-        self.log_probs = torch.empty_like(self.rows, dtype=torch.float32)
-        for slot in range(num_levels - 1, -2, -1):
-            for position, node in self._nodes(slot):
-                kids = self.buffer[:, node.runs[0][0] : node.runs[-1][1]]
-                tops[position] = kids.amax(1)
-                self.totals[position] = kids.sub_(tops[position][:, None]).exp_().sum(1)
-                if slot >= 0:
-                    self.buffer[:, node.row] = self.totals[position].log().add_(tops[position])
-            if slot >= 0:  # before the parents overwrite this level's scores
-                self.log_probs[:, slot] = self.buffer.gather(1, self.rows[:, slot, None])[:, 0]
-        for position, below in layout.roots():
-            self.log_probs[:, below] -= tops[position][:, None]
-            self.log_probs[:, below] -= self.totals[position].log()[:, None]
-        self.log_probs.clamp_(max=0)
-
-    def overlaps(self) -> torch.Tensor:
-        """I, S and T of each row as :class:`.SegmentationLoss` has them: float64 (3, images, rows)."""
-        result = self.buffer.new_zeros(3, *self.buffer.shape[:2], dtype=torch.float64)
-        rows = self.rows.flatten(1)
-        result[0].scatter_add_(1, rows, self.log_probs.exp().flatten(1).double())
-        result[2].scatter_add_(1, rows, result.new_ones(()).expand_as(rows))
-        self.shares: list[torch.Tensor] = []  # times the buffer at a child: its probability, or 0 without a label
-        for position, node in enumerate(self.layout.nodes):
-            above = self.labelled if node.level < 0 else self.buffer[:, node.row] * self.shares[node.parent]
-            self.shares.append(above / self.totals[position])
-            for first, end, level in node.runs:
-                result[1][:, first:end] = torch.bmm(
-                    self.buffer[:, first:end], self._share(position, level).mT
-                ).squeeze(2)
+    def count(self, leaves: torch.Tensor) -> torch.Tensor:
+        """(images, positions): how many pixels are of each class, from those of each leaf and of none."""
+        result = leaves.new_zeros(len(leaves), self.num_sums + self.num_terminals)
+        for row, classes, known in zip(self.rows, self.classes, self.known.expand(len(self.rows), -1), strict=True):
+            result.index_add_(1, row.start + classes, leaves * known)
         return result
 
-    def write_gradient(self, slopes: torch.Tensor | None, pulls: torch.Tensor, out: torch.Tensor) -> None:
-        """Turn the buffer into the gradient, and write it to ``out``, zeros of the scores' shape.
+    def of_leaves(self, values: torch.Tensor) -> torch.Tensor:
+        """(images, slots, leaves and none): what a leaf's classes have of (images, positions); 0 without a class."""
+        rows = zip(self.rows, self.classes, strict=True)
+        return torch.stack([values[:, row][:, classes] for row, classes in rows], 1) * self.known
+
+
+def look_up(table: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
+    """(images, slots, pixels): entries of a table (images or 1, slots, leaves) for leaves (images, pixels)."""
+    result = table.new_empty(len(leaves), table.shape[1], leaves.shape[1])
+    for slot in range(table.shape[1]):
+        torch.gather(table[:, slot].expand(len(leaves), -1), 1, leaves, out=result[:, slot])
+    return result
+
+
+class PixelSoftmax:
+    """The softmaxes of all pixels of some images, block by block.
+
+    Args:
+        layout: of the levels wanted.
+        scores: (images, terminals, pixels), any floating dtype.
+        leaves: (images, pixels) int64 labels, the number of leaves where there is none.
+        out: (images, terminals, pixels) float32, where the probabilities are kept.
+        loss: called block by block with the probability and the log-probability of each label (images, slots, pixels)
+            and with the leaves; the second becomes its slope in the log-probability.
+
+    Attributes:
+        inside, everywhere: float64 (images, positions), each class's probability summed over the pixels of that class,
+            and over all pixels with a label.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        scores: torch.Tensor,
+        leaves: torch.Tensor,
+        out: torch.Tensor,
+        loss: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None],
+    ) -> None:
+        self.layout, self.leaves, self.probs = layout, leaves, out
+        self.prob, self.slope = out.new_empty(2, len(leaves), len(layout.rows), leaves.shape[1])
+        shape = len(leaves), layout.num_sums + layout.num_terminals
+        self.inside, self.everywhere = out.new_zeros(2, *shape, dtype=torch.float64)
+        for images, pixels in self._blocks():
+            block = images, slice(None), pixels
+            self._softmax(scores[block], self.probs[block])
+            self._find_labels(images, pixels, scores[block])
+            loss(self.prob[block], self.slope[block], leaves[images, pixels])
+
+    def _blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Images and pixels to work on at a time."""
+        pixels = max(1, BLOCK[self.probs.is_cuda] // self.layout.num_terminals)
+        images = max(1, pixels // self.leaves.shape[1])
+        for first in range(0, len(self.leaves), images):
+            for start in range(0, self.leaves.shape[1], pixels):
+                yield slice(first, first + images), slice(start, start + pixels)
+
+    def _softmax(self, scores: torch.Tensor, out: torch.Tensor) -> None:
+        for softmax in self.layout.softmaxes:
+            given, part = scores[:, softmax.terminals].float(), out[:, softmax.terminals]
+            torch.sub(given, given.amax(1, keepdim=True), out=part).exp_()
+            part.mul_(part.sum(1, keepdim=True).reciprocal_())
+        out.clamp_(min=LEAST)
+
+    def _find_labels(self, images: slice, pixels: slice, scores: torch.Tensor) -> None:
+        """Probability and log-probability of the labels, and their sums."""
+        layout, probs, leaves = self.layout, self.probs[images, :, pixels], self.leaves[images, pixels]
+        prob, log_prob = self.prob[images, :, pixels], self.slope[images, :, pixels]
+        places, known = layout.places(leaves), look_up(layout.known[None], leaves)
+        cut = [layout.num_sum_slots, prob.shape[1] - layout.num_sum_slots]
+        of_sums = _product(layout.sums[None], probs)
+        for source, place, out in zip((of_sums, probs), places, prob.split(cut, 1), strict=True):
+            torch.gather(source, 1, place, out=out)
+        prob.clamp_(max=1)
+        torch.log(prob, out=log_prob)
+        if prob.is_cuda or prob.min() < 1e3 * LEAST:  # a GPU would have to be waited for
+            log_prob.copy_(self._exact(scores.float(), places))
+        counted = (prob * known).double().split(cut, 1)
+        halves = self.inside[images].split([layout.num_sums, layout.num_terminals], 1)
+        for half, place, part in zip(halves, places, counted, strict=True):
+            half.scatter_add_(1, place.flatten(1), part.flatten(1))
+        totals = _product(known, probs.mT).expand(-1, len(layout.rows), -1)
+        for slot, (row, members) in enumerate(zip(layout.rows, layout.members, strict=True)):
+            self.everywhere[images, row] += totals[:, slot] @ members.T
+
+    def _exact(self, scores: torch.Tensor, places: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        """Log-probabilities of the labels, however small."""
+        layout = self.layout
+        sums = [scores[:, row.nonzero()[:, 0]].logsumexp(1) for row in layout.sums]
+        sums = torch.stack(sums, 1) if sums else scores[:, :0]
+        totals = torch.stack([scores[:, softmax.terminals].logsumexp(1) for softmax in layout.softmaxes], 1)
+        found = torch.cat([source.gather(1, place) for source, place in zip((sums, scores), places, strict=True)], 1)
+        return found.sub_(totals).clamp_(max=0)  # one softmax for all slots, or one each
+
+    def to_gradient(self, slopes: torch.Tensor | None) -> None:
+        """Turn the probabilities into the gradient with respect to the terminals' scores. Done once, at the end.
 
         Args:
-            slopes: of the loss in S and -I of each row (2, images, rows); ``None`` without Dice.
-            pulls: slope of focal in the log-probability of each pixel's class (images, levels, pixels).
+            slopes: of the loss in ``everywhere`` and (negated) in ``inside`` (2, images, positions).
         """
-        x, nodes = self.buffer, self.layout.nodes
+        layout, (cut, num_slots) = self.layout, (self.layout.num_sum_slots, len(self.layout.rows))
+        left = torch.cat([layout.sums.T, -layout.reach.T], 1)[None]
         if slopes is not None:
-            each = slopes[1].gather(1, self.rows.flatten(1)).view_as(pulls)
-            pulls.addcmul_(each, self.log_probs.exp(), value=-1)
-        # A log-probability is a class's score less its root's.
-        flows = {position: -pulls[:, below].sum(1, keepdim=True) for position, below in self.layout.roots()}
-        for position, node in enumerate(nodes if slopes is not None else ()):
-            for first, end, level in node.runs:
-                mean = torch.bmm(slopes[0, :, None, first:end], x[:, first:end])
-                flows[node.root].addcmul_(mean, self._share(position, level), value=-1)
-        for slot in range(-1, len(self.layout.active)):
-            if slot >= 0:
-                x.scatter_add_(1, self.rows[:, slot, None], pulls[:, slot, None])
-            for position, node in self._nodes(slot):
-                flow = (flows[position] if slot < 0 else x[:, node.row, None]) / self.totals[position][:, None]
-                for first, end, level in node.runs:
-                    factor = flow
-                    if slopes is not None:
-                        factor = torch.addcmul(flow, slopes[0, :, first:end, None], self._share(position, level))
-                    x[:, first:end] *= factor
-        for row, channel, count in self.layout.spans:
-            part = self._image(row, count)
-            out[:, channel : channel + count] = self.sides[0] @ part @ self.sides[1].T if self.sides else part
+            outside, inside = slopes.expand(-1, len(self.probs), -1)
+            inside = layout.of_leaves(inside)
+            rows = zip(layout.rows, layout.members, strict=True)
+            outside = torch.stack([outside[:, row] @ members for row, members in rows], 1)  # in a terminal's probability
+            left = torch.cat([left.expand(len(outside), -1, -1), outside.mT], 2)
+        for images, pixels in self._blocks():
+            leaves, probs, prob = self.leaves[images, pixels], self.probs[images, :, pixels], self.prob[images, :, pixels]
+            of_sums, of_terminals = layout.places(leaves)
+            slope = self.slope[images, :, pixels].div_(prob)  # in each label's probability; 0 without one
+            if slopes is not None:
+                slope.sub_(look_up(inside[images], leaves))
+            right = probs.new_empty(len(probs), left.shape[2], probs.shape[2])
+            right[:, : layout.num_sums].zero_().scatter_add_(1, of_sums, slope[:, :cut])
+            mean = right[:, layout.num_sums : layout.num_sums + num_slots]  # what a softmax takes from its terminals
+            torch.mul(prob, slope, out=mean)
+            if slopes is not None:
+                known = look_up(layout.known[None], leaves)
+                mean.addcmul_(_product(outside[images], probs), known)
+                right[:, layout.num_sums + num_slots :] = known
+            each = _product(left[images] if len(left) > 1 else left, right)
+            each.scatter_add_(1, of_terminals, slope[:, cut:])
+            probs.mul_(each)
 
-    def _share(self, position: int, level: int) -> torch.Tensor:
-        """``shares`` of a node (images, 1, pixels), 0 also where the pixel's label has no value at the level."""
-        share = self.shares[position]
-        return (share * self.masks[level] if level in self.masks else share)[:, None]
 
-    def _nodes(self, slot: int) -> list[tuple[int, Node]]:
-        """Those of one of the levels wanted, or the roots for -1."""
-        level = -1 if slot < 0 else self.layout.active[slot]
-        return [(position, node) for position, node in enumerate(self.layout.nodes) if node.level == level]
-
-    def _image(self, row: int, count: int) -> torch.Tensor:
-        """View (images, count, H, W) of rows of the buffer."""
-        return self.buffer[:, row : row + count].unflatten(2, self.size)
+def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Of matrices, one or several on either side; one alone is no batch, which is slower."""
+    if len(left) == len(right) == 1:
+        return (left[0] @ right[0])[None]
+    return left @ right

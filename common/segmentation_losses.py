@@ -15,9 +15,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .heads import LevelHeads
-from .pixel_softmax import Chunk, Layout
+from .pixel_softmax import Layout, PixelSoftmax, enlarge, gather_enlarged, look_up
 
-# Numbers in the buffer of a chunk of images, (CPU, GPU): little memory, or enough to keep every processor busy.
+# Probabilities kept at a time, (CPU, GPU), unless they stand in the memory of the gradient: few, or what a GPU needs.
 CHUNK = (2**22, 2**27)
 
 
@@ -78,19 +78,10 @@ class SegmentationLoss(nn.Module):
     @torch.no_grad()
     def label_weights(self, labels: torch.Tensor) -> torch.Tensor:
         """Denominators [of Dice, of focal] per level, float64 (levels, 2), of leaf labels (batch, H, W)."""
-        hierarchy, images = self._heads[0].hierarchy, len(labels)
-        index = torch.where(labels < 0, hierarchy.num_leaves, labels).flatten(1)
-        pixels = torch.zeros(images, hierarchy.num_leaves + 1, dtype=torch.float64, device=labels.device)
-        pixels.scatter_add_(1, index, pixels.new_ones(()).expand_as(index))
-        result = []
-        for level, column in enumerate(hierarchy.lift(torch.arange(-1, hierarchy.num_leaves, device=labels.device))):
-            weight = getattr(self, f"class_weight_{level}").double()
-            # A leaf without a value at this level goes to one class too many, as do pixels without a label.
-            index = torch.where(column < 0, len(weight), column).roll(-1)
-            counts = pixels.new_zeros(images, len(weight) + 1).index_add_(1, index, pixels)[:, :-1]
-            occurs = (counts.sum(0, keepdim=True) if self.dice_over == "batch" else counts) > 0
-            result.append(torch.stack([(occurs * weight).sum(), (counts * weight).sum()]))
-        return torch.stack(result)
+        layout = self._layout(range(self.num_levels), labels.device)
+        counts, weight = self._counts(layout, self._leaves(labels)), self._class_weights(layout).double()
+        both = torch.stack([((counts > 0) * weight).sum(0), (counts * weight).sum(0)])
+        return torch.stack([both[:, row].sum(1) for row in layout.rows])
 
     def forward(
         self, scores: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor | None = None
@@ -131,44 +122,99 @@ class SegmentationLoss(nn.Module):
             raise ValueError(
                 f"Scores of {size} pixels fit labels of {full} neither so nor {self.stride} times larger."
             )
-        sums = torch.zeros(self.num_levels + 1, 2, device=scores.device)  # the last is of rows without a level
-        gradient = None if denominators is None else torch.zeros_like(scores, dtype=torch.float32)
+        sums = torch.zeros(self.num_levels, 2, device=scores.device)
         active = [level for level, weight in enumerate(self.weights) if weight]
         if not active or not scores.numel():
-            return sums[:-1], gradient
-        key = (*active, scores.device)
-        if key not in self._layouts:
-            self._layouts[key] = Layout(self._heads[0], active, scores.device)
-        layout = self._layouts[key]
-        each = [getattr(self, f"class_weight_{level}") for level in range(self.num_levels)]
-        weight = torch.cat([*each, sums.new_zeros(1)])[layout.class_of_row]
-        factors = torch.zeros_like(sums)
-        if denominators is not None:
-            factors[:-1] = self._factors(denominators)
-        step = max(1, CHUNK[scores.is_cuda] // (layout.num_rows * labels[0].numel()))
-        parts = [slice(start, start + step) for start in range(0, len(labels), step)]
-        of_batch = slopes = None
+            return sums, None if denominators is None else torch.zeros_like(scores, dtype=torch.float32)
+        layout = self._layout(active, scores.device)
         with torch.autocast(scores.device.type, enabled=False):
-            if self.dice_weight and self.dice_over == "batch" and len(parts) > 1:  # no slope before the last sum
-                of_batch = sum(
-                    Chunk(layout, scores[p], labels[p], self.stride).overlaps().sum(1, keepdim=True) for p in parts
-                )
-            for part in parts:
-                chunk = Chunk(layout, scores[part], labels[part], self.stride)
-                if self.dice_weight:
-                    overlaps = chunk.overlaps()
-                    if self.dice_over == "batch":
-                        overlaps = overlaps.sum(1, keepdim=True) if of_batch is None else of_batch
-                    dice, slopes = self._dice(overlaps, weight)
-                    slopes = (slopes * factors[layout.level_of_row, 0]).float().expand(-1, len(chunk.rows), -1)
-                    if of_batch is None or part.start == 0:
-                        sums[:, 0].index_add_(0, layout.level_of_row, dice.sum(0).float())
-                focal, pulls = self._focal(chunk.log_probs, weight.take(chunk.rows))
-                sums[:, 1].index_add_(0, layout.levels, focal)
-                if gradient is not None:
-                    chunk.write_gradient(slopes, pulls.mul_(factors[layout.levels, 1][:, None]), gradient[part])
-                del chunk  # before the next one takes as much memory
-        return sums[:-1], gradient
+            return self._sums_and_gradient(layout, sums, scores, labels, denominators)
+
+    def _sums_and_gradient(
+        self, layout: Layout, sums: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, denominators: Any
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        size, full = scores.shape[2:], labels.shape[1:]
+        gradient, factors, in_place = None, layout.known.new_zeros(len(layout.active), 2), False
+        if denominators is not None:
+            gradient = torch.empty_like(scores, dtype=torch.float32)
+            # It takes shape in its own memory if the probabilities can stand there.
+            in_place = size == full and layout.num_terminals == scores.shape[1] and gradient.is_contiguous()
+            factors = self._factors(denominators)[layout.active].float()
+        if gradient is not None and layout.num_terminals != scores.shape[1]:
+            gradient.zero_()
+        weight, leaves = self._class_weights(layout), self._leaves(labels)
+        of_leaves = layout.of_leaves(weight[None])
+        step = max(1, CHUNK[scores.is_cuda] // (layout.num_terminals * leaves.shape[1]))
+        step = len(scores) if in_place and self.dice_over == "batch" else step
+        parts = [slice(start, start + step) for start in range(0, len(scores), step)]
+
+        def focal(prob: torch.Tensor, log_prob: torch.Tensor, leaves: torch.Tensor) -> None:
+            if self.focal_weight:
+                sums[layout.active, 1] += self._focal(prob, log_prob, look_up(of_leaves, leaves))
+                log_prob.mul_(factors[:, 1, None])
+            else:
+                log_prob.zero_()
+
+        def softmax_of(part: slice) -> PixelSoftmax:
+            given = scores[part]
+            if layout.num_terminals != scores.shape[1]:
+                given = torch.cat([given[:, channels] for channels, _ in layout.softmaxes], 1)
+            given = (given if size == full else enlarge(given, self.stride, full)).flatten(2)
+            into = torch.empty_like(given, dtype=torch.float32) if not in_place else gradient[part]
+            return PixelSoftmax(layout, given, leaves[part], into.flatten(2), focal)
+
+        of_batch = slopes = None
+        if self.dice_weight and self.dice_over == "batch" and len(parts) > 1:  # no slope before the last sum
+            of_batch = sum(self._overlaps(softmax_of(part), leaves[part]) for part in parts)
+            sums.zero_()
+        for number, part in enumerate(parts):
+            softmax = softmax_of(part)
+            if self.dice_weight:
+                overlaps = self._overlaps(softmax, leaves[part]) if of_batch is None else of_batch
+                dice, slopes = self._dice(overlaps, weight)
+                for slot, row in enumerate(layout.rows):
+                    slopes[..., row] *= factors[slot, 0]
+                    if of_batch is None or number == 0:
+                        sums[layout.active[slot], 0] += dice[:, row].sum()
+            if gradient is None:
+                continue
+            softmax.to_gradient(slopes)
+            for channels, terminals in layout.softmaxes if not in_place else ():
+                found = softmax.probs[:, terminals].unflatten(2, full)
+                gradient[part, channels] = found if size == full else gather_enlarged(found, self.stride, size)
+            del softmax  # before the next takes as much memory
+        return sums, gradient
+
+    def _layout(self, active: Sequence[int], device: torch.device) -> Layout:
+        key = (*active, device)
+        if key not in self._layouts:
+            self._layouts[key] = Layout(self._heads[0], list(active), device)
+        return self._layouts[key]
+
+    def _class_weights(self, layout: Layout) -> torch.Tensor:
+        """(positions,)"""
+        weight = layout.sums.new_zeros(layout.num_sums + layout.num_terminals)
+        for row, level in zip(layout.rows, layout.active, strict=True):
+            weight[row] = getattr(self, f"class_weight_{level}")
+        return weight
+
+    def _leaves(self, labels: torch.Tensor) -> torch.Tensor:
+        """(images, pixels): labels, the number of leaves where there is none."""
+        return torch.where(labels < 0, self._heads[0].hierarchy.num_leaves, labels).flatten(1)
+
+    def _counts(self, layout: Layout, leaves: torch.Tensor) -> torch.Tensor:
+        """(images, positions) float64: pixels of each class; (1, positions) for all images if Dice is over these."""
+        shape = len(leaves), self._heads[0].hierarchy.num_leaves + 1
+        each = torch.zeros(shape, dtype=torch.float64, device=leaves.device)
+        counts = layout.count(each.scatter_add_(1, leaves, each.new_ones(()).expand_as(leaves)))
+        return counts.sum(0, keepdim=True) if self.dice_over == "batch" else counts
+
+    def _overlaps(self, softmax: PixelSoftmax, leaves: torch.Tensor) -> torch.Tensor:
+        """I, S and T of each class as the class's docstring has them: (3, images or 1, positions) float64."""
+        inside, everywhere = softmax.inside, softmax.everywhere
+        if self.dice_over == "batch":
+            inside, everywhere = inside.sum(0, keepdim=True), everywhere.sum(0, keepdim=True)
+        return torch.stack([inside, everywhere, self._counts(softmax.layout, leaves)])
 
     def _factors(self, denominators: torch.Tensor) -> torch.Tensor:
         """(levels, 2): what a numerator is multiplied with in the loss."""
@@ -177,24 +223,26 @@ class SegmentationLoss(nn.Module):
         return torch.where(denominators > 0, weights.to(denominators.device, non_blocking=True) / denominators, 0)
 
     def _dice(self, overlaps: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dice of each row from I, S, T (3, images, rows): (images, rows), and its slopes in S and -I."""
+        """Dice of each class from I, S, T (3, images, classes): (images, classes), and its slopes in S and -I."""
         inside, everywhere, count = overlaps
         weight = torch.where(count > 0, weight, 0)
         below = torch.where(count > 0, everywhere + count + self.smooth, 1)
         ratio = (2 * inside + self.smooth) / below
-        return weight * (1 - ratio), torch.stack([weight * ratio / below, 2 * weight / below])
+        return weight * (1 - ratio), torch.stack([weight * ratio / below, 2 * weight / below]).float()
 
-    def _focal(self, log_probs: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Sums (levels,) of focal from what :class:`Chunk` has per pixel, and the slope in each log-probability."""
-        if not self.focal_weight:
-            return log_probs.new_zeros(log_probs.shape[1]), torch.zeros_like(log_probs)
+    def _focal(self, prob: torch.Tensor, log_prob: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """Sums (slots,) of focal; ``log_prob`` becomes its slope in that."""
         if not self.focal_gamma:
-            return -(weight * log_probs).sum((0, 2)), weight.neg_()
-        wrong = -torch.expm1(log_probs)
+            sums = -(weight * log_prob).sum((0, 2))
+            torch.neg(weight, out=log_prob)
+            return sums
+        wrong = 1 - prob
         weight *= wrong.pow(self.focal_gamma)
         # p log p / (1 - p): finite; at p = 1 it is multiplied with 0, so that 0 will do there, unlike 0 / 0.
-        ratio = log_probs.exp().mul_(log_probs).div_(wrong.clamp_(min=torch.finfo(torch.float32).tiny))
-        return -(weight * log_probs).sum((0, 2)), weight.mul_(ratio.mul_(self.focal_gamma).sub_(1))
+        ratio = (prob * log_prob).div_(wrong.clamp_(min=torch.finfo(torch.float32).tiny))
+        sums = -log_prob.mul_(weight).sum((0, 2))
+        torch.mul(weight, ratio.mul_(self.focal_gamma).sub_(1), out=log_prob)
+        return sums
 
 
 class _WithGradient(torch.autograd.Function):
@@ -202,13 +250,16 @@ class _WithGradient(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor, loss: Any) -> Any:
-        sums, gradient = loss.sums_and_gradient(scores, labels, denominators)
-        ctx.save_for_backward(gradient)
+        sums, ctx.gradient = loss.sums_and_gradient(scores, labels, denominators)
         ctx.dtype = scores.dtype
         return loss.combine(sums, denominators)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Rounded only after a loss scale is in: one pixel's share of a mean underflows in half precision.
-        return (ctx.saved_tensors[0] * upstream).to(ctx.dtype), None, None, None
+        # Handed on and not kept: it is as large as the scores. Rounded only after a loss scale is in, because one
+        # pixel's share of a mean underflows in half precision.
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            raise RuntimeError("The segmentation loss goes backward once; compute it again for a second time.")
+        return gradient.mul_(upstream).to(ctx.dtype), None, None, None

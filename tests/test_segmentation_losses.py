@@ -297,8 +297,17 @@ def test_certainty_has_its_true_loss_and_gradient(kind, gamma):
 def test_half_precision_gradients_are_rounded_after_the_loss_scale():
     """A pixel's share of a mean over 65,536 pixels is less than float16 can hold."""
     scores = torch.zeros(1, GAPS.num_leaves, 256, 256, dtype=torch.float16, requires_grad=True)
-    loss = make_loss(dice_weight=0, weights=[0, 0, 1e-3])(scores, torch.ones(1, 256, 256, dtype=torch.long))
-    assert not gradient(loss, scores).any() and gradient(65536.0 * loss, scores)[0, 1].all()
+    loss_fn, labels = make_loss(dice_weight=0, weights=[0, 0, 1e-3]), torch.ones(1, 256, 256, dtype=torch.long)
+    assert not gradient(loss_fn(scores, labels), scores).any()
+    assert gradient(65536.0 * loss_fn(scores, labels), scores)[0, 1].all()
+
+
+def test_a_second_backward_pass_is_refused():
+    scores, labels = random_scores("tree"), random_labels()
+    loss = make_loss()(scores, labels)
+    gradient(loss, scores)
+    with pytest.raises(RuntimeError, match="goes backward once"):
+        gradient(loss, scores)
 
 
 # ---- parts of a batch
