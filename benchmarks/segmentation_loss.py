@@ -82,7 +82,9 @@ def make_steps(size: int) -> dict[str, Callable[[], torch.Tensor]]:
 
     leaf_scores = scores.detach()[:, -CLASSES[-1] :].contiguous().requires_grad_()
 
-    def step(loss: Callable[[torch.Tensor], torch.Tensor], scores: torch.Tensor = scores) -> Callable[[], torch.Tensor]:
+    def step(
+        loss: Callable[[torch.Tensor], torch.Tensor], scores: torch.Tensor = scores
+    ) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:
             scores.grad = None
             loss(scores).backward()

@@ -65,7 +65,9 @@ class Layout:
         self.num_sums = firsts[self.num_sum_slots]
         # The last level's classes are the first leaves, so these rows are theirs.
         self.rows = [slice(first, first + size) for first, size in zip(firsts, sizes, strict=False)]
-        self.members = [matrix.to(device, torch.float32) for matrix in members]  # per slot (classes, terminals): 1 or 0
+        self.members = [
+            matrix.to(device, torch.float32) for matrix in members
+        ]  # per slot (classes, terminals): 1 or 0
         self.sums = torch.cat([torch.empty(0, self.num_terminals, device=device), *self.members[: self.num_sum_slots]])
         self.reach = torch.stack([matrix.new_zeros(self.num_terminals) for matrix in self.members])
         for slot, _ in enumerate(active):  # 1 where a terminal shares the slot's softmax
@@ -199,10 +201,16 @@ class PixelSoftmax:
             outside, inside = slopes.expand(-1, len(self.probs), -1)
             inside = layout.of_leaves(inside)
             rows = zip(layout.rows, layout.members, strict=True)
-            outside = torch.stack([outside[:, row] @ members for row, members in rows], 1)  # in a terminal's probability
+            outside = torch.stack(
+                [outside[:, row] @ members for row, members in rows], 1
+            )  # in a terminal's probability
             left = torch.cat([left.expand(len(outside), -1, -1), outside.mT], 2)
         for images, pixels in self._blocks():
-            leaves, probs, prob = self.leaves[images, pixels], self.probs[images, :, pixels], self.prob[images, :, pixels]
+            leaves, probs, prob = (
+                self.leaves[images, pixels],
+                self.probs[images, :, pixels],
+                self.prob[images, :, pixels],
+            )
             of_sums, of_terminals = layout.places(leaves)
             slope = self.slope[images, :, pixels].div_(prob)  # in each label's probability; 0 without one
             if slopes is not None:

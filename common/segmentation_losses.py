@@ -8,6 +8,7 @@ the gradient is written out, and computed chunk by chunk in the forward pass: no
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -133,57 +134,70 @@ class SegmentationLoss(nn.Module):
     def _sums_and_gradient(
         self, layout: Layout, sums: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, denominators: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        size, full = scores.shape[2:], labels.shape[1:]
-        gradient, factors, in_place = None, layout.known.new_zeros(len(layout.active), 2), False
+        full, leaves, slopes = labels.shape[1:], self._leaves(labels), None
+        gradient, factors = None, torch.zeros(len(layout.active), 2, device=scores.device)
         if denominators is not None:
-            gradient = torch.empty_like(scores, dtype=torch.float32)
-            # It takes shape in its own memory if the probabilities can stand there.
-            in_place = size == full and layout.num_terminals == scores.shape[1] and gradient.is_contiguous()
+            all_written = layout.num_terminals == scores.shape[1]
+            gradient = (torch.empty_like if all_written else torch.zeros_like)(scores, dtype=torch.float32)
             factors = self._factors(denominators)[layout.active].float()
-        if gradient is not None and layout.num_terminals != scores.shape[1]:
-            gradient.zero_()
-        weight, leaves = self._class_weights(layout), self._leaves(labels)
-        of_leaves = layout.of_leaves(weight[None])
+        # The gradient takes shape in its own memory if the probabilities can stand there.
+        in_place = gradient is not None and scores.shape[2:] == full and gradient.is_contiguous() and all_written
+        weight = self._class_weights(layout)
+        run = partial(self._softmax, layout, layout.of_leaves(weight[None]), factors, sums)
         step = max(1, CHUNK[scores.is_cuda] // (layout.num_terminals * leaves.shape[1]))
         step = len(scores) if in_place and self.dice_over == "batch" else step
         parts = [slice(start, start + step) for start in range(0, len(scores), step)]
-
-        def focal(prob: torch.Tensor, log_prob: torch.Tensor, leaves: torch.Tensor) -> None:
-            if self.focal_weight:
-                sums[layout.active, 1] += self._focal(prob, log_prob, look_up(of_leaves, leaves))
-                log_prob.mul_(factors[:, 1, None])
-            else:
-                log_prob.zero_()
-
-        def softmax_of(part: slice) -> PixelSoftmax:
-            given = scores[part]
-            if layout.num_terminals != scores.shape[1]:
-                given = torch.cat([given[:, channels] for channels, _ in layout.softmaxes], 1)
-            given = (given if size == full else enlarge(given, self.stride, full)).flatten(2)
-            into = torch.empty_like(given, dtype=torch.float32) if not in_place else gradient[part]
-            return PixelSoftmax(layout, given, leaves[part], into.flatten(2), focal)
-
-        of_batch = slopes = None
+        of_batch = None
         if self.dice_weight and self.dice_over == "batch" and len(parts) > 1:  # no slope before the last sum
-            of_batch = sum(self._overlaps(softmax_of(part), leaves[part]) for part in parts)
+            of_batch = sum(self._overlaps(run(scores[part], leaves[part], full), leaves[part]) for part in parts)
             sums.zero_()
-        for number, part in enumerate(parts):
-            softmax = softmax_of(part)
+        for part in parts:
+            softmax = run(scores[part], leaves[part], full, gradient[part] if in_place else None)
             if self.dice_weight:
                 overlaps = self._overlaps(softmax, leaves[part]) if of_batch is None else of_batch
                 dice, slopes = self._dice(overlaps, weight)
-                for slot, row in enumerate(layout.rows):
-                    slopes[..., row] *= factors[slot, 0]
-                    if of_batch is None or number == 0:
-                        sums[layout.active[slot], 0] += dice[:, row].sum()
-            if gradient is None:
-                continue
-            softmax.to_gradient(slopes)
-            for channels, terminals in layout.softmaxes if not in_place else ():
-                found = softmax.probs[:, terminals].unflatten(2, full)
-                gradient[part, channels] = found if size == full else gather_enlarged(found, self.stride, size)
+                for level, row, (factor, _) in zip(layout.active, layout.rows, factors, strict=True):
+                    slopes[..., row] *= factor
+                    if of_batch is None or part.start == 0:
+                        sums[level, 0] += dice[:, row].sum()
+            if gradient is not None:
+                softmax.to_gradient(slopes)
+                if not in_place:
+                    self._write(softmax, full, gradient[part])
             del softmax  # before the next takes as much memory
         return sums, gradient
+
+    def _softmax(
+        self,
+        layout: Layout,
+        weights: torch.Tensor,
+        factors: torch.Tensor,
+        sums: torch.Tensor,
+        scores: torch.Tensor,
+        leaves: torch.Tensor,
+        full: Sequence[int],
+        out: torch.Tensor | None = None,
+    ) -> PixelSoftmax:
+        """That of some images, with focal's slopes; focal itself is added to the sums."""
+
+        def focal(prob: torch.Tensor, log_prob: torch.Tensor, leaves: torch.Tensor) -> None:
+            if not self.focal_weight:
+                log_prob.zero_()
+                return
+            sums[layout.active, 1] += self._focal(prob, log_prob, look_up(weights, leaves))
+            log_prob.mul_(factors[:, 1, None])
+
+        if layout.num_terminals != scores.shape[1]:
+            scores = torch.cat([scores[:, channels] for channels, _ in layout.softmaxes], 1)
+        scores = (scores if scores.shape[2:] == full else enlarge(scores, self.stride, full)).flatten(2)
+        out = torch.empty_like(scores, dtype=torch.float32) if out is None else out.flatten(2)
+        return PixelSoftmax(layout, scores, leaves, out, focal)
+
+    def _write(self, softmax: PixelSoftmax, full: Sequence[int], gradient: torch.Tensor) -> None:
+        """What the probabilities have become, to the gradient (images, channels, h, w) of the scores."""
+        for channels, terminals in softmax.layout.softmaxes:
+            found, size = softmax.probs[:, terminals].unflatten(2, full), gradient.shape[2:]
+            gradient[:, channels] = found if size == full else gather_enlarged(found, self.stride, size)
 
     def _layout(self, active: Sequence[int], device: torch.device) -> Layout:
         key = (*active, device)
