@@ -1,4 +1,4 @@
-"""Probabilities of every level of the label tree for all pixels of some images, and their gradient, in little memory."""
+"""Probabilities of all pixels of some images at every level of the label tree, and their gradient, in little memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def enlarge(scores: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Ten
 
 
 def gather_enlarged(gradient: torch.Tensor, stride: int, size: Sequence[int]) -> torch.Tensor:
-    """The gradient of what :func:`enlarge` took, which was of ``size``: a matrix per side, in a quarter of torch's time."""
+    """The gradient of what :func:`enlarge` took, of ``size``: a matrix per side, in a quarter of torch's own time."""
     sides = []
     for small, length in zip(size, gradient.shape[2:], strict=True):
         identity = torch.eye(small, device=gradient.device)[None]
@@ -48,7 +48,7 @@ class Layout:
 
     def __init__(self, heads: LevelHeads, active: Sequence[int], device: torch.device) -> None:
         tree, last = heads.hierarchy, heads.hierarchy.num_levels - 1
-        self.active = list(active)
+        self.active, self.levels = list(active), torch.tensor(list(active), device=device)
         columns = [F.pad(tree.ancestors[:, level], (0, 1), value=-1) for level in active]  # the last: without a label
         sizes = [tree.num_classes[level] for level in active]
         firsts = [sum(sizes[:slot]) for slot in range(len(sizes) + 1)]
@@ -65,10 +65,10 @@ class Layout:
         self.num_sums = firsts[self.num_sum_slots]
         # The last level's classes are the first leaves, so these rows are theirs.
         self.rows = [slice(first, first + size) for first, size in zip(firsts, sizes, strict=False)]
-        self.members = [
-            matrix.to(device, torch.float32) for matrix in members
-        ]  # per slot (classes, terminals): 1 or 0
+        # Per slot (classes, terminals): 1 where a terminal is of a class, else 0.
+        self.members = [matrix.to(device, torch.float32) for matrix in members]
         self.sums = torch.cat([torch.empty(0, self.num_terminals, device=device), *self.members[: self.num_sum_slots]])
+        self.terminals_of_sums = [row.nonzero()[:, 0] for row in self.sums]
         self.reach = torch.stack([matrix.new_zeros(self.num_terminals) for matrix in self.members])
         for slot, _ in enumerate(active):  # 1 where a terminal shares the slot's softmax
             self.reach[slot, self.softmaxes[slot if len(self.softmaxes) > 1 else 0].terminals] = 1
@@ -84,7 +84,7 @@ class Layout:
         self.leaf_is_terminal = heads.leaf_softmax
 
     def places(self, leaves: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Where the classes of leaves (images, pixels) stand among the sums and the terminals: (images, slots, pixels)."""
+        """(images, slots, pixels) of sums and of terminals: where the classes of leaves (images, pixels) stand."""
         if self.leaf_is_terminal and len(self.of_terminals):  # as the table has it, but for who stands in
             return look_up(self.of_sums[None], leaves), leaves.clamp(max=self.num_terminals - 1)[:, None]
         return look_up(self.of_sums[None], leaves), look_up(self.of_terminals[None], leaves)
@@ -183,7 +183,7 @@ class PixelSoftmax:
     def _exact(self, scores: torch.Tensor, places: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
         """Log-probabilities of the labels, however small."""
         layout = self.layout
-        sums = [scores[:, row.nonzero()[:, 0]].logsumexp(1) for row in layout.sums]
+        sums = [scores[:, terminals].logsumexp(1) for terminals in layout.terminals_of_sums]
         sums = torch.stack(sums, 1) if sums else scores[:, :0]
         totals = torch.stack([scores[:, softmax.terminals].logsumexp(1) for softmax in layout.softmaxes], 1)
         found = torch.cat([source.gather(1, place) for source, place in zip((sums, scores), places, strict=True)], 1)
@@ -198,21 +198,16 @@ class PixelSoftmax:
         layout, (cut, num_slots) = self.layout, (self.layout.num_sum_slots, len(self.layout.rows))
         left = torch.cat([layout.sums.T, -layout.reach.T], 1)[None]
         if slopes is not None:
-            outside, inside = slopes.expand(-1, len(self.probs), -1)
-            inside = layout.of_leaves(inside)
-            rows = zip(layout.rows, layout.members, strict=True)
-            outside = torch.stack(
-                [outside[:, row] @ members for row, members in rows], 1
-            )  # in a terminal's probability
+            everywhere, inside = slopes.expand(-1, len(self.probs), -1)
+            inside, rows = layout.of_leaves(inside), zip(layout.rows, layout.members, strict=True)
+            # In the probability of a terminal of a pixel with a label: (images, slots, terminals).
+            outside = torch.stack([everywhere[:, row] @ members for row, members in rows], 1)
             left = torch.cat([left.expand(len(outside), -1, -1), outside.mT], 2)
         for images, pixels in self._blocks():
-            leaves, probs, prob = (
-                self.leaves[images, pixels],
-                self.probs[images, :, pixels],
-                self.prob[images, :, pixels],
-            )
+            block = images, slice(None), pixels
+            leaves, probs, prob = self.leaves[images, pixels], self.probs[block], self.prob[block]
             of_sums, of_terminals = layout.places(leaves)
-            slope = self.slope[images, :, pixels].div_(prob)  # in each label's probability; 0 without one
+            slope = self.slope[block].div_(prob)  # in each label's probability; 0 without one
             if slopes is not None:
                 slope.sub_(look_up(inside[images], leaves))
             right = probs.new_empty(len(probs), left.shape[2], probs.shape[2])

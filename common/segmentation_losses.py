@@ -139,7 +139,7 @@ class SegmentationLoss(nn.Module):
         if denominators is not None:
             all_written = layout.num_terminals == scores.shape[1]
             gradient = (torch.empty_like if all_written else torch.zeros_like)(scores, dtype=torch.float32)
-            factors = self._factors(denominators)[layout.active].float()
+            factors = self._factors(denominators).index_select(0, layout.levels).float()
         # The gradient takes shape in its own memory if the probabilities can stand there.
         in_place = gradient is not None and scores.shape[2:] == full and gradient.is_contiguous() and all_written
         weight = self._class_weights(layout)
@@ -184,7 +184,7 @@ class SegmentationLoss(nn.Module):
             if not self.focal_weight:
                 log_prob.zero_()
                 return
-            sums[layout.active, 1] += self._focal(prob, log_prob, look_up(weights, leaves))
+            sums[:, 1].index_add_(0, layout.levels, self._focal(prob, log_prob, look_up(weights, leaves)))
             log_prob.mul_(factors[:, 1, None])
 
         if layout.num_terminals != scores.shape[1]:
