@@ -1,4 +1,4 @@
-"""Probabilities of all pixels of some images at every level of the label tree, and their gradient, in little memory."""
+"""Probabilities of pixels at every level of the label tree, and the gradient of a loss of these, in little memory."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from .heads import LevelHeads
 
 # Numbers worked on at a time, (CPU, GPU): what stays in a CPU's cache, or keeps every processor of a GPU busy.
-BLOCK = (2**20, 2**27)
+BLOCK = (2**21, 2**27)
 # Rarer than this counts as this where a class's gradient is shared out among its leaves; never in the loss's value.
 LEAST = 1e-30
 
@@ -104,10 +104,13 @@ class Layout:
 
 def look_up(table: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
     """(images, slots, pixels): entries of a table (images or 1, slots, leaves) for leaves (images, pixels)."""
-    result = table.new_empty(len(leaves), table.shape[1], leaves.shape[1])
-    for slot in range(table.shape[1]):
-        torch.gather(table[:, slot].expand(len(leaves), -1), 1, leaves, out=result[:, slot])
-    return result
+    if len(table) != 1:
+        index = leaves[:, None].expand(-1, table.shape[1], -1)
+        return table.gather(2, index)
+    result, flat = table.new_empty(table.shape[1], leaves.numel()), leaves.flatten()
+    for row, out in zip(table[0], result, strict=True):  # faster than gather, which takes one thread
+        torch.index_select(row, 0, flat, out=out)
+    return result.view(-1, *leaves.shape).movedim(0, 1)
 
 
 class PixelSoftmax:
@@ -211,7 +214,7 @@ class PixelSoftmax:
             if slopes is not None:
                 slope.sub_(look_up(inside[images], leaves))
             right = probs.new_empty(len(probs), left.shape[2], probs.shape[2])
-            right[:, : layout.num_sums].zero_().scatter_add_(1, of_sums, slope[:, :cut])
+            right[:, : layout.num_sums].zero_().scatter_(1, of_sums, slope[:, :cut])
             mean = right[:, layout.num_sums : layout.num_sums + num_slots]  # what a softmax takes from its terminals
             torch.mul(prob, slope, out=mean)
             if slopes is not None:

@@ -276,4 +276,6 @@ class _WithGradient(torch.autograd.Function):
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
             raise RuntimeError("The segmentation loss goes backward once; compute it again for a second time.")
-        return gradient.mul_(upstream).to(ctx.dtype), None, None, None
+        if gradient.is_cuda or upstream != 1:  # a GPU would have to be waited for
+            gradient.mul_(upstream)
+        return gradient.to(ctx.dtype), None, None, None
