@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 
 from .data import check_columns
 from .image_files import BAD_IMAGE, BadSampleError, check_file, explain, lies_in, load_image, upright_size
@@ -196,18 +196,20 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stack samples: ``pixels`` uint8 (batch, 3, h, w), ``rows`` (batch,), ``problems``, and what else there is.
 
     Tensors are stacked, but for ``truth``, which has every image's own size; other values are kept in lists.
-    ``pixels`` is ``None`` if nothing could be decoded.
+    ``pixels`` is ``None`` if nothing could be decoded. In a loader's worker tensors go to memory that it shares.
     """
     good = [sample for sample in samples if sample["pixels"] is not None]
     problems = [problem for sample in samples for problem in sample["problems"]]
     if not good:
         return {"pixels": None, "problems": problems}
     columns = {name: [sample[name] for sample in good] for name in good[0] if name != "problems"}
+    # With the colours of a pixel side by side, as they come: another order would cost more than stacking does.
+    columns["pixels"] = [pixels.movedim(0, 2) for pixels in columns["pixels"]]
     stacked = {
-        name: torch.stack(values) if isinstance(values[0], torch.Tensor) and name != "truth" else values
+        name: default_collate(values) if isinstance(values[0], torch.Tensor) and name != "truth" else values
         for name, values in columns.items()
     }
-    return {**stacked, "problems": problems}
+    return {**stacked, "pixels": stacked["pixels"].movedim(3, 1), "problems": problems}
 
 
 def make_loader(dataset: Samples, batch_sampler: Any, num_workers: int, pin_memory: bool) -> DataLoader:

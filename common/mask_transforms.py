@@ -14,6 +14,7 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
 from .image_rows import Samples
+from .images import resize_part
 from .masks import IGNORED_PIXEL
 
 RESIZE_MODES = ("squash", "fit")
@@ -133,7 +134,7 @@ class ScaledCrop(v2.Transform):
         if isinstance(inpt, tv_tensors.Mask):
             part = nearest(part.as_subclass(torch.Tensor), params["inner"])
             return tv_tensors.Mask(F.pad_image(part[None], padding, fill=IGNORED_PIXEL)[0])
-        part = F.resize_image(part.as_subclass(torch.Tensor), params["inner"], antialias=True)
+        part = resize_part(part.as_subclass(torch.Tensor), params["inner"])
         return tv_tensors.Image(F.pad_image(part, padding, fill=self.fill) if any(padding) else part)
 
 
@@ -192,7 +193,7 @@ class MaskTrainTransform:
     def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         pixels, labels = self.steps(tv_tensors.Image(image), tv_tensors.Mask(mask))
         return {
-            "pixels": pixels.as_subclass(torch.Tensor).contiguous(),
+            "pixels": pixels.as_subclass(torch.Tensor),
             "labels": labels.as_subclass(torch.Tensor).contiguous(),
         }
 

@@ -77,7 +77,8 @@ class Task(ABC):
         if args.image_size and args.image_size != spec["image_size"]:
             raise ValueError(f"--image_size {args.image_size} differs from the saved model's {spec['image_size']}.")
         self.model = model.to(accelerator.device)
-        self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
+        memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+        self.normalize = Normalize(spec["mean"], spec["std"], memory_format).to(accelerator.device)
         self.loss_fn = self.make_loss().to(accelerator.device)
         self.metrics = self.make_metrics()
         self.eval_loader = self.make_eval_loader()
@@ -140,8 +141,7 @@ class Task(ABC):
 
     def to_model(self, pixels: torch.Tensor) -> torch.Tensor:
         """uint8 on the host -> normalised float on the device."""
-        pixels = self.normalize(pixels.to(self.accelerator.device, non_blocking=True))
-        return pixels.contiguous(memory_format=torch.channels_last) if self.args.channels_last else pixels
+        return self.normalize(pixels.to(self.accelerator.device, non_blocking=True))
 
     # ---- evaluation
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from conftest import counted_randomness, png
 from PIL import Image, ImageOps
+from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import normalize
 
+from common import images
 from common.image_files import ORIENTATION, check_file, load_image
 from common.images import EncodedImage, EvaluationTransform, MixImages, Normalize, TrainTransform
 
@@ -261,6 +263,15 @@ def test_jpegs_decode_to_the_pixels_of_pillow(data, tmp_path):
         image = EncodedImage(source)
         assert image.shape == tuple(expected.shape[1:])
         assert torch.equal(image.pixels(), expected)
+
+
+@pytest.mark.parametrize("limit", [0, 2**24])
+def test_results_stay_when_more_is_decoded(limit, monkeypatch):
+    """Decoding uses its memory again; here nothing is left to resize, so that the result might be that memory."""
+    monkeypatch.setattr(images, "SCRATCH_LIMIT", limit)
+    opened = [EncodedImage(jpeg(photo(width, 40, seed=width))) for width in (60, 80, 40, 60)]
+    results = [image.resized((0, 0, *image.shape), image.shape, InterpolationMode.BILINEAR) for image in opened]
+    assert all(torch.equal(result, image.pixels()) for result, image in zip(results, opened, strict=True))
 
 
 def test_a_truncated_jpeg_is_an_error():
