@@ -1,4 +1,4 @@
-"""train_taxonomy.py from JPEG files against a bare loop, and against the Trainer of Transformers: images per second.
+"""train_taxonomy.py from JPEG files against a bare loop, the Trainer of Transformers, and a loop around timm's loader.
 
 - compute: ResNet-18 at 160 px, batches of 16: forward, backward and step decide;
 - input: a tiny ViT at 64 px from 500-px JPEGs: decoding decides.
@@ -18,10 +18,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 import torch
+from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -33,7 +35,7 @@ CASES = {
     "compute": {"model": "timm/resnet18", "image_size": 160, "batch": 16, "steps": 40, "every": 10},
     "input": {"model": "timm/test_vit", "image_size": 64, "batch": 16, "steps": 240, "every": 60},
 }
-WAYS = ("ours", "HF Trainer", "bare")
+WAYS = ("ours", "HF Trainer", "timm", "bare")
 SIDE, NUM_CLASSES = 500, 16
 
 
@@ -80,7 +82,7 @@ def run_script(case: dict, folder: Path) -> float:
     words += ["--image_size", str(case["image_size"]), "--per_device_train_batch_size", str(case["batch"])]
     words += ["--max_train_steps", str(case["steps"]), "--logging_steps", str(case["every"])]
     words += ["--dataloader_num_workers", "1", "--checkpointing_seconds", "0", "--crop_scale", "0.35"]
-    words += ["--output_dir", tempfile.mkdtemp(dir=folder)]
+    words += ["--color_jitter", "0", "--random_erasing", "0", "--output_dir", tempfile.mkdtemp(dir=folder)]
     script = [
         sys.executable,
         "-c",
@@ -102,6 +104,22 @@ def build(case: dict) -> torch.nn.Module:
     return LabelTreeForImageClassification.build(backbone, tree, "tree").train()
 
 
+class Files(torch.utils.data.Dataset):
+    """The table's images as Pillow reads them, transformed, with labels."""
+
+    def __init__(self, folder: Path, transform: Callable | None = None) -> None:
+        table = pd.read_csv(folder / "train.csv")
+        self.files, self.labels = table["image"].tolist(), [int(name[5:]) for name in table["species"]]
+        self.folder, self.transform = folder, transform
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, row: int) -> tuple:
+        image = Image.open(self.folder / self.files[row]).convert("RGB")
+        return self.transform(image) if self.transform else image, self.labels[row]
+
+
 def run_bare(case: dict, folder: Path) -> float:
     model = build(case)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
@@ -121,7 +139,6 @@ def run_bare(case: dict, folder: Path) -> float:
 
 def run_trainer(case: dict, folder: Path) -> float:
     """As the example script for image classification does it, with a worker."""
-    from PIL import Image
     from torchvision import transforms
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -131,26 +148,18 @@ def run_trainer(case: dict, folder: Path) -> float:
         def on_step_end(self, *args: object, **kwargs: object) -> None:
             self.times.append(time.perf_counter())
 
-    class Rows(torch.utils.data.Dataset):
-        def __init__(self) -> None:
-            table = pd.read_csv(folder / "train.csv")
-            self.files, self.labels = table["image"].tolist(), [int(name[5:]) for name in table["species"]]
-            size = case["image_size"]
-            self.transform = transforms.Compose(
-                [
-                    transforms.RandomResizedCrop(size, scale=(0.35, 1.0)),
-                    transforms.RandomHorizontalFlip(),
-                    transforms.ToTensor(),
-                    transforms.Normalize([0.5] * 3, [0.5] * 3),
-                ]
-            )
-
-        def __len__(self) -> int:
-            return len(self.files)
-
+    class Rows(Files):
         def __getitem__(self, row: int) -> dict:
-            image = Image.open(folder / self.files[row]).convert("RGB")
-            return {"pixel_values": self.transform(image), "labels": self.labels[row]}
+            return dict(zip(("pixel_values", "labels"), super().__getitem__(row), strict=True))
+
+    transform = transforms.Compose(
+        [
+            transforms.RandomResizedCrop(case["image_size"], scale=(0.35, 1.0)),
+            transforms.RandomHorizontalFlip(),
+            transforms.ToTensor(),
+            transforms.Normalize([0.5] * 3, [0.5] * 3),
+        ]
+    )
 
     class Wrapped(torch.nn.Module):
         def __init__(self) -> None:
@@ -173,14 +182,49 @@ def run_trainer(case: dict, folder: Path) -> float:
         disable_tqdm=True,
     )
     clock = Clock()
-    Trainer(Wrapped(), arguments, train_dataset=Rows(), callbacks=[clock]).train()
+    Trainer(Wrapped(), arguments, train_dataset=Rows(folder, transform), callbacks=[clock]).train()
     ends = clock.times[case["every"] - 1 :: case["every"]]
     return statistics.median(
         case["every"] * case["batch"] / (later - earlier) for earlier, later in zip(ends, ends[1:], strict=False)
     )
 
 
-PEERS = {"HF Trainer": run_trainer, "bare": run_bare}
+def run_timm(case: dict, folder: Path) -> float:
+    """The inner loop of timm's training script around its loader, with what ours does to images."""
+    from timm.data import create_loader
+    from timm.optim import create_optimizer_v2
+    from timm.utils import AverageMeter, dispatch_clip_grad
+
+    model = build(case)
+    optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-4, weight_decay=0.05)
+    loader = create_loader(
+        Files(folder),
+        (3, case["image_size"], case["image_size"]),
+        case["batch"],
+        is_training=True,
+        use_prefetcher=False,
+        num_workers=1,
+        scale=(0.35, 1.0),
+        color_jitter=None,
+        device=torch.device("cpu"),
+    )
+    losses, speeds, started = AverageMeter(), [], time.perf_counter()
+    for step, (pixels, labels) in enumerate(loader, 1):
+        loss = torch.nn.functional.cross_entropy(model(pixels, scores_only=True), labels)
+        loss.backward()
+        dispatch_clip_grad(model.parameters(), value=1.0, mode="norm")
+        optimizer.step()
+        losses.update(loss.item() if step % case["every"] == 0 else 0.0, len(pixels))
+        optimizer.zero_grad()
+        if step % case["every"] == 0:
+            speeds.append(case["every"] * case["batch"] / (time.perf_counter() - started))
+            started = time.perf_counter()
+        if step == case["steps"]:
+            break
+    return statistics.median(speeds[1:])
+
+
+PEERS = {"HF Trainer": run_trainer, "timm": run_timm, "bare": run_bare}
 
 
 def report(case: str, speeds: dict[str, list[float]]) -> None:

@@ -58,8 +58,7 @@ class EncodedImage:
     def _read_plain_header(self) -> bool:
         """Whether this is a JPEG without peculiarities, of which it is then known how large it is."""
         content = self.content
-        # Both may say that the image has to be turned, which Pillow finds out.
-        if not content.startswith(b"\xff\xd8\xff") or b"Exif\0\0" in content or b"tiff:Orientation" in content:
+        if not content.startswith(b"\xff\xd8\xff") or _may_be_turned(content):
             return False
         with suppress(ValueError):
             height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
@@ -132,6 +131,20 @@ class EncodedImage:
         scale = min(b / s for b, s in zip(box, size, strict=True))
         # One value a block of 8 x 8 is what an eighth has; resized less than to a half, that shows.
         return next((reduction for reduction, least in ((8, 16), (4, 4), (2, 2)) if scale >= least), 1)
+
+
+def _may_be_turned(jpeg: bytes) -> bool:
+    """Whether a JPEG has Exif data, or XMP data with an orientation, or is odd; Pillow then finds out."""
+    start = 2
+    while jpeg[start : start + 1] == b"\xff":
+        marker, length = jpeg[start + 1 : start + 2], int.from_bytes(jpeg[start + 2 : start + 4])
+        if marker == b"\xda":  # pixels follow
+            return False
+        segment = jpeg[start : start + 2 + length] if marker == b"\xe1" else b""
+        if b"Exif\0\0" in segment or b"tiff:Orientation" in segment:
+            return True
+        start += 2 + length
+    return True
 
 
 class _Scratch(threading.local):
