@@ -450,7 +450,7 @@ class SegmentationTrainer(Trainer):
             for index, truth in enumerate(batch["truth"]):
                 dense = [path_scores[index], *(level[index] for level in alone)]
                 resampler = Resampler(batch["resized"][index], truth.shape, model.stride, scores.device)
-                leaf, *argmax = dense_labels(resampler, dense, lambda parts: [part.argmax(1) for part in parts])
+                leaf, *argmax = dense_labels(resampler, dense, lambda parts: [part.max(1).indices for part in parts])
                 argmax += [leaf] * (len(log_probs) - len(alone))
                 self.metrics.add_batch(
                     predictions={"leaf": leaf, "argmax": argmax}, references=truth.to(leaf.device, non_blocking=True)

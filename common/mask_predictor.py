@@ -107,7 +107,7 @@ class MaskPredictor(Predictor):
         lines = []
         for index, (row, name) in enumerate(zip(batch["rows"].tolist(), names, strict=True)):
             resampler = Resampler(batch["resized"][index], batch["size"][index], stride, scores.device)
-            (leaf,) = dense_labels(resampler, [path_scores[index]], lambda parts: [parts[0].argmax(1)])
+            (leaf,) = dense_labels(resampler, [path_scores[index]], lambda parts: [parts[0].max(1).indices])
             file = f"{row:06d}_{plain_stem(name)}"
             write_whole(self.output_dir / "masks" / f"{file}.png", lambda path, leaf=leaf: self.save(path, leaf))
             if self.overlay_size:

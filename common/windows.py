@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+
+# Scores enlarged at a time, (CPU, GPU): what stays in a CPU's cache, or keeps every processor of a GPU busy.
+STRIP = (2**20, 2**24)
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
@@ -120,33 +124,43 @@ class Resampler:
         self, resized: Sequence[int], size: Sequence[int], output_stride: int, device: torch.device | str
     ) -> None:
         self.size = tuple(size)
+        self._heights = resized[0], size[0], output_stride
         self._axes = [
             _taps(shown, wanted, output_stride, device) for shown, wanted in zip(resized, self.size, strict=True)
         ]
 
     def rows(self, scores: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Scores (channels, h, w) -> (channels, last - first, width wanted) of rows ``first`` up to ``last``."""
-        (low, high, share) = (taps[first:last] for taps in self._axes[0])
-        below, above = (index.clamp(max=scores.shape[1] - 1) for index in (low, high))
-        part = torch.lerp(scores[:, below], scores[:, above], share[None, :, None])
         low, high, share = self._axes[1]
         left, right = (index.clamp(max=scores.shape[2] - 1) for index in (low, high))
-        return torch.lerp(part[:, :, left], part[:, :, right], share)
+        # Columns first, and of no more rows than needed: there are fewer of them, and whole rows are copied faster.
+        start, end = (int(_position(row, *self._heights)) for row in (first, last - 1))
+        start = min(start, scores.shape[1] - 1)
+        needed = scores[:, start : end + 2]
+        part = torch.lerp(needed.index_select(2, left), needed.index_select(2, right), share)
+        low, high, share = (taps[first:last] for taps in self._axes[0])
+        below, above = (index.clamp(max=scores.shape[1] - 1) - start for index in (low, high))
+        return torch.lerp(part.index_select(1, below), part.index_select(1, above), share[None, :, None])
 
 
 def _taps(shown: int, wanted: int, output_stride: int, device: torch.device | str) -> tuple[torch.Tensor, ...]:
     """Per pixel wanted, the two scores that it lies between, and how far it is on the way to the second."""
-    centre = (torch.arange(wanted, device=device, dtype=torch.float64) + 0.5) * shown / wanted
-    position = (centre / output_stride - 0.5).clamp(min=0)
+    position = _position(torch.arange(wanted, device=device, dtype=torch.float64), shown, wanted, output_stride)
+    position = position.clamp(min=0)
     low = position.floor().long()
     return low, low + 1, (position - low).float()
+
+
+def _position(pixel: Any, shown: int, wanted: int, output_stride: int) -> Any:
+    """Where a pixel's centre lies among the centres of the scores; may be a little less than 0."""
+    return (pixel + 0.5) * shown / wanted / output_stride - 0.5
 
 
 def dense_labels(
     resampler: Resampler,
     scores: Sequence[torch.Tensor],
     label: Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]],
-    max_elements: int = 2**24,
+    max_elements: int | None = None,
 ) -> list[torch.Tensor]:
     """Labels at every pixel wanted, without ever holding all scores at that size.
 
@@ -154,14 +168,14 @@ def dense_labels(
         resampler: see there.
         scores: tensors (channels, h, w).
         label: tensors (1, channels, rows, width) -> label tensors (1, rows, width).
-        max_elements: scores held at once.
+        max_elements: scores held at once; by default as many as suit the device.
 
     Returns:
         Per label tensor, (height, width), uint8 where there are no more scores than a byte counts, otherwise int16.
     """
     height, width = resampler.size
     per_row = width * sum(tensor.shape[0] for tensor in scores)
-    step = max(1, max_elements // per_row)
+    step = max(1, (max_elements or STRIP[scores[0].is_cuda]) // per_row)
     strips = []
     for first in range(0, height, step):
         last = min(first + step, height)
