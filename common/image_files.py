@@ -6,14 +6,19 @@ This file imports neither torch nor timm, so that the many processes that prepar
 from __future__ import annotations
 
 import io
+import math
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # What a whole file ends with; other endings may be whole too, so they are only a reason to look closer.
 FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
+
+HEAD = 2**14  # bytes that hold the header of most files
 
 BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
@@ -61,6 +66,35 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
     return np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)
 
 
+def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
+    """Width and height of a JPEG without peculiarities, in a fraction of Pillow's time; ``None`` of all other files.
+
+    Args:
+        content: the file, or as much of it as holds its header.
+    """
+    if not content.startswith(b"\xff\xd8\xff") or _may_be_turned(content):
+        return None
+    with suppress(ValueError):
+        height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
+        if colors in ("YCbCr", "Gray") and width * height <= (Image.MAX_IMAGE_PIXELS or math.inf):
+            return width, height
+    return None
+
+
+def _may_be_turned(jpeg: bytes) -> bool:
+    """Whether a JPEG has Exif data, or XMP data with an orientation, or is odd; Pillow then finds out."""
+    start = 2
+    while jpeg[start : start + 1] == b"\xff":
+        marker, length = jpeg[start + 1 : start + 2], int.from_bytes(jpeg[start + 2 : start + 4])
+        if marker == b"\xda":  # pixels follow
+            return False
+        segment = jpeg[start : start + 2 + length] if marker == b"\xe1" else b""
+        if b"Exif\0\0" in segment or b"tiff:Orientation" in segment:
+            return True
+        start += 2 + length
+    return True
+
+
 def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str, tuple[int, int]]:
     """Look at the header of an image file and at its end, and decode it only if that seems to come too early.
 
@@ -74,13 +108,17 @@ def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str,
     Raises:
         OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError: it is broken or too large.
     """
+    head, tail = _ends(source)
+    size = plain_jpeg_size(head)
+    if size and tail.endswith(FILE_ENDS["JPEG"]) and (max_pixels is None or math.prod(size) <= max_pixels):
+        return "JPEG", size
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         kind, (width, height) = image.format, image.size
         if max_pixels is not None and width * height > max_pixels:
             raise ValueError(f"{width} x {height} pixels are more than {max_pixels / 1e6:g} megapixels")
         size = upright_size(image)
         early = kind == "TIFF" and _reaches(image) > _length(source)
-    if early or not _tail(source).endswith(FILE_ENDS.get(kind, b"")):
+    if early or not tail.endswith(FILE_ENDS.get(kind, b"")):
         load_image(source)
     return kind, size
 
@@ -116,13 +154,14 @@ def _length(source: bytes | str) -> int:
     return len(source) if isinstance(source, bytes) else os.path.getsize(source)
 
 
-def _tail(source: bytes | str) -> bytes:
-    """The last bytes of a file, without what writers pad with."""
+def _ends(source: bytes | str) -> tuple[bytes, bytes]:
+    """The first and the last bytes of a file, the last without what writers pad with."""
     if isinstance(source, str):
         with open(source, "rb") as file:
-            file.seek(max(os.path.getsize(source) - 64, 0))
-            source = file.read()
-    return source[-64:].rstrip(b"\0\r\n ")
+            head = file.read(HEAD)
+            file.seek(max(os.fstat(file.fileno()).st_size - 64, 0))
+            return head, file.read().rstrip(b"\0\r\n ")
+    return source[:HEAD], source[-64:].rstrip(b"\0\r\n ")
 
 
 def explain(error: BaseException) -> str:

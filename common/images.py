@@ -21,7 +21,7 @@ from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_train
 from torchvision.transforms import InterpolationMode, v2
 
-from .image_files import ORIENTATION, load_image
+from .image_files import ORIENTATION, load_image, plain_jpeg_size
 
 RESIZE_MODES = ("center", "squash")
 
@@ -57,14 +57,10 @@ class EncodedImage:
 
     def _read_plain_header(self) -> bool:
         """Whether this is a JPEG without peculiarities, of which it is then known how large it is."""
-        content = self.content
-        if not content.startswith(b"\xff\xd8\xff") or _may_be_turned(content):
-            return False
-        with suppress(ValueError):
-            height, width, colors, _ = simplejpeg.decode_jpeg_header(content)
-            self.size, self.shape = (width, height), (height, width)
-            return colors in ("YCbCr", "Gray") and width * height <= (Image.MAX_IMAGE_PIXELS or math.inf)
-        return False
+        size = plain_jpeg_size(self.content)
+        if size:
+            self.size, self.shape = size, size[::-1]
+        return size is not None
 
     def _read_header(self) -> None:
         """The same for all other files, by Pillow, which decodes them at once unless they are JPEGs."""
@@ -131,20 +127,6 @@ class EncodedImage:
         scale = min(b / s for b, s in zip(box, size, strict=True))
         # One value a block of 8 x 8 is what an eighth has; resized less than to a half, that shows.
         return next((reduction for reduction, least in ((8, 16), (4, 4), (2, 2)) if scale >= least), 1)
-
-
-def _may_be_turned(jpeg: bytes) -> bool:
-    """Whether a JPEG has Exif data, or XMP data with an orientation, or is odd; Pillow then finds out."""
-    start = 2
-    while jpeg[start : start + 1] == b"\xff":
-        marker, length = jpeg[start + 1 : start + 2], int.from_bytes(jpeg[start + 2 : start + 4])
-        if marker == b"\xda":  # pixels follow
-            return False
-        segment = jpeg[start : start + 2 + length] if marker == b"\xe1" else b""
-        if b"Exif\0\0" in segment or b"tiff:Orientation" in segment:
-            return True
-        start += 2 + length
-    return True
 
 
 class _Scratch(threading.local):
