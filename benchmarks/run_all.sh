@@ -2,7 +2,15 @@
 # All benchmarks of speed, one after the other; nothing else should run meanwhile. About half an hour on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for benchmark in input segmentation_loss metrics loop checkpoint_stall resume_time find_leaks; do
+for benchmark in input segmentation_loss metrics loop evaluation checkpoint_stall resume_time; do
     echo "## $benchmark"
     python "benchmarks/$benchmark.py" "$@"
 done
+echo "## find_leaks"
+python benchmarks/find_leaks.py
+folder="$(mktemp -d)"
+trap 'rm -rf "$folder"' EXIT
+echo "## prepare_scale"
+python benchmarks/prepare_scale.py --folder "$folder" --modes paths --keep
+echo "## memory"
+python benchmarks/memory.py --folder "$folder"

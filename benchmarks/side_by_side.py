@@ -17,24 +17,28 @@ def machine() -> str:
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads of {os.cpu_count()} CPU cores, {device}"
 
 
-def in_turns(ways: Mapping[str, Callable[[], object]], rounds: int, cpu_time: bool = False) -> dict[str, list[float]]:
+def in_turns(
+    ways: Mapping[str, Callable[[], object]], rounds: int, cpu_time: bool = False, repeats: int = 1
+) -> dict[str, list[float]]:
     """Seconds of each call, one warm-up round apart; what disturbs one alternative disturbs the others as well.
 
     Args:
         ways: name -> the work.
         rounds: how often each is done.
         cpu_time: count the seconds that this process computes, which other work on the machine does not lengthen.
+        repeats: how often in a turn; the mean counts, so that short work is timed as in a loop.
     """
     clock = time.process_time if cpu_time else time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, way in ways.items():
             started = clock()
-            way()
+            for _ in range(repeats):
+                way()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn:
-                seconds[name].append(clock() - started)
+                seconds[name].append((clock() - started) / repeats)
     return seconds
 
 
