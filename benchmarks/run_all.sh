@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# All benchmarks of speed, one after the other; nothing else should run meanwhile. About half an hour on two CPU cores.
+# All benchmarks of speed, one after the other; nothing else should run meanwhile. An hour or so on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 for benchmark in input segmentation_loss metrics loop evaluation checkpoint_stall resume_time; do
