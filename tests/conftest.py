@@ -86,8 +86,13 @@ def fruit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def no_report(request: pytest.FixtureRequest) -> bool | None:
+    """Drawing takes longer than training, so only tests marked ``with_report`` have one."""
+    return None if request.node.get_closest_marker("with_report") else True
+
+
 @pytest.fixture
-def options(fruit: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def options(fruit: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., list[str]]:
     """A command line that trains a tiny random model on fruit; keyword arguments are options, None removes one."""
 
     def make(**changes: object) -> list[str]:
@@ -101,7 +106,7 @@ def options(fruit: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "num_train_epochs": 1,
             "learning_rate": 3e-3,
             "dataloader_num_workers": 0,
-            "no_report": True,  # drawing takes longer than training
+            "no_report": no_report(request),
             "output_dir": tmp_path / "out",
             **changes,
         }
@@ -188,7 +193,7 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def dense_options(tiles: Path, tmp_path: Path) -> Callable[..., list[str]]:
+def dense_options(tiles: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., list[str]]:
     """A command line that trains a tiny random segmentation model on tiles; as ``options``."""
 
     def make(**changes: object) -> list[str]:
@@ -202,7 +207,7 @@ def dense_options(tiles: Path, tmp_path: Path) -> Callable[..., list[str]]:
             "num_train_epochs": 1,
             "learning_rate": 3e-3,
             "dataloader_num_workers": 0,
-            "no_report": True,  # drawing takes longer than training
+            "no_report": no_report(request),
             "output_dir": tmp_path / "out",
             **changes,
         }

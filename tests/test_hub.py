@@ -6,8 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -40,10 +38,7 @@ print("finished", publisher.finish("the end"))
 """
 
 
-@pytest.fixture
-def options(options: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """As elsewhere, but with a report."""
-    return partial(options, no_report=None)
+pytestmark = pytest.mark.with_report
 
 
 @pytest.fixture

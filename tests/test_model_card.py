@@ -6,8 +6,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,17 +18,7 @@ import train_segmentation
 import train_taxonomy
 from common.model_card import MARKER, UNKNOWN_MODEL, base_model, hub_id, plain_markdown
 
-
-@pytest.fixture
-def options(options: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """As elsewhere, but with a report."""
-    return partial(options, no_report=None)
-
-
-@pytest.fixture
-def dense_options(dense_options: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """As elsewhere, but with a report."""
-    return partial(dense_options, no_report=None)
+pytestmark = pytest.mark.with_report
 
 
 def run_its_code(folder: Path, tmp_path: Path) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -17,17 +15,7 @@ from common import reporting
 from common.evidence import EVIDENCE_FILE, Evidence
 from common.run_facts import shareable, shareable_line
 
-
-@pytest.fixture
-def options(options: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """As elsewhere, but with a report."""
-    return partial(options, no_report=None)
-
-
-@pytest.fixture
-def dense_options(dense_options: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """As elsewhere, but with a report."""
-    return partial(dense_options, no_report=None)
+pytestmark = pytest.mark.with_report
 
 
 def test_report_of_a_classifier(options, tmp_path):

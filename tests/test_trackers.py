@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -27,16 +25,7 @@ NAMES = {
 }
 
 
-@pytest.fixture
-def options(options: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """As elsewhere, but with a report."""
-    return partial(options, no_report=None)
-
-
-@pytest.fixture
-def dense_options(dense_options: Callable[..., list[str]]) -> Callable[..., list[str]]:
-    """As elsewhere, but with a report."""
-    return partial(dense_options, no_report=None)
+pytestmark = pytest.mark.with_report
 
 
 def test_names():
