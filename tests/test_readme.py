@@ -119,7 +119,9 @@ def test_training_commands(command, user_folder, monkeypatch):
         results = train_taxonomy.main([*options, "--max_eval_samples", "8"])
         assert (user_folder / "output/again/predictions.parquet").is_file()
     else:
-        results = SCRIPTS[script].main([*options, *faster, "--per_device_train_batch_size", "2"])
+        # Another command may have left checkpoints in the folder that this one names.
+        afresh = [] if "--resume_from_checkpoint" in options else ["--resume_from_checkpoint", "none"]
+        results = SCRIPTS[script].main([*options, *faster, *afresh, "--per_device_train_batch_size", "2"])
         assert results["train"]["global_step"] == 2
     assert results["eval"]["num_samples"] == 8
 
