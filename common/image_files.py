@@ -88,6 +88,8 @@ def _may_be_turned(jpeg: bytes) -> bool:
         marker, length = jpeg[start + 1 : start + 2], int.from_bytes(jpeg[start + 2 : start + 4])
         if marker == b"\xda":  # pixels follow
             return False
+        if not b"\xc0" <= marker <= b"\xfe" or b"\xd0" <= marker <= b"\xd9" or length < 2:  # not one with a length
+            return True
         segment = jpeg[start : start + 2 + length] if marker == b"\xe1" else b""
         if b"Exif\0\0" in segment or b"tiff:Orientation" in segment:
             return True

@@ -34,8 +34,6 @@ class EncodedImage:
 
     Args:
         source: the file's content, or its path.
-        at_least: pixels a side must have at least; large JPEGs are then decoded at the smallest scale that has them,
-            which is several times faster.
 
     Attributes:
         shape: height and width, as a person would see the image.
@@ -111,8 +109,9 @@ class EncodedImage:
         reduction = self.reduction_for(box[2:], size)
         if reduction == 1:
             top, left, height, width = box
-            memory = _scratch.of(3 * math.prod(self.size))
-            whole = as_pixels(self._decode(memory=memory)) if self.decoded is None else self.decoded
+            whole = self.decoded
+            if whole is None:
+                whole = as_pixels(self._decode(memory=_scratch.of(3 * math.prod(self.size))))
             return resize_part(whole[:, top : top + height, left : left + width], size, how)
         decoded = self._decode(reduction)
         image = Image.fromarray(decoded) if isinstance(decoded, np.ndarray) else decoded

@@ -253,8 +253,10 @@ ROTATED_BY_XMP = b"""<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="htt
         jpeg(photo(61, 43).convert("CMYK")),
         jpeg(photo(61, 43), exif=ROTATED),
         jpeg(photo(61, 43), xmp=ROTATED_BY_XMP),
+        # Padding before a marker is allowed; a length read from it leads past the Exif data.
+        jpeg(photo(61, 43), exif=ROTATED).replace(b"\xff\xe1", b"\xff" * 2 + b"\xe1", 1),
     ],
-    ids=["plain", "subsampled", "progressive", "grey", "cmyk", "rotated", "rotated by XMP"],
+    ids=["plain", "subsampled", "progressive", "grey", "cmyk", "rotated", "rotated by XMP", "padded and rotated"],
 )
 def test_jpegs_decode_to_the_pixels_of_pillow(data, tmp_path):
     expected = torch.from_numpy(np.array(load_image(data))).permute(2, 0, 1)
