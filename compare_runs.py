@@ -24,8 +24,8 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.plots import DPI, GREY, in_words, save_figure, shortened
-from common.report import cell, flatten
+from common.metrics.results import cell, flatten
+from common.report.plots import DPI, GREY, in_words, save_figure, shortened
 
 # Options that name things of a run, or how it was carried out, rather than what it was.
 # fmt: off

@@ -12,9 +12,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from common.export import check_export_packages, export_onnx
-from common.runtime import run
-from common.setup import load_saved_model
+from common.publish.models import load_saved_model
+from common.publish.onnx_export import check_export_packages, export_onnx
+from common.run.command import run
 
 
 def main(argv: Sequence[str] | None = None) -> Path:

@@ -28,22 +28,23 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
-from common.arguments import changed, option, out_of_range, parse_command
-from common.backoff import find_labels
-from common.calibration import Calibration, read_calibration
-from common.class_predictor import FORMATS, ClassPredictor
-from common.image_rows import make_loader
-from common.inputs import ImageInputs, open_inputs
-from common.mask_predictor import MaskPredictor
-from common.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
-from common.prediction_parts import PartBatchSampler, PredictionParts, check_output_dir, plan_parts
-from common.predictor import Predictor
-from common.problems import Problem, write_problems
-from common.report import write_json
-from common.run_lock import RunLock
-from common.runtime import make_accelerator, num_workers, run
-from common.setup import load_saved_model
-from common.windows import check_windows
+from common.data.problems import Problem, write_problems
+from common.data.rows import make_loader
+from common.files import write_json
+from common.metrics.backoff import find_labels
+from common.metrics.calibration import Calibration, read_calibration
+from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
+from common.predict.images import FORMATS, ClassPredictor
+from common.predict.inputs import ImageInputs, open_inputs
+from common.predict.masks import MaskPredictor
+from common.predict.parts import PartBatchSampler, PredictionParts, check_output_dir, plan_parts
+from common.predict.predictor import Predictor
+from common.predict.windows import check_windows
+from common.publish.models import load_saved_model
+from common.run.arguments import changed, option, out_of_range, parse_command
+from common.run.command import run
+from common.run.lock import RunLock
+from common.run.processes import make_accelerator, num_workers
 
 logger = logging.getLogger(__name__)
 

@@ -24,28 +24,34 @@ from huggingface_hub.constants import HF_HOME
 from torch.utils.data import DataLoader
 from transformers import SegformerImageProcessor
 
-from common.arguments import option, parse_arguments
-from common.curriculum import make_curriculum
-from common.data import check_groups, choose_rows, get_split
-from common.decoded_cache import open_cache
-from common.decoders import DECODERS
-from common.evidence import Evidence
-from common.hierarchy import IGNORE, Hierarchy
-from common.hierarchy_files import find_hierarchy, load_hierarchy
-from common.image_rows import ImageRows, ProblemLog, make_loader
-from common.losses import class_weights
-from common.mask_report import ExampleKeeper, PredictionFolder, draw_plots, keep_for_plots
-from common.mask_transforms import (
+from common.data.decoded_cache import open_cache
+from common.data.masks import MaskedImageRows, MaskedImages, MaskReader
+from common.data.rows import ImageRows, ProblemLog, make_loader
+from common.data.sampling import EvaluationBatchSampler
+from common.data.splits import check_groups, choose_rows, get_split
+from common.images.mask_files import IGNORED_PIXEL
+from common.images.mask_transforms import (
     RESIZE_MODES,
     Geometry,
-    MaskedImages,
     MaskEvaluationTransform,
     MaskTrainTransform,
     resize_pair,
 )
-from common.masks import IGNORED_PIXEL, MaskedImageRows, MaskReader
-from common.modeling import LabelTreeForSemanticSegmentation
-from common.options import (
+from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
+from common.losses.class_weights import class_weights
+from common.losses.segmentation import SegmentationLoss
+from common.metrics.report_data import Evidence
+from common.metrics.segmentation import SegmentationMetrics
+from common.model.decoders import DECODERS
+from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.modeling import LabelTreeForSemanticSegmentation
+from common.optim import make_curriculum
+from common.predict.windows import Resampler, check_windows, dense_labels, image_scores
+from common.publish.models import save_model, settle_evaluation
+from common.report.mask_pictures import ExampleKeeper, PredictionFolder, draw_plots, keep_for_plots
+from common.run.arguments import option, parse_arguments
+from common.run.command import run
+from common.run.options import (
     AugmentationArguments,
     CommonArguments,
     DataArguments,
@@ -53,15 +59,10 @@ from common.options import (
     ModelArguments,
     RunArguments,
 )
-from common.report import save_model
-from common.runtime import make_accelerator, num_workers, run
-from common.sampling import EvaluationBatchSampler
-from common.segmentation_losses import SegmentationLoss
-from common.segmentation_metrics import SegmentationMetrics
-from common.setup import check_settings, image_root, make_sampler, open_splits, settle_evaluation, start_from
-from common.task import Data, Evaluation
-from common.training import Trainer
-from common.windows import Resampler, check_windows, dense_labels, image_scores
+from common.run.processes import make_accelerator, num_workers
+from common.run.setup import check_settings, image_root, make_sampler, open_splits, start_from
+from common.run.task import Data, Evaluation
+from common.run.training import Trainer
 from data_prep.make_demo import make_artworks
 
 logger = logging.getLogger(__name__)
@@ -328,7 +329,7 @@ EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer"
 
 
 class SegmentationTrainer(Trainer):
-    """The loop of :class:`common.training.Trainer`, for one label a level and pixel."""
+    """The loop of :class:`common.run.training.Trainer`, for one label a level and pixel."""
 
     unit = "pixels"
     measures = ("mean_iou", "mean_f1")

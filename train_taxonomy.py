@@ -22,11 +22,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from common.arguments import option, parse_arguments
-from common.backoff import path_probabilities
-from common.calibration import CalibrationCounter
-from common.curriculum import make_curriculum
-from common.data import (
+from common.data.rows import ImageRows, LabelledImages, ProblemLog, make_loader
+from common.data.sampling import EvaluationBatchSampler
+from common.data.splits import (
     LabelColumns,
     check_groups,
     check_unseen,
@@ -34,23 +32,29 @@ from common.data import (
     get_split,
     leaves_without_images,
 )
-from common.evidence import Evidence, EvidenceCollector
-from common.hierarchy import Hierarchy
-from common.image_rows import ImageRows, LabelledImages, ProblemLog, make_loader
-from common.images import RESIZE_MODES, EvaluationTransform, MixImages, TrainTransform
-from common.labels import read_class_order
-from common.losses import LevelCrossEntropy, class_weights, count_labels, levels_where_labels_end
-from common.metrics import TaxonomyMetrics
-from common.modeling import LabelTreeForImageClassification
-from common.options import AugmentationArguments, CommonArguments, DataArguments, LossArguments, ModelArguments
-from common.report import image_processor, save_model, write_json, write_predictions
-from common.report_figures import Picture
-from common.reporting import load_pictures
-from common.runtime import make_accelerator, num_workers, run
-from common.sampling import EvaluationBatchSampler
-from common.setup import check_settings, image_root, make_sampler, open_splits, settle_evaluation, start_from
-from common.task import Data, Evaluation
-from common.training import Trainer
+from common.files import write_json
+from common.images.transforms import RESIZE_MODES, EvaluationTransform, MixImages, TrainTransform
+from common.labels.encoding import read_class_order
+from common.losses.class_weights import class_weights, count_labels, levels_where_labels_end
+from common.losses.cross_entropy import LevelCrossEntropy
+from common.metrics.backoff import path_probabilities
+from common.metrics.calibration import CalibrationCounter
+from common.metrics.report_data import Evidence, EvidenceCollector
+from common.metrics.taxonomy import TaxonomyMetrics
+from common.model.hierarchy import Hierarchy
+from common.model.modeling import LabelTreeForImageClassification
+from common.optim import make_curriculum
+from common.publish.models import image_processor, save_model, settle_evaluation
+from common.report.figures import Picture
+from common.report.predictions import write_predictions
+from common.report.report import load_pictures
+from common.run.arguments import option, parse_arguments
+from common.run.command import run
+from common.run.options import AugmentationArguments, CommonArguments, DataArguments, LossArguments, ModelArguments
+from common.run.processes import make_accelerator, num_workers
+from common.run.setup import check_settings, image_root, make_sampler, open_splits, start_from
+from common.run.task import Data, Evaluation
+from common.run.training import Trainer
 from data_prep.make_demo import make_taxonomy
 
 logger = logging.getLogger(__name__)
@@ -248,7 +252,7 @@ EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "decoding")
 
 
 class TaxonomyTrainer(Trainer):
-    """The loop of :class:`common.training.Trainer`, for one label a level and image."""
+    """The loop of :class:`common.run.training.Trainer`, for one label a level and image."""
 
     def make_train_loader(self) -> DataLoader:
         args, data, spec = self.args, self.data, self.spec
@@ -380,7 +384,7 @@ def prediction_columns(
     path: list[torch.Tensor],
     leaf_scores: torch.Tensor,
 ) -> dict[str, np.ndarray]:
-    """A batch of predictions as host arrays, in the form that :func:`common.report.write_predictions` takes."""
+    """A batch of predictions as host arrays, in the form that :func:`common.report.files.write_predictions` takes."""
     top = leaf_scores.float().softmax(1).topk(min(5, leaf_scores.shape[1]))
     argmax = [level.max(1) for level in log_probs]
     columns = {

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.checkpoint import Checkpointer
+from common.checkpoint.checkpointer import Checkpointer
 
 Groups = dict[str, dict[str, torch.Tensor]]
 

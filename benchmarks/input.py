@@ -26,8 +26,8 @@ from torchvision.transforms import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_by_side import in_turns, machine, table
-from common.image_rows import ImageRows, LabelledImages, collate
-from common.images import TrainTransform
+from common.data.rows import ImageRows, LabelledImages, collate
+from common.images.transforms import TrainTransform
 
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)

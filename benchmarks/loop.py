@@ -94,9 +94,9 @@ def run_script(case: dict, folder: Path) -> float:
 
 def build(case: dict) -> torch.nn.Module:
     """The script's own model, with its defaults."""
-    from common.backbones import load_backbone
-    from common.hierarchy import Hierarchy
-    from common.modeling import LabelTreeForImageClassification
+    from common.model.backbones import load_backbone
+    from common.model.hierarchy import Hierarchy
+    from common.model.modeling import LabelTreeForImageClassification
 
     torch.set_num_threads(1)
     backbone, _ = load_backbone(case["model"], pretrained=False, image_size=case["image_size"])

@@ -27,9 +27,9 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_by_side import in_turns, machine, table
-from common.hierarchy import Hierarchy
-from common.metrics import TaxonomyMetrics
-from common.segmentation_metrics import SegmentationMetrics
+from common.metrics.segmentation import SegmentationMetrics
+from common.metrics.taxonomy import TaxonomyMetrics
+from common.model.hierarchy import Hierarchy
 
 NUM_SPECIES, SIDE = 2786, 512
 

@@ -27,8 +27,8 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.input import plain_transform
-from common.image_rows import ImageRows, LabelledImages, collate, make_loader
-from common.sampling import GlobalBatchSampler
+from common.data.rows import ImageRows, LabelledImages, collate, make_loader
+from common.data.sampling import GlobalBatchSampler
 
 NUM_ROWS, BATCH = 433_702, 32
 

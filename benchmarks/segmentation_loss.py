@@ -22,9 +22,9 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_by_side import in_turns, machine, table
-from common.heads import LevelHeads
-from common.hierarchy import Hierarchy
-from common.segmentation_losses import SegmentationLoss
+from common.losses.segmentation import SegmentationLoss
+from common.model.heads import LevelHeads
+from common.model.hierarchy import Hierarchy
 
 WEIGHTS = (0.2, 0.3, 1.0)
 CLASSES = (2, 4, 16)

@@ -1,1 +1,4 @@
-"""Parts that both training scripts share; nothing here knows which script called it."""
+"""What both scripts share, in rooms whose doors open one way; each room says what it may import.
+
+run, predict -> publish -> report -> checkpoint, data, losses, metrics -> labels, images, optim -> model, files
+"""

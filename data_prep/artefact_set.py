@@ -19,9 +19,9 @@ import numpy as np
 from datasets import DatasetDict
 from PIL import Image
 
-from common.data import load_splits
-from common.hierarchy_files import load_hierarchy
-from common.image_files import BAD_IMAGE
+from common.data.splits import load_splits
+from common.images.files import BAD_IMAGE
+from common.labels.hierarchy_files import load_hierarchy
 from data_prep.artefact_store import Palette, ScanStore, compare_colours, palette_of
 from data_prep.data_card import Card
 from data_prep.plan import Content

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.image_files import BAD_IMAGE, explain
-from common.mask_files import IGNORED_PIXEL
+from common.images.files import BAD_IMAGE, explain
+from common.images.mask_files import IGNORED_PIXEL
 from data_prep.scans import load_mask, load_reduced, rows_of
 from data_prep.stores import (
     BadRowError,

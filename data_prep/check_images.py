@@ -34,11 +34,11 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 import numpy as np
 from PIL import Image
 
-from common.hierarchy_files import find_hierarchy, load_hierarchy
-from common.image_files import load_image
-from common.image_rows import BAD_IMAGE, ImageRows, explain
-from common.masks import MaskReader
-from common.problems import Problem, image_names, write_problems
+from common.data.masks import MaskReader
+from common.data.problems import Problem, image_names, write_problems
+from common.data.rows import ImageRows
+from common.images.files import BAD_IMAGE, explain, load_image
+from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from data_prep.inputs import add_inputs, add_num_proc, open_inputs, rows_of
 from data_prep.parallel import joined, run_chunks, work_folder
 
@@ -217,6 +217,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from common.runtime import run
+    from common.run.command import run
 
     run(lambda: sys.exit(main()))

@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-from common.hierarchy import Hierarchy
-from common.hierarchy_files import find_hierarchy, load_hierarchy
-from common.image_rows import BAD_IMAGE, ImageRows
-from common.losses import CLASS_WEIGHTINGS, class_weights, count_labels
-from common.masks import MaskReader
+from common.data.masks import MaskReader
+from common.data.rows import ImageRows
+from common.images.files import BAD_IMAGE
+from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
+from common.losses.class_weights import CLASS_WEIGHTINGS, class_weights, count_labels
+from common.model.hierarchy import Hierarchy
 from data_prep.inputs import Inputs, add_inputs, add_labels, add_num_proc, label_columns, open_inputs, rows_of
 from data_prep.parallel import joined, run_chunks, work_folder
 
@@ -264,6 +265,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from common.runtime import run
+    from common.run.command import run
 
     run(main)

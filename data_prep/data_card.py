@@ -12,9 +12,9 @@ import pandas as pd
 import yaml
 from datasets import Features
 
-from common.hierarchy import Hierarchy
-from common.labels import encode_paths
-from common.problems import Problem
+from common.data.problems import Problem
+from common.labels.encoding import encode_paths
+from common.model.hierarchy import Hierarchy
 from data_prep.rows import SPLITS
 from data_prep.shards import ShardResult, write_text
 from data_prep.tables import SPLIT

@@ -24,9 +24,9 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 
 import numpy as np
 
-from common.data import check_columns, read_cells
-from common.image_rows import ImageRows
-from common.problems import Problem, image_names, write_problems
+from common.data.problems import Problem, image_names, write_problems
+from common.data.rows import ImageRows
+from common.data.splits import check_columns, read_cells
 from data_prep.inputs import Inputs, add_inputs, add_num_proc, open_inputs, rows_of
 from data_prep.leaks.compare import LEAST_DETAIL, Compare, Place
 from data_prep.leaks.describe import FLAT, Describe
@@ -250,6 +250,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from common.runtime import run
+    from common.run.command import run
 
     run(lambda: sys.exit(main()))

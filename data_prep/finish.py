@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 from datasets import DatasetInfo
 
-from common.hierarchy import Hierarchy
-from common.prepared_folder import FORMAT, NAME
-from common.problems import Problem, write_problems
+from common.data.prepared import FORMAT, NAME
+from common.data.problems import Problem, write_problems
+from common.model.hierarchy import Hierarchy
 from data_prep.data_card import describe, write_card
 from data_prep.label_paths import settle_unseen, tree_of
 from data_prep.plan import Content, Plan, text_array

@@ -12,12 +12,12 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from common.data import LabelColumns, load_splits
-from common.hierarchy_files import find_hierarchy
-from common.image_rows import ImageRows
-from common.problems import kept_rows, leave_out
-from common.selection import Source
-from common.setup import image_root
+from common.data.problems import kept_rows, leave_out
+from common.data.rows import ImageRows
+from common.data.selection import Source
+from common.data.splits import LabelColumns, load_splits
+from common.labels.hierarchy_files import find_hierarchy
+from common.run.setup import image_root
 
 SPLITS = ("train", "validation", "test")
 """Those that a file can be given for, the one to learn from first"""

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from common.hierarchy import IGNORE, Hierarchy
-from common.label_table import hierarchy_from_table
-from common.labels import LabelPath, clean_column, encode_names, encode_path, path_text
+from common.labels.encoding import LabelPath, clean_column, encode_names, encode_path, path_text
+from common.labels.table import hierarchy_from_table
+from common.model.hierarchy import IGNORE, Hierarchy
 from data_prep.rows import RowSet
 from data_prep.tables import SPLIT, column_of
 
@@ -24,7 +24,7 @@ def tree_of(frame: pd.DataFrame, levels: Sequence[str]) -> tuple[Hierarchy, list
 
 
 def clean_paths(rows: RowSet, levels: Sequence[str]) -> None:
-    """Resolve spellings and gaps in level columns as :mod:`common.label_table` says, over all splits together.
+    """Resolve spellings and gaps in level columns as :mod:`common.labels.table` says, over all splits together.
 
     Rows without any label, and those that two paths of the tree fit, are left out.
 

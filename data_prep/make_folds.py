@@ -27,9 +27,9 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 
 import numpy as np
 
-from common.data import check_columns, read_cells
-from common.hierarchy_files import load_hierarchy
-from common.selection import Source, write_selection
+from common.data.selection import Source, write_selection
+from common.data.splits import check_columns, read_cells
+from common.labels.hierarchy_files import load_hierarchy
 from data_prep.files import whole_folder
 from data_prep.grouping import AUGMENTED, divide_groups, number_classes, number_groups, split_augmented
 from data_prep.inputs import SPLITS, Inputs, add_inputs, hierarchy_beside, open_inputs, source_of
@@ -223,6 +223,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from common.runtime import run
+    from common.run.command import run
 
     run(main)

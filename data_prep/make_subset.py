@@ -23,10 +23,10 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 import numpy as np
 from datasets import Dataset, DatasetDict, Image, Value
 
-from common.data import check_columns, read_cells
-from common.hierarchy import Hierarchy
-from common.image_rows import ImageRows
-from common.label_table import hierarchy_from_paths
+from common.data.rows import ImageRows
+from common.data.splits import check_columns, read_cells
+from common.labels.table import hierarchy_from_paths
+from common.model.hierarchy import Hierarchy
 from data_prep.files import whole_folder
 from data_prep.inputs import SPLITS, Inputs, add_inputs, add_labels, label_columns, open_inputs, rows_of
 
@@ -185,6 +185,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from common.runtime import run
+    from common.run.command import run
 
     run(main)

@@ -117,7 +117,7 @@ _work: Work | None = None  # of this worker process
 def _pool(work: Work, num_proc: int) -> Iterator[ProcessPoolExecutor]:
     # A server that has the imports done forks the workers: each starts at once, and inherits nothing of this process.
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["common.image_rows"])
+    context.set_forkserver_preload(["common.data.rows"])
     pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start, initargs=(work,))
     try:
         yield pool

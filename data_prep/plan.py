@@ -13,9 +13,9 @@ import pandas as pd
 import pyarrow as pa
 from datasets import Features, Image, Value
 
-from common.hierarchy import Hierarchy
-from common.prepared_folder import FORMAT
-from common.problems import Problem
+from common.data.prepared import FORMAT
+from common.data.problems import Problem
+from common.model.hierarchy import Hierarchy
 from data_prep.data_card import Card
 from data_prep.rows import SPLITS, RowSet
 from data_prep.shards import SOURCE, Shard, ShardResult

@@ -20,7 +20,7 @@ from pathlib import Path
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.command import run
+from common.run.command import run
 from data_prep.options import PrepareOptions, add_options, add_store_options, add_unseen_option, parse
 
 SUBSETS = {"full": "", "mini": "-Mini", "fewshot": "-FewShot"}

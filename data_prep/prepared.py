@@ -17,9 +17,9 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from common.prepared_folder import read_prepared
-from common.problems import Problem, write_problems
-from common.run_lock import RunLock
+from common.data.prepared import read_prepared
+from common.data.problems import Problem, write_problems
+from common.run.lock import RunLock
 from data_prep.finish import Finisher
 from data_prep.plan import Content, Plan
 from data_prep.shards import Shard, ShardResult, Work, make_shards, read_result, write_arrow, write_text

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from common.problems import Problem, read_problems
+from common.data.problems import Problem, read_problems
 from data_prep.tables import ROW, SPLIT, SPLIT_FOLDERS, column_of
 
 SPLITS = ("train", "validation", "test")

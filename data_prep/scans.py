@@ -13,8 +13,8 @@ import numpy as np
 import pyvips
 from PIL import Image, ImageOps
 
-from common.image_files import ORIENTATION, load_image
-from common.mask_files import IGNORED_PIXEL, is_spread, read_mask
+from common.images.files import ORIENTATION, load_image
+from common.images.mask_files import IGNORED_PIXEL, is_spread, read_mask
 
 LARGE = 20_000_000
 """Pixels above which an image is streamed; below, Pillow takes less than 100 MB"""

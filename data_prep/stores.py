@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.image_files import BAD_IMAGE, check_file, explain, lies_in, load_image
-from common.mask_files import read_mask
+from common.images.files import BAD_IMAGE, check_file, explain, lies_in, load_image
+from common.images.mask_files import read_mask
 
 MEGAPIXEL = 1_000_000
 DEFAULT_MAX_MEGAPIXELS = 180.0

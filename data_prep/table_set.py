@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from common.hierarchy import Hierarchy
-from common.hierarchy_files import load_hierarchy
+from common.labels.hierarchy_files import load_hierarchy
+from common.model.hierarchy import Hierarchy
 from data_prep.data_card import Card
 from data_prep.label_paths import clean_paths, lift_names, settle_unseen
 from data_prep.plan import Content

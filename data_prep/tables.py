@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from datasets import DatasetDict, load_dataset
 from PIL import Image
 
-from common.data import FILE_FORMATS
-from common.problems import Problem
+from common.data.problems import Problem
+from common.data.splits import FILE_FORMATS
 from data_prep.shards import SOURCE
 
 SPLIT, ROW = "__split__", "__row__"

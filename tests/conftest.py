@@ -20,8 +20,8 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
-from common.images import EncodedImage
-from common.sampling import generators_kept, seed_sample
+from common.data.sampling import generators_kept, seed_sample
+from common.images.transforms import EncodedImage
 
 LEVELS = ["order", "family", "species"]
 PATHS = [

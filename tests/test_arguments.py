@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.arguments import groups_of, parse_arguments, save_arguments
+from common.run.arguments import groups_of, parse_arguments, save_arguments
 from train_segmentation import SegmentationArguments
 from train_taxonomy import TaxonomyArguments
 

@@ -11,9 +11,9 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-from common.backbones import Backbone, load_backbone
-from common.hierarchy import Hierarchy
-from common.modeling import LabelTreeForImageClassification
+from common.model.backbones import Backbone, load_backbone
+from common.model.hierarchy import Hierarchy
+from common.model.modeling import LabelTreeForImageClassification
 
 TREE = Hierarchy(["genus", "species"], [["x", "w"], ["y", "z"]], [[None, None], [0, 0]])
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.backoff import UNKNOWN, answer_levels, answer_text, find_labels, is_right, path_probabilities
-from common.hierarchy import IGNORE, Hierarchy
+from common.metrics.backoff import UNKNOWN, answer_levels, answer_text, find_labels, is_right, path_probabilities
+from common.model.hierarchy import IGNORE, Hierarchy
 
 TREE = Hierarchy(
     ["family", "genus", "species"],

@@ -8,8 +8,8 @@ import torch
 from accelerate import Accelerator
 from scipy.stats import binomtest
 
-from common.backoff import answer_levels, is_right
-from common.calibration import (
+from common.metrics.backoff import answer_levels, is_right
+from common.metrics.calibration import (
     ERROR,
     NUM_STARTS,
     Calibration,
@@ -18,7 +18,7 @@ from common.calibration import (
     lowest_threshold,
     read_calibration,
 )
-from common.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import IGNORE, Hierarchy
 
 TREE = Hierarchy(["a", "b", "c"], [["x"], ["x"], ["x"]], [[None], [0], [0]])
 

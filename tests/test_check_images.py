@@ -9,7 +9,7 @@ import pytest
 from conftest import TILES_TREE, encode
 from PIL import Image
 
-from common.problems import read_problems
+from common.data.problems import read_problems
 from data_prep import check_images
 from train_taxonomy import main as train
 

@@ -20,10 +20,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from common import checkpoint_folders, manifest
-from common.checkpoint import Checkpointer
-from common.checkpoint_folders import ArtifactLayout, Layout
-from common.run_lock import RunLock
+from common.checkpoint import layouts, manifest
+from common.checkpoint.checkpointer import Checkpointer
+from common.checkpoint.layouts import ArtifactLayout, Layout
+from common.run.lock import RunLock
 
 LINK = ArtifactLayout.link_name
 LAYOUTS = {"plain": Layout, "artifact": ArtifactLayout, "artifact, pruning": lambda: ArtifactLayout(prunes=True)}
@@ -213,7 +213,7 @@ def test_memory_is_used_again(tmp_path):
 
 SCRIPT = """
 import sys, time, torch
-from common.checkpoint import Checkpointer
+from common.checkpoint.checkpointer import Checkpointer
 class Slow(Checkpointer):
     def _at(self, point):
         time.sleep(0.02)
@@ -603,7 +603,7 @@ def test_a_disk_that_cannot_delete_has_saved(tmp_path, monkeypatch, caplog):
     checkpointer = Checkpointer(tmp_path)
     save(checkpointer, 1)
     save(checkpointer, 2)
-    monkeypatch.setattr(checkpoint_folders.shutil, "rmtree", lambda path: os.stat(tmp_path / "missing"))
+    monkeypatch.setattr(layouts.shutil, "rmtree", lambda path: os.stat(tmp_path / "missing"))
     save(checkpointer, 3)
     assert "could not be deleted" in caplog.text
     assert_is(checkpointer.load(), 3)
@@ -708,7 +708,7 @@ def test_the_platform_deletes_what_it_does_not_ship(tmp_path):
 # ---- the lock
 
 HOLDER = (
-    "import sys; from common.run_lock import RunLock; lock = RunLock(sys.argv[1]); print('in', flush=True); input()"
+    "import sys; from common.run.lock import RunLock; lock = RunLock(sys.argv[1]); print('in', flush=True); input()"
 )
 
 

@@ -8,7 +8,7 @@ from conftest import LEVELS
 from datasets import load_from_disk
 from PIL import Image
 
-from common.losses import class_weights
+from common.losses.class_weights import class_weights
 from data_prep import compute_statistics
 
 

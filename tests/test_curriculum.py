@@ -8,12 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.curriculum import Curriculum, Stage, make_curriculum, stage_epochs, stage_weights
-from common.heads import KINDS, LevelHeads
-from common.hierarchy import IGNORE, Hierarchy
-from common.losses import LevelCrossEntropy, class_weights, level_weights
-from common.optimization import SCHEDULES, learning_rate_factor
-from common.sampling import GlobalBatchSampler
+from common.data.sampling import GlobalBatchSampler
+from common.losses.class_weights import class_weights
+from common.losses.cross_entropy import LevelCrossEntropy
+from common.model.heads import KINDS, LevelHeads
+from common.model.hierarchy import IGNORE, Hierarchy
+from common.optim import (
+    SCHEDULES,
+    Curriculum,
+    Stage,
+    learning_rate_factor,
+    level_weights,
+    make_curriculum,
+    stage_epochs,
+    stage_weights,
+)
 
 LEVELS = ["binary", "coarse", "fine"]
 

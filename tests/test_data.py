@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from conftest import LEVELS, PATHS, make_split, png
 
-from common.data import LabelColumns, check_unseen, choose_rows, get_split, leaves_without_images, load_splits
-from common.hierarchy import IGNORE, Hierarchy
-from common.image_rows import ImageRows, LabelledImages, collate
-from common.images import EvaluationTransform
+from common.data.rows import ImageRows, LabelledImages, collate
+from common.data.splits import LabelColumns, check_unseen, choose_rows, get_split, leaves_without_images, load_splits
+from common.images.transforms import EvaluationTransform
+from common.model.hierarchy import IGNORE, Hierarchy
 
 
 def test_every_way_to_give_a_data_set(fruit, tmp_path):

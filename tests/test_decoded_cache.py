@@ -11,18 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from common import decoded_cache
-from common.decoded_cache import open_cache
-from common.hierarchy import Hierarchy
-from common.image_rows import BadSampleError, ImageRows, make_loader
-from common.mask_transforms import (
-    Geometry,
-    MaskedImages,
-    MaskEvaluationTransform,
-    MaskTrainTransform,
-    resize_pair,
-)
-from common.masks import MaskedImageRows, MaskReader
+from common.data import decoded_cache
+from common.data.decoded_cache import open_cache
+from common.data.masks import MaskedImageRows, MaskedImages, MaskReader
+from common.data.rows import ImageRows, make_loader
+from common.images.files import BadSampleError
+from common.images.mask_transforms import Geometry, MaskEvaluationTransform, MaskTrainTransform, resize_pair
+from common.model.hierarchy import Hierarchy
 
 TREE = Hierarchy(["class"], [["a", "b", "c", "d"]], [[None] * 4])
 LARGER_TREE = Hierarchy(["class"], [["a", "b", "c", "d", "e"]], [[None] * 5])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from common.decoders import DECODERS, num_groups, pool
+from common.model.decoders import DECODERS, num_groups, pool
 
 CHANNELS = [8, 12, 20, 24]
 EACH = pytest.mark.parametrize("name", DECODERS)

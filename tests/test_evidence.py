@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from common import evidence as module
-from common.evidence import KINDS, Evidence, EvidenceCollector, choose_examples
-from common.hierarchy import IGNORE, Hierarchy
+from common.metrics import report_data as module
+from common.metrics.report_data import KINDS, Evidence, EvidenceCollector, choose_examples
+from common.model.hierarchy import IGNORE, Hierarchy
 
 TREE = Hierarchy(
     ["family", "genus", "species"],

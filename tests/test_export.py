@@ -10,10 +10,10 @@ import torch
 
 import export_onnx as script
 import train_taxonomy
-from common import export
-from common.backbones import load_backbone
-from common.hierarchy import Hierarchy
-from common.modeling import LabelTreeForSemanticSegmentation
+from common.model.backbones import load_backbone
+from common.model.hierarchy import Hierarchy
+from common.model.modeling import LabelTreeForSemanticSegmentation
+from common.publish import onnx_export as export
 
 TREE = Hierarchy(
     ["kind", "group", "fine"], [["x", "y"], ["p", "q", "r"], list("abcd")], [[None] * 2, [0, 1, 1], [0, 0, 1, None]]

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
-from common.problems import read_problems
+from common.data.problems import read_problems
 from data_prep import find_leaks
 from data_prep.leaks.compare import agreement, turn_pixels
 from data_prep.leaks.describe import SIDE, TRANSFORMS, all_turned, frequencies, vectors, whitening

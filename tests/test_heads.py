@@ -6,8 +6,8 @@ import itertools
 import pytest
 import torch
 
-from common.heads import KINDS, LevelHeads
-from common.hierarchy import IGNORE, Hierarchy
+from common.model.heads import KINDS, LevelHeads
+from common.model.hierarchy import IGNORE, Hierarchy
 
 # Gaps of every kind: Clean skips a level, "spot" has nothing above it, "odd" and "lone" are leaves of upper levels.
 GAPS = Hierarchy(

@@ -10,7 +10,7 @@ import random
 import pytest
 import torch
 
-from common.hierarchy import IGNORE, Hierarchy, fold_name
+from common.model.hierarchy import IGNORE, Hierarchy, fold_name
 
 SEEDS = range(6)
 SHAPES = [(), (3, 2)]

@@ -2,8 +2,8 @@
 
 import pytest
 
-from common.hierarchy import Hierarchy
-from common.hierarchy_files import load_hierarchy
+from common.labels.hierarchy_files import load_hierarchy
+from common.model.hierarchy import Hierarchy
 
 TREE = Hierarchy(
     ["binary", "coarse", "fine"],

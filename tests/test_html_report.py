@@ -7,11 +7,11 @@ import pytest
 from pages import Page, look_in_browser
 from PIL import Image
 
-from common.evidence import Evidence
-from common.hierarchy import Hierarchy
-from common.html_report import ReportContent, embed_file, embed_picture, write_report
-from common.report_figures import Picture, draw_level_confusion, draw_pictures, draw_reliability
-from common.report_tables import Pairs, confused_pairs, hardest_classes, watched
+from common.metrics.report_data import Evidence
+from common.model.hierarchy import Hierarchy
+from common.report.figures import Picture, draw_level_confusion, draw_pictures, draw_reliability
+from common.report.page import ReportContent, embed_file, embed_picture, write_report
+from common.report.tables import Pairs, confused_pairs, hardest_classes, watched
 
 HOSTILE = [
     "<script>alert(1)</script>",

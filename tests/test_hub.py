@@ -15,13 +15,13 @@ from huggingface_hub import ModelCard
 from loopback_hub import OWNER, TOKEN, LoopbackHub, loopback_hub
 
 import train_taxonomy
-from common.hub import PUBLISHED
+from common.publish.hub import PUBLISHED
 
 # Offline mode, the endpoint and the token are read when huggingface_hub is imported: a process of its own each time.
 # Xet, the other way of uploading, is a protocol of its own; LFS is what a Hub without it speaks.
 PROGRAM = """
 import json, logging, sys
-from common.hub import Publisher
+from common.publish.hub import Publisher
 logging.basicConfig(level="INFO", format="%(message)s")
 folder, repo_id, options = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
 publisher = Publisher(folder, repo_id or None, options.get("private", False), delays=[0.01, 0.01])

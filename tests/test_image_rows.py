@@ -12,7 +12,7 @@ SIGNALLED = """
 import os, signal, subprocess, time
 import torch
 from torch.utils.data import DataLoader, Dataset
-from common.image_rows import leave_signals_to_main_process
+from common.data.rows import leave_signals_to_main_process
 
 class Slow(Dataset):
     def __len__(self):

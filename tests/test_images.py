@@ -10,9 +10,9 @@ from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import normalize
 
-from common import images
-from common.image_files import ORIENTATION, check_file, load_image
-from common.images import EncodedImage, EvaluationTransform, MixImages, Normalize, TrainTransform
+from common.images import transforms as images
+from common.images.files import ORIENTATION, check_file, load_image
+from common.images.transforms import EncodedImage, EvaluationTransform, MixImages, Normalize, TrainTransform
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)

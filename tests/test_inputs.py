@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from common.inputs import list_images, open_inputs
+from common.predict.inputs import list_images, open_inputs
 
 
 @pytest.fixture

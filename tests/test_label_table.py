@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 
-from common.hierarchy import IGNORE, Hierarchy
-from common.label_table import hierarchy_from_table
-from common.labels import encode_names, encode_paths, read_class_order
+from common.labels.encoding import encode_names, encode_paths, read_class_order
+from common.labels.table import hierarchy_from_table
+from common.model.hierarchy import IGNORE, Hierarchy
 
 LEVELS = ["order", "genus", "species"]
 

@@ -7,16 +7,11 @@ import pytest
 import torch
 from torch.nn import CrossEntropyLoss
 
-from common.heads import KINDS, LevelHeads
-from common.hierarchy import IGNORE, Hierarchy
-from common.losses import (
-    CLASS_WEIGHTINGS,
-    LevelCrossEntropy,
-    class_weights,
-    count_labels,
-    level_weights,
-    levels_where_labels_end,
-)
+from common.losses.class_weights import CLASS_WEIGHTINGS, class_weights, count_labels, levels_where_labels_end
+from common.losses.cross_entropy import LevelCrossEntropy
+from common.model.heads import KINDS, LevelHeads
+from common.model.hierarchy import IGNORE, Hierarchy
+from common.optim import level_weights
 
 WEIGHTS = [0.2, 0.3, 0.5]
 # Gaps of every kind: Clean skips a level, "spot" has nothing above it, "odd" and "lone" are leaves of upper levels.

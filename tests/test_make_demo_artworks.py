@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.hierarchy_files import load_hierarchy
+from common.labels.hierarchy_files import load_hierarchy
 from data_prep.demo import artworks_set
 from data_prep.demo.artworks import MATERIALS, SCENES, Artwork, Gallery, Shot
 from data_prep.demo.artworks_damage import HABITS, Damage

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 
-from common.data import load_splits
+from common.data.splits import load_splits
 from data_prep import make_folds
 from data_prep.files import whole_folder
 from data_prep.grouping import divide_groups

@@ -5,7 +5,7 @@ import pytest
 from conftest import LEVELS
 from datasets import Dataset, DatasetDict, Image, load_from_disk
 
-from common.hierarchy_files import load_hierarchy
+from common.labels.hierarchy_files import load_hierarchy
 from data_prep import make_subset
 from train_taxonomy import main as train
 

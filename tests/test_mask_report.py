@@ -9,9 +9,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from common import mask_report
-from common.hierarchy import Hierarchy
-from common.mask_report import ExampleKeeper, choose_examples, draw_plots, found_share, keep_for_plots
+from common.model.hierarchy import Hierarchy
+from common.report import mask_pictures as mask_report
+from common.report.mask_pictures import ExampleKeeper, choose_examples, draw_plots, found_share, keep_for_plots
 
 TREE = Hierarchy(["a/b", "fine"], [["clean", "damage"], ["c", "x", "y"]], [[None, None], [0, 1, 1]])
 

@@ -9,10 +9,11 @@ import torch.nn.functional as F
 from conftest import counted_randomness
 from torchvision import tv_tensors
 
-from common.image_rows import BadSampleError, make_loader
-from common.mask_transforms import (
+from common.data.masks import MaskedImages
+from common.data.rows import make_loader
+from common.images.files import BadSampleError
+from common.images.mask_transforms import (
     Geometry,
-    MaskedImages,
     MaskEvaluationTransform,
     MaskTrainTransform,
     RandomRot90,

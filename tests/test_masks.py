@@ -14,10 +14,12 @@ import torch
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
-from common.hierarchy import Hierarchy
-from common.hierarchy_files import load_hierarchy
-from common.image_rows import BadSampleError, ImageRows
-from common.masks import IGNORED_PIXEL, MaskedImageRows, MaskReader, read_palette
+from common.data.masks import MaskedImageRows, MaskReader, read_palette
+from common.data.rows import ImageRows
+from common.images.files import BadSampleError
+from common.images.mask_files import IGNORED_PIXEL
+from common.labels.hierarchy_files import load_hierarchy
+from common.model.hierarchy import Hierarchy
 
 ARTEFACT = Path(__file__).parents[1] / "hierarchies" / "artefact.yaml"
 NAMES = ["Clean", "Material loss", "Peel", "Dust", "Scratch"]

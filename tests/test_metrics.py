@@ -12,8 +12,8 @@ from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 from torchmetrics.functional.classification import multiclass_calibration_error
 from torchmetrics.functional.classification.calibration_error import _ce_compute
 
-from common.hierarchy import IGNORE, Hierarchy
-from common.metrics import TaxonomyMetrics
+from common.metrics.taxonomy import TaxonomyMetrics
+from common.model.hierarchy import IGNORE, Hierarchy
 
 SEEDS = range(4)
 NAN = math.nan

@@ -16,7 +16,7 @@ from PIL import Image
 
 import train_segmentation
 import train_taxonomy
-from common.model_card import MARKER, UNKNOWN_MODEL, base_model, hub_id, plain_markdown
+from common.publish.card import MARKER, UNKNOWN_MODEL, base_model, hub_id, plain_markdown
 
 pytestmark = pytest.mark.with_report
 

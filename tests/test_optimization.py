@@ -20,7 +20,7 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from common.optimization import SCHEDULES, learning_rate_factor, parameter_groups, set_learning_rate
+from common.optim import SCHEDULES, learning_rate_factor, parameter_groups, set_learning_rate
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8}
 SMALL |= {"image_size": 32, "patch_size": 16}

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.hierarchy import Hierarchy
-from common.hierarchy_files import load_hierarchy
-from common.plots import (
+from common.labels.hierarchy_files import load_hierarchy
+from common.model.hierarchy import Hierarchy
+from common.report.plots import (
     DIM,
     RIGHT,
     WRONG,

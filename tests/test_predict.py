@@ -15,8 +15,8 @@ from conftest import LEVELS, launch, words_of
 
 import predict
 import train_taxonomy
-from common.modeling import LabelTreeForImageClassification
-from common.prediction_parts import PredictionParts
+from common.model.modeling import LabelTreeForImageClassification
+from common.predict.parts import PredictionParts
 
 
 def read(folder: Path) -> pd.DataFrame:

@@ -15,9 +15,9 @@ from PIL import Image
 
 import predict
 import train_segmentation
-from common.hierarchy_files import load_hierarchy
-from common.mask_predictor import plain_stem
-from common.prediction_parts import PredictionParts
+from common.labels.hierarchy_files import load_hierarchy
+from common.predict.masks import plain_stem
+from common.predict.parts import PredictionParts
 
 LEVELS = ["binary", "coarse", "fine"]
 
@@ -105,8 +105,8 @@ def test_areas_and_overlays(tiles, model, tmp_path):
 def test_overlays_leave_the_background_as_it_is(tiles, model, tmp_path):
     from accelerate import Accelerator
 
-    from common.mask_predictor import MaskPredictor
-    from common.setup import load_saved_model
+    from common.predict.masks import MaskPredictor
+    from common.publish.models import load_saved_model
 
     loaded = load_saved_model(str(model))
     predictor = MaskPredictor(

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from common.prediction_parts import STATE_FILE, PartBatchSampler, PredictionParts, plan_parts
+from common.predict.parts import STATE_FILE, PartBatchSampler, PredictionParts, plan_parts
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 63, 64, 65, 1000, 100_000])

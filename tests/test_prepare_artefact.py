@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 import train_segmentation
-from common.hierarchy_files import load_hierarchy
-from common.image_files import check_file, load_image
-from common.problems import read_problems
+from common.data.problems import read_problems
+from common.images.files import check_file, load_image
+from common.labels.hierarchy_files import load_hierarchy
 from data_prep.artefact_store import COLOURS, palette_of
 from data_prep.prepare_artefact import HIERARCHY, main
 from data_prep.scans import load_mask, load_reduced, rows_of

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 import train_taxonomy
-from common.hierarchy_files import load_hierarchy
-from common.problems import read_problems
+from common.data.problems import read_problems
+from common.labels.hierarchy_files import load_hierarchy
 from data_prep.prepare_fungitastic import main
 
 LEVELS = ["phylum", "class", "order", "family", "genus", "species"]

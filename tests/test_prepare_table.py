@@ -21,9 +21,9 @@ from PIL import Image
 
 import train_segmentation
 import train_taxonomy
-from common.hierarchy_files import load_hierarchy
-from common.label_table import hierarchy_from_table
-from common.problems import Problem, read_problems, write_problems
+from common.data.problems import Problem, read_problems, write_problems
+from common.labels.hierarchy_files import load_hierarchy
+from common.labels.table import hierarchy_from_table
 from data_prep.prepare_table import main
 
 REPOSITORY = Path(train_taxonomy.__file__).parent

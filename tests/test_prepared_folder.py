@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from common.options import CommonArguments
-from common.prepared_folder import read_image_root, read_prepared
+from common.data.prepared import read_image_root, read_prepared
+from common.run.options import CommonArguments
 
 
 def test_folders_without_it_are_fine(tmp_path):

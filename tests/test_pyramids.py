@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PretrainedConfig, PreTrainedModel
 
-from common.backbones import load_backbone
-from common.optimization import parameter_groups
-from common.pyramids import PyramidBackbone, _segformer_config, _segformer_size
+from common.model.backbones import load_backbone
+from common.model.pyramids import PyramidBackbone, _segformer_config, _segformer_size
+from common.optim import parameter_groups
 
 # size_divisor, whether in tiles, and the image size to build for
 TIMM = {
@@ -276,7 +276,7 @@ class SavedConfig(PretrainedConfig):
 
 
 class Saved(PreTrainedModel):
-    """As :class:`common.modeling.LabelTreeForImageClassification` holds its backbone."""
+    """As :class:`common.model.modeling.LabelTreeForImageClassification` holds its backbone."""
 
     config_class = SavedConfig
     base_model_prefix = "backbone"

@@ -17,7 +17,7 @@ from conftest import PATHS, make_split, make_tiles
 import predict
 import train_segmentation
 import train_taxonomy
-from common.arguments import parse_command
+from common.run.arguments import parse_command
 from data_prep import make_demo
 
 REPOSITORY = Path(train_taxonomy.__file__).parent

@@ -11,18 +11,12 @@ import pytest
 from conftest import png
 from PIL import Image
 
-from common.hierarchy import IGNORE, Hierarchy
-from common.images import EvaluationTransform
-from common.report import (
-    append_history,
-    check_metric_name,
-    flatten,
-    image_processor,
-    is_better,
-    results_table,
-    write_json,
-    write_predictions,
-)
+from common.files import append_history, write_json
+from common.images.transforms import EvaluationTransform
+from common.metrics.results import check_metric_name, flatten, is_better, results_table
+from common.model.hierarchy import IGNORE, Hierarchy
+from common.publish.models import image_processor
+from common.report.predictions import write_predictions
 
 
 def test_json_is_strict_and_replaces_in_one_step(tmp_path):

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from common.evidence import Evidence
-from common.hierarchy import Hierarchy
-from common.report_figures import Picture, draw_level_confusion, draw_pictures, draw_reliability
-from common.report_tables import Pairs
+from common.metrics.report_data import Evidence
+from common.model.hierarchy import Hierarchy
+from common.report.figures import Picture, draw_level_confusion, draw_pictures, draw_reliability
+from common.report.tables import Pairs
 
 
 def tree_of(num_leaves: int) -> Hierarchy:

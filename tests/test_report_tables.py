@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from common.evidence import Evidence
-from common.hierarchy import Hierarchy
-from common.report_tables import (
+from common.metrics.report_data import Evidence
+from common.model.hierarchy import Hierarchy
+from common.report.tables import (
     Pairs,
     confused_pairs,
     density,

@@ -11,9 +11,9 @@ from pages import Page, look_in_browser
 
 import train_segmentation
 import train_taxonomy
-from common import reporting
-from common.evidence import EVIDENCE_FILE, Evidence
-from common.run_facts import shareable, shareable_line
+from common.metrics.report_data import EVIDENCE_FILE, Evidence
+from common.report import report as reporting
+from common.report.summary import shareable, shareable_line
 
 pytestmark = pytest.mark.with_report
 

@@ -19,9 +19,10 @@ from safetensors.torch import load_file
 
 import train_segmentation
 import train_taxonomy
-from common import checkpoint, training
-from common.run_lock import RunLock
-from common.stopping import STOPPED_STATUS
+from common.checkpoint import checkpointer as checkpoint
+from common.run import training
+from common.run.lock import RunLock
+from common.run.stopping import STOPPED_STATUS
 
 RANDOM = {
     "taxonomy": {"mixup": 0.5, "cutmix": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "drop_path_rate": 0.2},

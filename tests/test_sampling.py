@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import counted_randomness
 
-from common.sampling import EvaluationBatchSampler, GlobalBatchSampler, epoch_order, seed_step
+from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, epoch_order, seed_step
 
 # (num_samples, global_batch_size): with and without an incomplete batch at the end of an epoch
 SIZES = [(24, 8), (31, 8), (8, 8), (45, 16)]

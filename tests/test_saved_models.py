@@ -20,10 +20,10 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from common.backbones import load_backbone
-from common.hierarchy import Hierarchy
-from common.modeling import LabelTreeForImageClassification, LabelTreeForSemanticSegmentation
-from common.report import image_processor, save_model
+from common.model.backbones import load_backbone
+from common.model.hierarchy import Hierarchy
+from common.model.modeling import LabelTreeForImageClassification, LabelTreeForSemanticSegmentation
+from common.publish.models import image_processor, save_model
 
 TREE = Hierarchy(["kind", "fine"], [["x", "y"], list("abc")], [[None, None], [0, 0, 1]])
 SMALL = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16}

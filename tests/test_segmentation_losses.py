@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import log_loss
 
-from common import segmentation_losses
-from common.heads import KINDS, LevelHeads
-from common.hierarchy import IGNORE, Hierarchy
-from common.segmentation_losses import SegmentationLoss
+from common.losses import segmentation as segmentation_losses
+from common.losses.segmentation import SegmentationLoss
+from common.model.heads import KINDS, LevelHeads
+from common.model.hierarchy import IGNORE, Hierarchy
 
 WEIGHTS = [0.4, 0.6, 1.5]  # used as they are: not normalised
 # Gaps of every kind: Clean skips a level, "spot" has nothing above it, "odd" and "lone" are leaves of upper levels.

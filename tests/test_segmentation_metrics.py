@@ -11,9 +11,9 @@ import torch
 from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, precision_recall_fscore_support
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
-from common import segmentation_metrics
-from common.hierarchy import IGNORE, Hierarchy
-from common.segmentation_metrics import SegmentationMetrics
+from common.metrics import segmentation as segmentation_metrics
+from common.metrics.segmentation import SegmentationMetrics
+from common.model.hierarchy import IGNORE, Hierarchy
 
 NAN = math.nan
 LEVELS = ["binary", "coarse", "fine"]

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train_segmentation
 import train_taxonomy
-from common.trackers import tracked
+from common.run.trackers import tracked
 
 NAMES = {
     "train/loss",

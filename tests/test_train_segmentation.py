@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score
 
 import train_segmentation
-from common.modeling import LabelTreeForSemanticSegmentation
+from common.model.modeling import LabelTreeForSemanticSegmentation
 
 REPOSITORY = Path(train_segmentation.__file__).parent
 LEVELS = ["binary", "coarse", "fine"]
@@ -384,7 +384,7 @@ def with_mask(tiles: Path, folder: Path, row: int, mask: np.ndarray | bytes, spl
     ],
 )
 def test_wrong_masks_are_found_before_a_model_is_loaded(dense_options, tiles, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr("common.setup.load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
+    monkeypatch.setattr("common.run.setup.load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
     mask = np.asarray(datasets.load_from_disk(tiles)["train"][5]["mask"])
     folder = with_mask(tiles, tmp_path / "wrong", 5, change(mask).astype(np.uint8))
     with pytest.raises(ValueError, match=message):

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 
 import train_taxonomy
-from common.modeling import LabelTreeForImageClassification
+from common.model.modeling import LabelTreeForImageClassification
 
 REPOSITORY = Path(train_taxonomy.__file__).parent
 
@@ -438,7 +438,7 @@ def broken(fruit, tmp_path) -> Path:
 
 def test_broken_images_are_found_before_a_model_is_loaded(options, broken, fruit, tmp_path, monkeypatch):
     """Also one that only ends too early; its header is fine."""
-    monkeypatch.setattr("common.setup.load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
+    monkeypatch.setattr("common.run.setup.load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
     with pytest.raises(ValueError, match="row 5 of the train split"):
         train_taxonomy.main(options(dataset_name=broken))
     halves = datasets.DatasetDict(
@@ -522,8 +522,8 @@ def test_piped_output_is_plain_text(options):
 
 def test_model_keeps_trained_backbone_weights(tmp_path):
     """Building and loading must not initialise anything anew."""
-    from common.backbones import load_backbone
-    from common.hierarchy import Hierarchy
+    from common.model.backbones import load_backbone
+    from common.model.hierarchy import Hierarchy
 
     tree = Hierarchy(["a", "b"], [["x"], ["y", "z"]], [[None], [0, 0]])
     for name in ("timm/test_vit", "timm/test_convnext", "timm/test_efficientnet"):

@@ -7,8 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common.mask_transforms import Geometry, MaskEvaluationTransform
-from common.windows import Resampler, dense_labels, sliding_scores, window_starts
+from common.images.mask_transforms import Geometry, MaskEvaluationTransform
+from common.predict.windows import Resampler, dense_labels, sliding_scores, window_starts
 
 
 def noise(*shape, seed=0):

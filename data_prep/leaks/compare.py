@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import ImageChops
 
-from common.image_files import load_image
-from common.image_rows import BAD_IMAGE, ImageRows
+from common.data.rows import ImageRows
+from common.images.files import BAD_IMAGE, load_image
 
 from .describe import SIDE, TRANSFORMS, luminance
 

@@ -13,8 +13,8 @@ import numpy as np
 import xxhash
 from PIL import Image
 
-from common.image_files import load_image
-from common.image_rows import BAD_IMAGE, ImageRows
+from common.data.rows import ImageRows
+from common.images.files import BAD_IMAGE, load_image
 
 SIDE = 64
 """Of the square that images are squashed to, pixels"""

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from jinja2 import Environment
 
-from common.image_files import load_image
-from common.image_rows import BAD_IMAGE, ImageRows
+from common.data.rows import ImageRows
+from common.images.files import BAD_IMAGE, load_image
 
 from .compare import Place
 from .describe import TRANSFORMS

@@ -1,0 +1,227 @@
+"""Masks: files of every kind -> one leaf of the label tree per pixel, checked against the image they belong to."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image, ImageColor
+
+from ..data.rows import Samples
+from ..images.files import BAD_IMAGE, BadSampleError, explain, upright_size
+from ..images.mask_files import IGNORED_PIXEL, read_mask, read_mask_file
+from ..labels.hierarchy_files import StrictLoader
+from ..model.hierarchy import Hierarchy, fold_name
+from .rows import ImageRows
+
+MaskSource = tuple[Any, Any]
+"""Encoded image and mask: bytes or path of each"""
+
+
+class MaskReader:
+    """Mask files -> leaves.
+
+    Args:
+        hierarchy: the label tree. Without a palette, pixel value v is its leaf v.
+        palette: file that gives each leaf a colour (see :func:`read_palette`); colours then count, whatever the kind
+            of the file.
+
+    Raises:
+        ValueError: if there are more leaves than a byte can tell apart, or the palette does not fit the tree.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, palette: str | Path | None = None) -> None:
+        self.num_leaves = hierarchy.num_leaves
+        if self.num_leaves > IGNORED_PIXEL:
+            raise ValueError(f"Masks tell up to {IGNORED_PIXEL} classes apart; the label tree has {self.num_leaves}.")
+        self.palette = read_palette(palette, hierarchy) if palette else None
+
+    def __call__(self, source: bytes | str) -> np.ndarray:
+        """uint8 (height, width): a leaf, or 255 where there is none.
+
+        Raises:
+            ValueError: if a value is neither, or the file is of a kind that does not say.
+            OSError, SyntaxError, EOFError: from Pillow, if the file is broken.
+        """
+        if self.palette is None:
+            return read_mask(source, self.num_leaves)
+        return read_mask_file(source, lambda image, _: self._by_colour(np.asarray(image.convert("RGB"))))
+
+    def _by_colour(self, colours: np.ndarray) -> np.ndarray:
+        codes, known = _codes(colours), self.palette
+        found, inverse = np.unique(codes, return_inverse=True)
+        unknown = [code for code in found.tolist() if code not in known]
+        if unknown:
+            shown = ", ".join(f"#{code:06x}" for code in unknown[:5])
+            raise ValueError(f"mask colours {shown} are not in the palette (--mask_palette)")
+        return np.array([known[code] for code in found.tolist()], dtype=np.uint8)[inverse].reshape(codes.shape)
+
+
+def _codes(colours: np.ndarray) -> np.ndarray:
+    red, green, blue = np.moveaxis(colours.astype(np.uint32), -1, 0)
+    return red << 16 | green << 8 | blue
+
+
+def read_palette(path: str | Path, hierarchy: Hierarchy) -> dict[int, int]:
+    """Leaf of each colour, from a YAML or JSON file: ``class name: [red, green, blue]`` or ``"#rrggbb"``.
+
+    The name ``ignore`` stands for pixels without a label. Colours are returned as the number 0xRRGGBB.
+
+    Raises:
+        ValueError: if a class has no colour, a name is no leaf, or a colour stands twice.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"No palette file at {path} (--mask_palette).")
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig")  # YAML allows no tabs, which JSON may be indented with
+        content = yaml.load(text.replace("\t", " "), Loader=StrictLoader)
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"Palette {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"Palette {path} must hold one line a class, 'name: [red, green, blue]'.")
+    leaves = {fold_name(name): index for index, name in enumerate(hierarchy.leaf_names())}
+    leaves["ignore"] = IGNORED_PIXEL
+    unknown = [str(name) for name in content if fold_name(name) not in leaves]
+    counts = Counter(map(fold_name, content))
+    missing = [name for name in hierarchy.leaf_names() if fold_name(name) not in counts]
+    if unknown or missing:
+        raise ValueError(f"Palette {path} and the label tree differ: unknown {unknown}, without a colour {missing}.")
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise ValueError(f"Palette {path}: listed twice: {twice}.")
+    palette: dict[int, int] = {}
+    for name, colour in content.items():
+        code = _colour(path, name, colour)
+        if code in palette:
+            raise ValueError(f"Palette {path}: the colour of {name!r} stands twice.")
+        palette[code] = leaves[fold_name(name)]
+    return palette
+
+
+def _colour(path: str | Path, name: str, colour: Any) -> int:
+    try:
+        red, green, blue = ImageColor.getrgb(colour)[:3] if isinstance(colour, str) else colour
+        if not all(type(part) is int and 0 <= part <= 255 for part in (red, green, blue)):
+            raise ValueError
+    except (ValueError, TypeError):
+        raise ValueError(
+            f"Palette {path}: the colour of {name!r} must be three whole numbers up to 255, or '#rrggbb' in quotes, "
+            f"not {colour}."
+        ) from None
+    return red << 16 | green << 8 | blue
+
+
+def _header_size(source: bytes | str) -> tuple[int, int]:
+    """Width and height of an image turned upright, from the header: to be sure, Pillow decodes every PNG for it."""
+    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        return upright_size(image)
+
+
+class MaskedImageRows:
+    """Random access to images and their masks.
+
+    Args:
+        images, masks: the two columns.
+        reader: of the masks.
+    """
+
+    def __init__(self, images: ImageRows, masks: ImageRows, reader: MaskReader) -> None:
+        assert len(images) == len(masks), "one mask per image"
+        self.images, self.masks, self.reader = images, masks, reader
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def encoded(self, indices: Sequence[int]) -> list[MaskSource]:
+        """Content or path of each row's image and mask."""
+        return list(zip(self.images.encoded(indices), self.masks.encoded(indices), strict=True))
+
+    def load(self, index: int, source: MaskSource) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 image (3, height, width) and mask (height, width); BadSampleError names row and file."""
+        with self.images.opened(index, source[0]) as opened:
+            image = opened.pixels()
+        mask = self.load_mask(index, source[1])
+        if image.shape[1:] != mask.shape:
+            raise BadSampleError(self._sizes_differ(index, image.shape[:0:-1], mask.shape[::-1]))
+        return image, mask
+
+    def load_mask(self, index: int, source: Any) -> torch.Tensor:
+        """The mask alone."""
+        try:
+            return torch.from_numpy(self.reader(self.masks.checked(source)))
+        except BAD_IMAGE as error:
+            raise BadSampleError(f"mask in {self.masks.describe(index)}: {explain(error)}") from error
+
+    def _sizes_differ(self, index: int, image: Sequence[int], mask: Sequence[int]) -> str:
+        sizes = " x ".join(map(str, mask)), " x ".join(map(str, image))
+        return f"mask in {self.masks.describe(index)}: it is {sizes[0]} pixels large, its image {sizes[1]}"
+
+    def check_headers(self, num_rows: int = 20_000) -> list[str]:
+        """Open images and masks without decoding what is whole: a message for each that fails or differs in size."""
+        problems = [f"mask in {line}" for line in self.masks.check_headers(num_rows)]
+        problems += self.images.check_headers(num_rows)
+        if problems:
+            return problems
+        rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(int)).tolist()
+        for start in range(0, len(rows), 256):
+            part = rows[start : start + 256]
+            for row, (image, mask) in zip(part, self.encoded(part), strict=True):
+                try:
+                    sizes = _header_size(image), _header_size(mask)
+                    if sizes[0] != sizes[1]:  # perhaps the header does not tell all
+                        sizes = self.images.size(image), self.masks.size(mask)
+                except BAD_IMAGE as error:
+                    problems.append(f"image or mask in {self.masks.describe(row)}: {explain(error)}")
+                    continue
+                if sizes[0] != sizes[1]:
+                    problems.append(self._sizes_differ(row, *sizes))
+        return problems
+
+    def count_pixels(self, rows: np.ndarray, num_threads: int) -> tuple[np.ndarray, list[str]]:
+        """Decode masks and count: int64 (len(rows), leaves), and a message for each mask that does not decode."""
+        problems: list[str] = []
+
+        def count(part: np.ndarray) -> np.ndarray:
+            counts = np.zeros((len(part), self.reader.num_leaves), dtype=np.int64)
+            for position, (row, source) in enumerate(zip(part, self.masks.encoded(part), strict=True)):
+                try:
+                    values = self.load_mask(int(row), source).numpy().ravel()
+                    counts[position] = np.bincount(values, minlength=256)[: self.reader.num_leaves]
+                except BadSampleError as error:
+                    problems.append(str(error))
+            return counts
+
+        with ThreadPoolExecutor(num_threads) as pool:  # decoding lets other threads run
+            parts = list(pool.map(count, np.array_split(rows, max(1, -(-len(rows) // 32)))))
+        return np.concatenate(parts), sorted(problems)
+
+
+class MaskedImages(Samples):
+    """What a transform makes of images and masks.
+
+    Args:
+        images: a :class:`common.data.masks.MaskedImageRows`, or what stands in its place.
+        rows, seed, on_bad_sample: see :class:`common.data.rows.Samples`.
+        transform: image and mask -> dict.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        rows: np.ndarray,
+        transform: Callable[[torch.Tensor, torch.Tensor], dict[str, Any]],
+        seed: int = 0,
+        on_bad_sample: str = "error",
+    ) -> None:
+        super().__init__(images, rows, seed, on_bad_sample)
+        self.transform = transform
+
+    def prepare(self, row: int, source: Any) -> dict[str, Any]:
+        return self.transform(*self.images.load(row, source))

@@ -1,0 +1,238 @@
+"""Images together with their masks: sizes, augmentation, and what evaluation does instead."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+from .mask_files import IGNORED_PIXEL
+from .transforms import resize_part
+
+RESIZE_MODES = ("squash", "fit")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """At which size the model is shown an image.
+
+    Attributes:
+        size: side of the model's square input, pixels.
+        resize_mode: ``squash`` gives the whole image both sides of the input; ``fit`` keeps its shape and pads.
+        windows: cut windows of ``size`` out of the image instead of showing the whole of it.
+        resize_longer: longer side of an image before windows are cut; its own if ``None``.
+    """
+
+    size: int
+    resize_mode: str = "squash"
+    windows: bool = False
+    resize_longer: int | None = None
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of an image of this size as evaluation shows it, before padding."""
+        longer = max(height, width)
+        if self.windows:
+            scale = self.resize_longer / longer if self.resize_longer else 1.0
+        elif self.resize_mode == "squash":
+            return self.size, self.size
+        else:
+            scale = self.size / longer
+        return max(1, round(height * scale)), max(1, round(width * scale))
+
+    def largest(self, height: int, width: int, most: float) -> tuple[int, int]:
+        """The same at the largest scale that augmentation asks for, never beyond the image's own."""
+        if self.windows and not self.resize_longer:  # scales then are multiples of the image's own
+            return height, width
+        resized = self.resized(height, width)
+        return min(height, math.ceil(resized[0] * most)), min(width, math.ceil(resized[1] * most))
+
+
+def resize_pair(image: torch.Tensor, mask: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image (3, h, w) bilinearly with antialiasing and mask (h, w) by the nearest pixel, to (height, width)."""
+    return F.resize(image, list(size), antialias=True), nearest(mask, size)
+
+
+def nearest(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
+    """Mask (h, w) -> (height, width), each pixel from the nearest one."""
+    if tuple(mask.shape) == tuple(size):
+        return mask
+    return F.resize_image(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
+
+
+class ScaledCrop(v2.Transform):
+    """Cut a square out of image and mask at a random scale; what lies outside of the image is mean colour and ignored.
+
+    Args:
+        geometry: the scale that evaluation uses, and the size of the square.
+        scale_jitter: smallest and largest multiple of that scale; drawn evenly in its logarithm.
+        rare_crop: probability that the square is placed around a pixel of one of the image's classes, each class as
+            likely as any other but for the commonest, which is left out. Otherwise it is placed anywhere.
+        fill: the mean colour, 0..255.
+    """
+
+    _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
+
+    def __init__(
+        self, geometry: Geometry, scale_jitter: Sequence[float], rare_crop: float, fill: Sequence[int]
+    ) -> None:
+        super().__init__()
+        self.geometry, self.scale_jitter, self.rare_crop = geometry, tuple(scale_jitter), rare_crop
+        self.fill = list(fill)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        mask = next(entry for entry in flat_inputs if isinstance(entry, tv_tensors.Mask))
+        low, high = self.scale_jitter
+        scale = low * (high / low) ** torch.rand(()).item()
+        target = self._rare_pixel(mask) if torch.rand(()).item() < self.rare_crop else None
+        size, sides = self.geometry.size, mask.shape[-2:]
+        params: dict[str, Any] = {"box": [], "inner": [], "padding": []}
+        for axis, (length, base) in enumerate(zip(sides, self.geometry.resized(*sides), strict=True)):
+            resized = max(1, round(base * scale))
+            inner = min(size, resized)  # how much of the square the image covers
+            window = max(1, round(length * inner / resized))
+            offset = self._offset(length, window, None if target is None else target[axis])
+            before = int(torch.randint(size - inner + 1, ()))
+            params["box"].append((offset, window))
+            params["inner"].append(inner)
+            params["padding"].append((before, size - inner - before))
+        return params
+
+    @staticmethod
+    def _offset(length: int, window: int, target: int | None) -> int:
+        """Start of the window; with a target, evenly among the starts that keep it inside."""
+        first, last = 0, length - window
+        if target is not None:
+            first, last = max(0, target - window + 1), min(last, target)
+        return int(torch.randint(first, last + 1, ()))
+
+    @staticmethod
+    def _rare_pixel(mask: torch.Tensor) -> tuple[int, int] | None:
+        """Row and column of a pixel of a class other than the commonest; ``None`` if there is no other."""
+        values = mask.as_subclass(torch.Tensor).flatten()
+        counts = torch.bincount(values, minlength=IGNORED_PIXEL + 1)[:IGNORED_PIXEL]
+        present = counts.nonzero().flatten()
+        if len(present) < 2:
+            return None
+        present = present[present != counts.argmax()]
+        chosen = present[torch.randint(len(present), ())]
+        places = (values == chosen).nonzero().flatten()
+        return divmod(int(places[torch.randint(len(places), ())]), mask.shape[-1])
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        (top, height), (left, width) = params["box"]
+        part = inpt[..., top : top + height, left : left + width]
+        (above, below), (before, after) = params["padding"]
+        padding = [before, above, after, below]
+        if isinstance(inpt, tv_tensors.Mask):
+            part = nearest(part.as_subclass(torch.Tensor), params["inner"])
+            return tv_tensors.Mask(F.pad_image(part[None], padding, fill=IGNORED_PIXEL)[0])
+        part = resize_part(part.as_subclass(torch.Tensor), params["inner"])
+        return tv_tensors.Image(F.pad_image(part, padding, fill=self.fill) if any(padding) else part)
+
+
+class RandomRot90(v2.Transform):
+    """Turn image and mask by 0, 90, 180 or 270 degrees, each as likely, with probability ``p``."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        turns = int(torch.randint(4, ())) if torch.rand(()).item() < self.p else 0
+        return {"turns": turns}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        if not params["turns"]:
+            return inpt
+        return tv_tensors.wrap(inpt.as_subclass(torch.Tensor).rot90(params["turns"], (-2, -1)), like=inpt)
+
+
+class MaskTrainTransform:
+    """Image and mask -> augmented ``pixels`` uint8 (3, size, size) and ``labels`` uint8 (size, size).
+
+    Draws from torch's global generator.
+
+    Args:
+        geometry, scale_jitter, rare_crop: see :class:`ScaledCrop`.
+        hflip, vflip: probabilities of mirroring.
+        rot90: probability of a random turn by multiples of 90 degrees.
+        color_jitter: strength for brightness, contrast and saturation.
+        mean: the model's mean colour, in 0..1.
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        *,
+        scale_jitter: Sequence[float],
+        rare_crop: float,
+        hflip: float,
+        vflip: float,
+        rot90: float,
+        color_jitter: float,
+        mean: Sequence[float],
+    ) -> None:
+        steps: list[v2.Transform] = [
+            ScaledCrop(geometry, scale_jitter, rare_crop, [round(255 * value) for value in mean]),
+            v2.RandomHorizontalFlip(hflip),
+            v2.RandomVerticalFlip(vflip),
+            RandomRot90(rot90),
+        ]
+        if color_jitter:
+            steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
+        self.steps = v2.Compose(steps)
+
+    def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        pixels, labels = self.steps(tv_tensors.Image(image), tv_tensors.Mask(mask))
+        return {
+            "pixels": pixels.as_subclass(torch.Tensor),
+            "labels": labels.as_subclass(torch.Tensor).contiguous(),
+        }
+
+
+class ImageEvaluationTransform:
+    """uint8 image (3, height, width) -> what the model is shown of it; the same every time.
+
+    Returns a dict: ``pixels`` uint8 (3, h, w), and ``resized``, the height and width of the part of them that is image
+    (the rest is padding).
+
+    Args:
+        geometry: the size.
+        mean: the model's mean colour, in 0..1; fills the padding.
+    """
+
+    def __init__(self, geometry: Geometry, mean: Sequence[float]) -> None:
+        self.geometry = geometry
+        self.fill = [round(255 * value) for value in mean]
+
+    def __call__(self, image: torch.Tensor, size: Sequence[int] | None = None) -> dict[str, Any]:
+        """``size`` is the image's own height and width, if it is not that of the pixels given."""
+        resized = self.geometry.resized(*(size or image.shape[1:]))
+        pixels, padding = F.resize(image, list(resized), antialias=True), self.padding(resized)
+        if any(padding):
+            pixels = F.pad_image(pixels, padding, fill=self.fill)
+        return {"pixels": pixels, "resized": resized}
+
+    def padding(self, resized: Sequence[int]) -> list[int]:
+        """Pixels added at the left, top, right and bottom."""
+        return [0, 0, *(max(0, self.geometry.size - side) for side in reversed(resized))]
+
+
+class MaskEvaluationTransform(ImageEvaluationTransform):
+    """Image and mask -> what the model is shown, and the truth to compare with.
+
+    Returns a dict: in addition ``labels`` uint8 (h, w), as large as ``pixels``, and ``truth``, the mask as it was.
+    """
+
+    def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
+        shown = super().__call__(image, mask.shape)
+        labels, padding = nearest(mask, shown["resized"]), self.padding(shown["resized"])
+        if any(padding):
+            labels = F.pad_image(labels[None], padding, fill=IGNORED_PIXEL)[0]
+        return {**shown, "labels": labels, "truth": mask}

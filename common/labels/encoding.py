@@ -1,0 +1,174 @@
+"""Labels by name: from the cells of a table to class numbers at every level of a label tree."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..model.hierarchy import IGNORE, Hierarchy, fold_name
+
+LabelPath = tuple[str | None, ...]
+"""Names along a path, coarse to fine; ``None`` where a cell is blank."""
+
+logger = logging.getLogger(__name__)
+
+
+# ---- cells and messages
+
+
+def clean_column(cells: Sequence[Any]) -> list[str | None]:
+    """Cells as names: spacing collapsed, whole numbers without a decimal point, ``None`` for blank and NaN."""
+    known: dict[Any, str | None] = {}
+    return [known[cell] if cell in known else known.setdefault(cell, _clean(cell)) for cell in cells]
+
+
+def _clean(cell: Any) -> str | None:
+    if cell is None or cell != cell:  # NaN is the one value that differs from itself
+        return None
+    if isinstance(cell, float) and cell.is_integer():
+        cell = int(cell)  # a column of numbers with blanks was read as floats
+    return " ".join(str(cell).split()) or None
+
+
+def path_text(path: LabelPath) -> str:
+    """A path for messages."""
+    return " > ".join(part or "-" for part in path)
+
+
+def row_list(numbers: Sequence[int]) -> str:
+    """The first few row numbers, for messages."""
+    shown = ", ".join(str(number) for number in sorted(numbers)[:3])
+    return f"row{'s' if len(numbers) > 1 else ''} {shown}{', ...' if len(numbers) > 3 else ''}"
+
+
+# ---- labels
+
+
+def encode_paths(tree: Hierarchy, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
+    """Labels of every level for the rows of a table with one column per level.
+
+    A row's finest name decides; what is blank above it is filled in from the tree.
+
+    Returns:
+        int64 (rows, levels), IGNORE where a row has no label or the path no value.
+
+    Raises:
+        ValueError: for names or paths that the tree does not have, with their rows.
+    """
+    index = tree.node_index()
+    known: dict[LabelPath, Sequence[int] | None] = {}
+    labels, unknown = [], defaultdict(list)
+    cleaned = [clean_column(columns[level]) for level in tree.levels]
+    for row, path in enumerate(zip(*cleaned, strict=True)):
+        if path not in known:
+            known[path] = encode_path(tree, index, path)
+        if known[path] is None:
+            unknown[path].append(row)
+        labels.append(known[path] or ())
+    _refuse_unknown({path_text(path): rows for path, rows in unknown.items()})
+    return np.array(labels, dtype=np.int64).reshape(-1, tree.num_levels)
+
+
+def encode_path(tree: Hierarchy, index: list[dict[str, list[int]]], path: LabelPath) -> Sequence[int] | None:
+    """Labels of every level for one path of names; ``None`` if the tree has no such path, or no single one.
+
+    Args:
+        tree: the label tree.
+        index: its :meth:`Hierarchy.node_index`.
+        path: cleaned names, one a level.
+    """
+    named = [depth for depth, name in enumerate(path) if name is not None]
+    if not named:
+        return (IGNORE,) * tree.num_levels
+    finest = named[-1]
+    folded = [None if name is None else fold_name(name) for name in path]
+    found = {}
+    for candidate in index[finest].get(folded[finest], []):
+        names = [None if name is None else fold_name(name) for name in tree.path_names(finest, candidate)]
+        if all(folded[depth] == names[depth] for depth in named):
+            found[candidate] = names[:finest]
+    # Several paths fit: the one that is blank where the row is; or what such a row became when the tree was built.
+    agreed = [folded[depth] or _agreed({names[depth] for names in found.values()}) for depth in range(finest)]
+    choice = list(found)
+    for wanted in (folded[:finest], agreed):
+        if len(choice) != 1:
+            choice = [candidate for candidate, names in found.items() if names == wanted]
+    return tree.path(finest, choice[0]) if len(choice) == 1 else None
+
+
+def _agreed(values: set[str | None]) -> str | None:
+    values = values - {None}
+    return values.pop() if len(values) == 1 else None
+
+
+def encode_names(tree: Hierarchy, values: Sequence[Any]) -> np.ndarray:
+    """Labels of every level for a column that names the leaf, or any class whose name is unique in the tree.
+
+    Returns:
+        int64 (rows, levels); a blank cell is IGNORE at every level, a class that is not a leaf at the finer ones.
+
+    Raises:
+        ValueError: for names that the tree does not have, or has more than once, with their rows.
+    """
+    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for level, index in enumerate(tree.node_index()):
+        for name, positions in index.items():
+            places[name] += [(level, position) for position in positions]
+    leaves: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for level, position in tree.leaves:
+        leaves[fold_name(tree.names[level][position])].append((level, position))
+    blank = (IGNORE,) * tree.num_levels
+    known: dict[str | None, Sequence[int] | None] = {None: blank}
+    labels, unknown = [], defaultdict(list)
+    for row, name in enumerate(clean_column(values)):
+        if name not in known:
+            folded = fold_name(name)
+            nodes = leaves.get(folded) or places.get(folded, [])
+            known[name] = tree.path(*nodes[0]) if len(nodes) == 1 else None
+        if known[name] is None:
+            unknown[name].append(row)
+        labels.append(known[name] or blank)
+    _refuse_unknown(unknown)
+    return np.array(labels, dtype=np.int64).reshape(-1, tree.num_levels)
+
+
+def _refuse_unknown(unknown: Mapping[str, Sequence[int]]) -> None:
+    if unknown:
+        shown = "; ".join(f"{name!r} ({row_list(rows)})" for name, rows in list(unknown.items())[:5])
+        more = f"; and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        raise ValueError(f"not in the label tree of the training data, or there more than once: {shown}{more}")
+
+
+def read_class_order(path: str | Path, tree: Hierarchy, num_outputs: int) -> list[int | None]:
+    """Which output of another classifier belongs to each class of the last level, by name.
+
+    Args:
+        path: a text file with one class name a line, in the order of the classifier's outputs.
+        tree: our label tree.
+        num_outputs: of the classifier.
+
+    Returns:
+        For each class of the last level the output, or ``None`` if the file does not name it.
+
+    Raises:
+        ValueError: if the file has another number of names, or names none of our classes.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"No class-order file at {path} (--init_leaf_from_classifier).")
+    names = [fold_name(line) for line in Path(path).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    if len(names) != num_outputs:
+        raise ValueError(f"{path} names {len(names)} classes, the backbone's classifier has {num_outputs} outputs.")
+    output = {name: index for index, name in reversed(list(enumerate(names)))}
+    rows = [output.get(fold_name(name)) for name in tree.names[-1]]
+    found = sum(row is not None for row in rows)
+    if not found:
+        raise ValueError(
+            f"{path} names none of the classes of level {tree.levels[-1]!r}, such as {tree.names[-1][0]!r}."
+        )
+    logger.info("%d of %d classes start from the backbone's classifier.", found, len(rows))
+    return rows

@@ -1,0 +1,204 @@
+"""Label trees from tables: what turns dirty tables into trees that can be trusted.
+
+How dirt is resolved, each time (but for spacing) with a line in the report that names rows:
+
+1. spelling: spacing is collapsed, and of variants in upper and lower case the most frequent one is kept;
+2. a gap in the middle of a path is filled where all rows with the same finer name (and nothing different above it)
+   agree on its value, and means "this level has no value here" otherwise;
+3. blank cells at the end of a path make a partial label: the finer levels of that row are IGNORE;
+4. one name under two parents is two classes (and perhaps a typing error, hence the report).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any
+
+from ..model.hierarchy import Hierarchy, fold_name
+from .encoding import LabelPath, clean_column, encode_path, path_text, row_list
+
+
+def hierarchy_from_table(columns: Mapping[str, Sequence[Any]], first_row: int = 0) -> tuple[Hierarchy, list[str]]:
+    """Build the tree that the rows of a table span, with the class names of each level sorted.
+
+    Args:
+        columns: level name -> cells, coarse to fine; all of one length. Blank, ``None`` and NaN cells are missing.
+        first_row: the number of the first row in messages (2 for a CSV file with a header).
+
+    Returns:
+        The tree, and the report (see the module's docstring), one sentence an entry.
+
+    Raises:
+        ValueError: if a level has no value in any row.
+    """
+    levels = list(columns)
+    rows = _unique_rows(columns, first_row)
+    report: list[str] = []
+    rows = _merge_case(levels, rows, report)
+    for depth, level in enumerate(levels):
+        if all(path[depth] is None for path in rows):
+            raise ValueError(f"The level column {level!r} is empty in every row.")
+    unclear: set[LabelPath] = set()
+    while True:  # nearly always once
+        filled, told = _fill_gaps(levels, rows, unclear)
+        tree = hierarchy_from_paths(levels, [path for path in filled.values() if any(path)], sort=True)
+        lost = _not_found_again(tree, filled)
+        if not lost:
+            break
+        unclear |= lost
+    report += told
+    paths: dict[LabelPath, list[int]] = defaultdict(list)
+    for path, numbers in rows.items():
+        paths[filled[path]] += numbers
+    _report_names_with_two_parents(tree, paths, report)
+    _report_partial_labels(levels, paths, report)
+    return tree, report
+
+
+def _unique_rows(columns: Mapping[str, Sequence[Any]], first_row: int) -> dict[LabelPath, list[int]]:
+    """Each different row, cleaned, with the numbers of the rows where it stands."""
+    cleaned = [clean_column(cells) for cells in columns.values()]
+    rows: dict[LabelPath, list[int]] = defaultdict(list)
+    for number, path in enumerate(zip(*cleaned, strict=True), start=first_row):
+        rows[path].append(number)
+    return rows
+
+
+def _merge_case(
+    levels: list[str], rows: Mapping[LabelPath, list[int]], report: list[str]
+) -> dict[LabelPath, list[int]]:
+    spellings: list[dict[str, dict[str, list[int]]]] = [defaultdict(lambda: defaultdict(list)) for _ in levels]
+    for path, numbers in rows.items():
+        for depth, name in enumerate(path):
+            if name is not None:
+                spellings[depth][fold_name(name)][name] += numbers
+    kept = [
+        {folded: max(found, key=lambda n: (len(found[n]), n)) for folded, found in level.items()}
+        for level in spellings
+    ]
+    for depth, level in enumerate(spellings):
+        for folded, found in level.items():
+            if len(found) > 1:
+                name = kept[depth][folded]
+                others = ", ".join(f"{other!r} ({row_list(found[other])})" for other in found if other != name)
+                report.append(f"{levels[depth]}: spellings merged: {others} into {name!r}.")
+    merged: dict[LabelPath, list[int]] = defaultdict(list)
+    for path, numbers in rows.items():
+        key = tuple(None if name is None else kept[depth][fold_name(name)] for depth, name in enumerate(path))
+        merged[key] += numbers
+    return merged
+
+
+def _fill_gaps(
+    levels: list[str], rows: Mapping[LabelPath, list[int]], unclear: set[LabelPath]
+) -> tuple[dict[LabelPath, LabelPath], list[str]]:
+    """Fill a blank cell above a named one from the other rows with that finer name, where those agree.
+
+    Returns:
+        What each path became, and lines for the report. Paths in ``unclear`` stay as they are.
+    """
+    named: dict[tuple[int, str], list[LabelPath]] = defaultdict(list)
+    for path in rows:
+        for depth, name in enumerate(path):
+            if name is not None:
+                named[depth, name].append(path)
+    filled: dict[LabelPath, LabelPath] = {}
+    told: list[str] = []
+    empty: list[dict[str, list[int]]] = [defaultdict(list) for _ in levels]
+    for path, numbers in rows.items():
+        new = list(path)
+        for depth, finer in _gaps(path):
+            others = (other for other in named[finer, path[finer]] if _compatible(other, path, finer))
+            values = sorted({other[depth] for other in others} - {None})
+            where = f"{levels[depth]}: missing above {path[finer]!r} ({row_list(numbers)})"
+            if not values:
+                empty[depth][path[finer]] += numbers
+            elif len(values) > 1 or path in unclear:
+                told.append(
+                    f"{where}, not filled, there {f'are {values}' if len(values) > 1 else 'are several paths'}."
+                )
+            else:
+                new[depth] = values[0]
+                told.append(f"{where}, filled with {values[0]!r}.")
+        filled[path] = tuple(new)
+    for level, names in zip(levels, empty, strict=True):
+        if names:
+            shown = ", ".join(map(repr, list(names)[:5])) + (", ..." if len(names) > 5 else "")
+            numbers = list(chain.from_iterable(names.values()))
+            told.append(f"{level}: no value above {shown} in any row ({row_list(numbers)}).")
+    return filled, told
+
+
+def _compatible(first: LabelPath, second: LabelPath, depth: int) -> bool:
+    """Whether two paths name nothing different above a level."""
+    return all(a is None or b is None or a == b for a, b in zip(first[:depth], second[:depth], strict=True))
+
+
+def _not_found_again(tree: Hierarchy, filled: Mapping[LabelPath, LabelPath]) -> set[LabelPath]:
+    """Rows whose gaps were filled, but which as labels would not be clear: two of the tree's paths fit them."""
+    index = tree.node_index()
+    lost = set()
+    for path, new in filled.items():
+        if path != new:
+            labels = encode_path(tree, index, path) or ()
+            if tuple(None if v < 0 else tree.names[level][v] for level, v in enumerate(labels)) != new:
+                lost.add(path)
+    return lost
+
+
+def _report_partial_labels(levels: list[str], rows: Mapping[LabelPath, list[int]], report: list[str]) -> None:
+    ends: dict[int, list[int]] = defaultdict(list)
+    for path, numbers in rows.items():
+        ends[max((depth for depth, name in enumerate(path) if name is not None), default=-1)] += numbers
+    for depth, numbers in sorted(ends.items()):
+        if depth < len(levels) - 1:
+            told = f"nothing finer than {levels[depth]!r}" if depth >= 0 else "nothing"
+            report.append(f"{levels[depth + 1]}: partial labels, {len(numbers)} name {told} ({row_list(numbers)}).")
+
+
+def _gaps(path: LabelPath) -> Iterable[tuple[int, int]]:
+    """(blank level, next named level below it) for each blank above a name."""
+    below = None
+    for depth in range(len(path) - 1, -1, -1):
+        if path[depth] is not None:
+            below = depth
+        elif below is not None:
+            yield depth, below
+
+
+def hierarchy_from_paths(levels: Sequence[str], paths: Iterable[LabelPath], sort: bool) -> Hierarchy:
+    """The tree that paths of names span, its classes sorted by name or in order of appearance."""
+    nodes: list[dict[LabelPath, None]] = [{} for _ in levels]
+    for path in paths:
+        for depth, name in enumerate(path):
+            if name is not None:
+                nodes[depth][path[: depth + 1]] = None
+    ordered = [sorted(level, key=lambda key: (key[-1], *map(str, key))) if sort else list(level) for level in nodes]
+    position = [{key: index for index, key in enumerate(level)} for level in ordered]
+    parents = [[_parent_of(key, position) for key in level] for level in ordered]
+    return Hierarchy(levels, [[key[-1] for key in level] for level in ordered], parents)
+
+
+def _parent_of(key: LabelPath, position: list[dict[LabelPath, int]]) -> tuple[int, int] | None:
+    for depth in range(len(key) - 2, -1, -1):
+        if key[depth] is not None:
+            return depth, position[depth][key[: depth + 1]]
+    return None
+
+
+def _report_names_with_two_parents(tree: Hierarchy, rows: Mapping[LabelPath, list[int]], report: list[str]) -> None:
+    where: dict[LabelPath, list[int]] = defaultdict(list)
+    for path, numbers in rows.items():
+        for depth in range(len(path)):
+            where[path[: depth + 1]] += numbers[:3]
+    for level, index in enumerate(tree.node_index()):
+        for positions in index.values():
+            if len(positions) > 1:
+                paths = [tree.path_names(level, position)[: level + 1] for position in positions]
+                places = [f"{path_text(path[:-1])} ({row_list(where[path])})" for path in paths]
+                name = tree.names[level][positions[0]]
+                report.append(
+                    f"{tree.levels[level]}: {name!r} stands under {' and under '.join(places)}: two classes."
+                )

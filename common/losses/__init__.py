@@ -1,0 +1,4 @@
+"""Losses per level of the label tree, and weights of classes.
+
+May import common.model.
+"""

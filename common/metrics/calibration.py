@@ -1,0 +1,198 @@
+"""From which probability on answers at a level are right often enough: found in evaluation, stored with the model.
+
+The finest level is calibrated first: its threshold is the lowest at which the answers given are right as often as
+asked. Those left unanswered go on to the level above, and so on. So the precision holds for the answers at *each*
+level that are given there, and by that for all answers together.
+
+A threshold is only taken if the share of right answers is surely high enough, not just on the images at hand: the
+exact binomial test must say so. Looking at many thresholds would find one that passes by luck, so they are tested from
+the strictest on and the first failure ends the search (fixed-sequence testing, as in Angelopoulos et al., Learn then
+Test, 2021, arXiv 2110.01052); from several starts, which share the error allowed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from scipy.special import betainc
+
+from ..model.hierarchy import Hierarchy
+from .backoff import is_right
+
+TARGETS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
+"""Precisions that thresholds are found for"""
+
+ERROR = 0.1
+"""Probability that a level's precision on new images of the same kind falls short of the target"""
+
+NUM_STARTS = 4
+NUM_STEPS = 200
+"""Thresholds tested, at most, from the strictest to the one that answers everything"""
+
+
+@dataclass
+class Calibration:
+    """Thresholds of back-off for each of :data:`TARGETS`, as ``config.json`` holds them.
+
+    Attributes:
+        num_images: that they were found on.
+        decoding: of the best path that they are for.
+        targets: precisions.
+        levels: names of the levels, coarse to fine.
+        thresholds: per level, for each target the lowest probability that is answered; ``None`` for none.
+        precision, coverage: per level, for each target: share right, and share answered at this level, there.
+    """
+
+    num_images: int
+    decoding: str
+    targets: list[float]
+    levels: list[str]
+    thresholds: list[list[float | None]]
+    precision: list[list[float | None]]
+    coverage: list[list[float]]
+
+    def for_target(self, precision: float) -> tuple[float, list[float | None]]:
+        """The lowest target that is at least ``precision``, and its threshold of every level, coarse to fine.
+
+        Raises:
+            ValueError: if that is more than any.
+        """
+        for index, target in enumerate(self.targets):
+            if target >= precision:
+                return target, [column[index] for column in self.thresholds]
+        raise ValueError(f"The model is calibrated for precisions up to {max(self.targets)}, not {precision}.")
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], hierarchy: Hierarchy) -> Calibration:
+        """From what ``config.json`` holds; ValueError if it is for other levels."""
+        missing = {entry.name for entry in fields(cls)} - set(content)
+        if missing:
+            raise ValueError(f"The calibration lacks: {', '.join(sorted(missing))}.")
+        calibration = cls(**{entry.name: content[entry.name] for entry in fields(cls)})
+        if calibration.levels != list(hierarchy.levels):
+            raise ValueError(
+                f"The calibration is for the levels {', '.join(calibration.levels)}; the model has "
+                f"{', '.join(hierarchy.levels)}."
+            )
+        return calibration
+
+    def to_dict(self) -> dict[str, Any]:
+        """What :meth:`from_dict` takes, ready for JSON."""
+        return asdict(self)
+
+
+def read_calibration(path: str | Path, hierarchy: Hierarchy) -> Calibration:
+    """Read the calibration.json that ``--eval_only`` writes; ValueError if it is not there or not that."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ValueError("it holds no calibration")
+        return Calibration.from_dict(content, hierarchy)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"Cannot read the calibration {path}: {error}") from error
+
+
+class CalibrationCounter:
+    """What an evaluation has to keep for :func:`calibrate`: twelve bytes per image and level, where it was predicted.
+
+    For 100,000 images and six levels that is 7 MB. Counters in bins would not do: which images are left for a level
+    depends on the probabilities at all finer ones.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def add(self, probabilities: torch.Tensor, path: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
+        """Keep a batch: probabilities of the best path (batch, levels), the path, and labels (batch, levels)."""
+        self.parts.append((probabilities, torch.stack(path, 1).int(), labels.int()))
+
+    def calibrate(self, accelerator: Accelerator, hierarchy: Hierarchy, decoding: str) -> Calibration:
+        """Thresholds from the images of all processes; every process calls it, and gets the same."""
+        shape = (0, hierarchy.num_levels)
+        empty = [torch.empty(shape), torch.empty(shape, dtype=torch.int), torch.empty(shape, dtype=torch.int)]
+        columns = zip(*self.parts, strict=True) if self.parts else [[part] for part in empty]
+        probabilities, path, labels = (torch.cat(list(column)).cpu().numpy() for column in columns)
+        mine = (probabilities, *is_right(path, labels))
+        everyone = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
+        return calibrate(*(np.concatenate(column) for column in zip(*everyone, strict=True)), hierarchy, decoding)
+
+
+def calibrate(
+    probabilities: np.ndarray, judged: np.ndarray, right: np.ndarray, hierarchy: Hierarchy, decoding: str
+) -> Calibration:
+    """Thresholds for every target; see the top of the file.
+
+    Args:
+        probabilities: (n, levels) of the best path; 0 where it has no class.
+        judged: (n, levels) whether a label can judge the path's class.
+        right: (n, levels) whether it is right.
+        hierarchy: names the levels.
+        decoding: of the best path.
+    """
+    rows = {target: _cascade(probabilities, judged, right, target) for target in TARGETS}
+
+    def table(column: int) -> list[list[Any]]:
+        return [[rows[target][level][column] for target in TARGETS] for level in range(hierarchy.num_levels)]
+
+    return Calibration(
+        len(probabilities), decoding, list(TARGETS), list(hierarchy.levels), table(0), table(1), table(2)
+    )
+
+
+def _cascade(
+    probabilities: np.ndarray, judged: np.ndarray, right: np.ndarray, target: float
+) -> list[tuple[float | None, float | None, float]]:
+    """Per level, coarse to fine: threshold, precision and coverage for one target."""
+    left = np.ones(len(probabilities), dtype=bool)
+    found = []
+    for level in reversed(range(probabilities.shape[1])):
+        chances = probabilities[:, level]
+        known = left & judged[:, level]
+        threshold = lowest_threshold(chances[known], right[known, level], target)
+        answered = left & (chances >= (np.inf if threshold is None else threshold)) & (chances > 0)
+        good = answered & judged[:, level]
+        precision = round(float(right[good, level].mean()), 4) if good.any() else None
+        found.append((threshold, precision, round(float(answered.sum() / max(len(left), 1)), 4)))
+        left &= ~answered
+    return found[::-1]
+
+
+def lowest_threshold(
+    probabilities: np.ndarray, right: np.ndarray, target: float, error: float = ERROR
+) -> float | None:
+    """The lowest probability from which on answers are right with a share of at least ``target``, almost surely.
+
+    Args:
+        probabilities: (n,).
+        right: (n,) whether the answer is right.
+        target: share asked for.
+        error: probability of finding one although the share is lower.
+
+    Returns:
+        ``None`` if there is none that the images at hand suffice to show it for.
+    """
+    order = np.argsort(-probabilities, kind="stable")
+    chances, num_right = probabilities[order], np.cumsum(right[order])
+    fewest = int(np.ceil(np.log(error / NUM_STARTS) / np.log(target)))  # all of so many right would just do
+    if len(chances) < fewest:
+        return None
+    sizes = np.unique(np.linspace(fewest, len(chances), NUM_STEPS).round().astype(int))
+    sizes = np.unique(np.searchsorted(-chances, -chances[sizes - 1], side="right"))  # equal ones are answered alike
+    counts = num_right[sizes - 1]
+    luck = betainc(counts, sizes - counts + 1, target)  # chance of so many right ones or more if the share is target
+    failures = np.flatnonzero((counts == 0) | (luck > error / NUM_STARTS))
+    starts = np.unique(np.linspace(0, len(sizes), NUM_STARTS, endpoint=False).astype(int))
+    ends = [min([*failures[failures >= start], len(sizes)]) for start in starts]
+    reached = max((end for start, end in zip(starts, ends, strict=True) if end > start), default=0)
+    if not reached:
+        return None
+    threshold = float(chances[sizes[reached - 1] - 1])
+    return threshold - 1e-5 * threshold * (1 - threshold) - 1e-7  # in other batches numbers are rounded otherwise

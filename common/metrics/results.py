@@ -1,0 +1,76 @@
+"""The numbers of an evaluation, by the contract of all_results.json: names, comparison, tables of text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+LOWER_IS_BETTER = {"loss", "ece", "tree_inconsistency", "hierarchical_distance"}
+
+
+def flatten(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """Nested results as (dotted name, number)."""
+    for key, value in results.items():
+        if isinstance(value, Mapping):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def check_metric_name(name: str, known: Sequence[str]) -> None:
+    """ValueError listing what there is if ``--metric_for_best_model`` names nothing of the results."""
+    if name not in known:
+        raise ValueError(f"--metric_for_best_model {name} is not among the results: {', '.join(known)}.")
+
+
+def is_better(name: str, value: float, best: float | None) -> bool:
+    """Whether ``value`` of the metric ``name`` improves on ``best``; NaN never does."""
+    if math.isnan(value):
+        return False
+    if best is None:
+        return True
+    return value < best if name.rpartition(".")[2] in LOWER_IS_BETTER else value > best
+
+
+def results_table(results: Mapping[str, Any]) -> str:
+    """The evaluation as text: a row a level, and the measures of the whole path for both decodings."""
+    rows = level_rows(results)
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
+    for label, measures in path_measures(results).items():
+        lines.append(f"{label}: {'  '.join(f'{words} {value}' for words, value in measures)}")
+    return "\n".join([*lines, f"loss {results['loss']:.4f}  images {results['num_samples']}"])
+
+
+def level_rows(results: Mapping[str, Any]) -> list[list[str]]:
+    """A header, then a row a level."""
+    levels = results["levels"]
+    columns = [name for name, value in next(iter(levels.values())).items() if not isinstance(value, Mapping)]
+    return [
+        ["level", *columns],
+        *([level, *(cell(name, row[name]) for name in columns)] for level, row in levels.items()),
+    ]
+
+
+def path_measures(results: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
+    """Per decoding, the measures of the whole path as (words, value)."""
+    return {
+        label: [(words, cell(key, results[name][key])) for key, words in MEASURES.items() if key in results[name]]
+        for name, label in (("path", "best path"), ("argmax", "level by level"))
+    }
+
+
+MEASURES = {
+    "full_path_accuracy": "full path",
+    "tree_inconsistency": "not in the tree",
+    "hierarchical_distance": "hierarchical distance",
+}
+
+
+def cell(name: str, value: float) -> str:
+    """nan may have become None on the way through a file."""
+    value = math.nan if value is None else value
+    if name.startswith("num_"):
+        return f"{value:,}"
+    return f"{value:.3f}" if name in {"ece", "hierarchical_distance"} else f"{100 * value:.2f}%"

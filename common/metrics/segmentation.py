@@ -1,0 +1,302 @@
+"""Metrics of dense predictions on a label tree, counted batch by batch on the device that made the predictions.
+
+Everything is read off one confusion matrix of leaves and, for the argmax of each level, off a histogram of the classes
+that occur together. Nothing here keeps pixels, waits for the device while counting, or writes to the disk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+from ..model.hierarchy import Hierarchy
+from .counting import CountingMetric
+
+UINT8_IGNORE = 255  # an ignored pixel in uint8 references; in signed ones every negative number is
+_DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
+_JOINT_LIMIT = 2**22  # counters of a histogram over all levels: 32 MiB
+_LANES, _BLOCK = 4, 1024  # see _count
+_CLASS_SCORES = ("iou", "precision", "recall", "f1", "num_pixels")
+
+_DESCRIPTION = """Intersection over union, F1 and pixel accuracy of every level of a label tree, and how well the
+levels agree with each other, for two decodings: the leaf with the best path, and the argmax of each level alone.
+
+All numbers are of the data set: pixels are counted over all images and divided once, never averaged over images or
+batches. Counts are 64-bit integers. With TP, FP and FN the pixels of a class that are rightly predicted, wrongly
+predicted, and missed, per level and over the pixels whose reference leaf has a value there:
+    iou: TP / (TP + FP + FN); f1: 2 TP / (2 TP + FP + FN); precision: TP / (TP + FP); recall: TP / (TP + FN).
+        0 / 0 is nan: precision without predictions, recall without references, all four of an absent class.
+    num_pixels: TP + FN.
+    mean_iou, mean_f1: mean over the classes that are a reference or a prediction at least once; nan over none.
+    pixel_accuracy: share of the pixels whose predicted class is the reference.
+A best path without a value at the level is a miss of the reference and of no class a false positive.
+
+Over levels, over all labelled pixels (the first two after Park et al., H-CAST, arXiv 2406.11608):
+    full_path_accuracy: share right at every level at which the reference has a value; of the path, right in the leaf.
+    tree_inconsistency: share whose predicted classes are not a path of the tree (a level without a value on the path
+        of the last level's class cannot contradict it). 0 by construction for the best path.
+    hierarchical_distance, of the path: mean height in levels of the lowest common ancestor of the true and the
+        predicted leaf (Bertinetto et al., CVPR 2020, arXiv 1912.09393): 0 if the leaf is right, num_levels - 1 -
+        (index of the deepest level at which both have the same class) otherwise, num_levels if they share none.
+"""
+
+_INPUTS = """
+Args:
+    predictions: dict of tensors of any one shape, of type uint8, int16, int32 or int64, nowhere negative:
+        leaf: the leaf of the best path.
+        argmax: per level the class with the highest score. May be left out; the scores of the argmax are of the pixels
+            for which it was given.
+    references: the leaf, a tensor of that shape. Ignored pixels are negative or, in uint8 (at most 255 leaves), 255.
+"""
+
+_CITATION = """@misc{hcast, author={Park, S. and Zhang, Y. and Yu, S. X. and Beery, S. and Huang, J.}, year={2024},
+  title={Visually Consistent Hierarchical Image Classification}, eprint={2406.11608}}
+@inproceedings{mistakes, author={Bertinetto, L. and Mueller, R. and Tertikas, K. and Samangooei, S. and Lord, N. A.},
+  title={Making Better Mistakes: Leveraging Class Hierarchies with Deep Networks}, booktitle={CVPR}, year={2020}}
+"""
+
+
+class SegmentationMetrics(CountingMetric):
+    """Streaming, exact metrics of a segmentation model whose labels form a tree.
+
+    ``metric.description`` defines every number. Counting makes no host synchronisation and no collective; each process
+    counts its own images, calls :meth:`reduce` once, and every process then computes the same numbers. Memory depends
+    on the tree alone: it is quadratic in the number of leaves.
+
+    Args:
+        hierarchy: the label tree.
+        device: where the counters live and where every tensor given must be.
+    """
+
+    def __init__(self, hierarchy: Hierarchy, device: str | torch.device = "cpu") -> None:
+        super().__init__()
+        self.hierarchy = hierarchy
+        rows, num_classes = hierarchy.num_leaves + 1, hierarchy.num_classes  # the first row is for ignored pixels
+        # The argmax of all levels is counted together or, in large trees, level by level, beside two sums that would
+        # follow from counting together. Counters of the argmax are named by the levels they are of.
+        self._is_joint = rows * math.prod(num_classes) <= _JOINT_LIMIT
+        levels = tuple(range(hierarchy.num_levels))
+        self._groups = [levels] if self._is_joint else [(level,) for level in levels]
+        self._shapes = dict.fromkeys(("images", "invalid", "right", "consistent"), (1,))
+        self._shapes |= {"leaf": (rows, hierarchy.num_leaves)}
+        self._shapes |= {group: (rows, *(num_classes[level] for level in group)) for group in self._groups}
+        # One tensor for all counts, so that reducing takes one collective and computing one copy to the host.
+        self._counts = torch.zeros(sum(map(math.prod, self._shapes.values())), dtype=torch.long, device=device)
+        self._may_look = self._counts.device.type == "cpu"  # elsewhere it would wait for the device
+
+    def _info(self) -> evaluate.MetricInfo:
+        mask = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
+        features = {"predictions": {"leaf": mask, "argmax": datasets.Sequence(mask)}, "references": mask}
+        return evaluate.MetricInfo(
+            description=_DESCRIPTION,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(features),
+            reference_urls=["https://arxiv.org/abs/2406.11608", "https://arxiv.org/abs/1912.09393"],
+        )
+
+    # ---- counting
+
+    def add_batch(self, *, predictions: Mapping[str, Any], references: torch.Tensor) -> None:
+        """Count the pixels of a batch of images if the references have 3 dimensions, otherwise of one image.
+
+        Raises:
+            ValueError: if shapes, dtypes or devices do not fit the tree and this metric or, where looking at values
+                costs no synchronisation (on the CPU), if there is no such class. Elsewhere :meth:`compute` raises it.
+        """
+        columns = [references, predictions["leaf"], *predictions.get("argmax", ())]
+        self._check(columns)
+        counters = self._unpack(self._counts)
+        rows, leaf, *argmax = self._rows_and_classes(columns, counters["invalid"])
+        counters["images"] += len(references) if references.dim() == 3 else 1
+        _count(counters["leaf"], [rows, leaf])
+        if argmax:
+            for group in self._groups:
+                _count(counters[group], [rows, *(argmax[level] for level in group)])
+        if argmax and not self._is_joint:
+            right, consistent = self._agreement(rows.long() - 1, [labels.long() for labels in argmax])
+            counters["right"] += (right & (rows > 0)).sum()
+            counters["consistent"] += (consistent & (rows > 0)).sum()
+
+    def add(self, *, prediction: Mapping[str, Any] | None = None, reference: Any = None, **kwargs: Any) -> None:
+        """Count one image: arguments without the dimension of images and errors as for :meth:`add_batch`."""
+        # evaluate.combine passes the plural names on, also for one sample.
+        prediction, reference = kwargs.get("predictions", prediction), kwargs.get("references", reference)
+        argmax = [labels.unsqueeze(0) for labels in prediction.get("argmax", ())]
+        predictions = {"leaf": prediction["leaf"].unsqueeze(0), "argmax": argmax}
+        self.add_batch(predictions=predictions, references=reference.unsqueeze(0))
+
+    def _check(self, columns: Sequence[torch.Tensor]) -> None:
+        tree, device = self.hierarchy, self._counts.device
+        shapes = [tuple(column.shape) for column in columns]
+        if len(set(shapes)) > 1 or len(columns) not in (2, 2 + tree.num_levels):
+            raise ValueError(
+                f"References, leaf and argmax have the shapes {shapes}; these must be equal, and there must be an "
+                f"argmax of each of the levels {list(tree.levels)}."
+            )
+        if any(column.dtype not in _DTYPES or column.device != device for column in columns):
+            raise ValueError(f"Predictions and references must be on {device}, like the counters, and of {_DTYPES}.")
+        if columns[0].dtype == torch.uint8 and tree.num_leaves > UINT8_IGNORE:
+            raise ValueError(f"References to {tree.num_leaves} leaves do not fit into uint8, where 255 is ignored.")
+
+    def _rows_and_classes(self, columns: Sequence[torch.Tensor], invalid: torch.Tensor) -> list[torch.Tensor]:
+        """References as rows of the histograms, and the classes: flat, in range, of a type no wider than needed."""
+        sizes = (self.hierarchy.num_leaves + 1, self.hierarchy.num_leaves, *self.hierarchy.num_classes)
+        narrow = torch.int16 if max(sizes) < 2**15 else torch.int32
+        references, *classes = (column.flatten() for column in columns)
+        if references.dtype != torch.uint8:  # there 255 + 1 is 0; here nothing must become 0 by overflow
+            references = references.clamp(-1, sizes[1]).to(narrow)
+        columns = [references + 1, *classes]
+        if self._may_look:
+            # As Python numbers: compared to a tensor, a size beyond the type of the tensor would wrap around.
+            extremes = [[bound.item() for bound in column.aminmax()] if len(column) else [0, 0] for column in columns]
+            wrong = [low < 0 or high >= size for (low, high), size in zip(extremes, sizes, strict=False)]
+            if any(wrong):
+                names = ["references", "leaf", *(f"argmax of {level!r}" for level in self.hierarchy.levels)]
+                raise ValueError(f"Classes below 0 or beyond the last one in the {list(compress(names, wrong))}.")
+        else:  # these pixels are ignored and counted, for compute() to raise
+            columns = [column.long() for column in columns]
+            inside = [(column >= 0) & (column < size) for column, size in zip(columns, sizes, strict=False)]
+            valid = torch.stack(inside).all(0)
+            invalid += (~valid).sum()
+            columns = [column.where(valid, 0) for column in columns]
+        return [column if column.dtype == torch.uint8 else column.to(narrow) for column in columns]
+
+    def _agreement(self, leaves: torch.Tensor, argmax: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Whether int64 classes (pixels,) of each level are right where the leaf has a value, and whether a path."""
+        truth = zip(self.hierarchy.lift(leaves), argmax, strict=True)
+        right = torch.stack([(label < 0) | (label == labels) for label, labels in truth]).all(0)
+        return right, self.hierarchy.is_path(argmax)
+
+    # ---- results
+
+    def reduce(self, reduce_fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        """Sum the counters over processes, in place: once, after the last batch, on every process.
+
+        Args:
+            reduce_fn: returns the sum over processes of the one int64 tensor it is given, for instance
+                ``lambda tensor: accelerator.reduce(tensor, "sum")``.
+        """
+        self._counts.copy_(reduce_fn(self._counts))
+
+    def compute(self, *, predictions: Mapping[str, Any] | None = None, references: Any = None) -> dict[str, Any]:
+        """The metrics of everything counted so far, and of the given batch if there is one; clears nothing.
+
+        Returns:
+            ``{"num_samples": images, "num_pixels": labelled pixels, "levels": {level: {"mean_iou", "pixel_accuracy",
+            "mean_f1", "per_class": {display name: {"iou", "precision", "recall", "f1", "num_pixels"}}}}, "path":
+            {"full_path_accuracy", "tree_inconsistency", "hierarchical_distance"}, "argmax": {"full_path_accuracy",
+            "tree_inconsistency"}}`` in Python numbers; "levels" is for the best path, :meth:`argmax_levels` for the
+            argmax. Raises as :meth:`add_batch`.
+        """
+        if predictions is not None or references is not None:
+            self.add_batch(predictions=predictions, references=references)
+        counters = self._on_host()
+        leaf = counters["leaf"][1:]
+        num_pixels = leaf.sum()
+        return {
+            "num_samples": counters["images"].item(),
+            "num_pixels": num_pixels.item(),
+            "levels": self._level_scores([self._of_path(leaf, level) for level in range(self.hierarchy.num_levels)]),
+            "path": {
+                "full_path_accuracy": _share(leaf.trace(), num_pixels),
+                "tree_inconsistency": _share(0 * num_pixels, num_pixels),
+                "hierarchical_distance": _share((leaf * self._leaf_distance()).sum(), num_pixels),
+            },
+            "argmax": self._argmax_scores(counters),
+        }
+
+    def argmax_levels(self) -> dict[str, dict[str, Any]]:
+        """As "levels" of :meth:`compute`, for the class with the highest score of each level alone."""
+        counters, matrices = self._on_host(), []
+        for group in self._groups:
+            for dim, level in enumerate(group, 1):
+                of_leaves = counters[group][1:].movedim(dim, 1).unsqueeze(-1).flatten(2).sum(2)
+                matrices.append(torch.nn.functional.pad(self._merge_rows(of_leaves, level)[:-1], (0, 1)))
+        return self._level_scores(matrices)
+
+    def confusion(self, level: int | str) -> np.ndarray:
+        """Pixels of the best path at a level, int64 (references, predictions + 1), the last column for no value."""
+        index = self.hierarchy.levels.index(level) if isinstance(level, str) else level
+        return self._of_path(self._on_host()["leaf"][1:], index).numpy()
+
+    def leaf_confusion(self) -> np.ndarray:
+        """Pixels of the best path by leaf, int64 (references, predictions)."""
+        return self._on_host()["leaf"][1:].numpy()
+
+    def _on_host(self) -> dict[Any, torch.Tensor]:
+        counters = self._unpack(self._counts.cpu())
+        if invalid := counters["invalid"].item():
+            raise ValueError(f"{invalid} of the pixels counted had classes below 0 or beyond the last one.")
+        return counters
+
+    def _merge_rows(self, matrix: torch.Tensor, level: int) -> torch.Tensor:
+        """Rows (leaves, n) summed by their class of the level, the last row for none: (classes + 1, n)."""
+        num_classes, ancestors = self.hierarchy.num_classes[level], self.hierarchy.ancestors[:, level]
+        rows = torch.where(ancestors < 0, num_classes, ancestors)
+        return matrix.new_zeros(num_classes + 1, matrix.shape[1]).index_add_(0, rows, matrix)
+
+    def _of_path(self, leaf: torch.Tensor, level: int) -> torch.Tensor:
+        return self._merge_rows(self._merge_rows(leaf, level)[:-1].T, level).T
+
+    def _level_scores(self, matrices: Sequence[torch.Tensor]) -> dict[str, dict[str, Any]]:
+        """Scores from the confusion matrices (classes, classes + 1) of every level, the last column for no value."""
+        scores = {}
+        for level, (name, matrix) in enumerate(zip(self.hierarchy.levels, matrices, strict=True)):
+            right, labelled, predicted = matrix.diagonal().double(), matrix.sum(1), matrix[:, :-1].sum(0)
+            iou, f1 = right / (labelled + predicted - right), 2 * right / (labelled + predicted)
+            columns = [iou, right / predicted, right / labelled, f1, labelled]
+            rows = zip(*(column.tolist() for column in columns), strict=True)
+            per_class = [dict(zip(_CLASS_SCORES, row, strict=True)) for row in rows]
+            scores[name] = {
+                "mean_iou": iou.nanmean().item(),
+                "pixel_accuracy": _share(right.sum(), labelled.sum()),
+                "mean_f1": f1.nanmean().item(),
+                "per_class": dict(zip(self.hierarchy.display_names(level), per_class, strict=True)),
+            }
+        return scores
+
+    def _argmax_scores(self, counters: dict[Any, torch.Tensor]) -> dict[str, float]:
+        right, consistent, histogram = counters["right"], counters["consistent"], counters[self._groups[0]][1:]
+        if self._is_joint:
+            leaves, *argmax = histogram.nonzero(as_tuple=True)
+            pixels = histogram[leaves, *argmax]
+            right, consistent = ((pixels * agrees).sum() for agrees in self._agreement(leaves, argmax))
+        total = histogram.sum()
+        return {"full_path_accuracy": _share(right, total), "tree_inconsistency": _share(total - consistent, total)}
+
+    def _leaf_distance(self) -> torch.Tensor:
+        num_leaves, num_levels = self.hierarchy.num_leaves, self.hierarchy.num_levels
+        height = torch.full((num_leaves, num_leaves), num_levels)
+        for level, column in enumerate(self.hierarchy.ancestors.T):
+            height[(column.unsqueeze(1) == column) & (column >= 0)] = num_levels - 1 - level
+        return height.fill_diagonal_(0)  # which it is not yet for leaves of upper levels
+
+
+def _count(counts: torch.Tensor, columns: Sequence[torch.Tensor]) -> None:
+    """Add the pixels to a histogram with one dimension per column of values (pixels,), which must be in range."""
+    size = counts.numel()
+    # On the CPU to increment one counter twice in a row waits for the first to be stored, and most pixels are as the
+    # one before. So these go to different lanes, each with its own counters, if 16 bits can index them all.
+    lanes = _LANES if counts.device.type == "cpu" and size * _LANES <= 2**15 else 1
+    dtype = torch.int16 if lanes > 1 else torch.int32 if size <= 2**31 else torch.long
+    index = columns[-1].to(dtype, copy=True)
+    for column, stride in zip(columns[:-1], counts.stride()[:-1], strict=True):
+        index.add_(column.to(dtype), alpha=stride)
+    if lanes > 1:
+        whole = len(index) - len(index) % _BLOCK
+        index[:whole].view(-1, _BLOCK).add_((torch.arange(_BLOCK) % lanes * size).to(dtype))
+        counts += torch.bincount(index, minlength=lanes * size).view(lanes, *counts.shape).sum(0)
+    else:  # bincount would wait for other devices to find the largest index
+        counts.view(-1).index_add_(0, index, counts.new_ones(1).expand(len(index)))
+
+
+def _share(part: torch.Tensor, whole: torch.Tensor) -> float:
+    return (part.double() / whole).item()  # 0 / 0 is nan

@@ -1,0 +1,248 @@
+"""Parameter groups; and the learning rate and the weights of the levels, as pure functions of the global step."""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any
+
+import torch
+from timm.models import group_parameters
+from torch import nn
+
+from .model.hierarchy import Hierarchy
+
+logger = logging.getLogger(__name__)
+
+SCHEDULES = ("cosine", "linear", "onecycle", "constant")
+
+# Transformers encoders: embeddings outside of any stage or block first, then blocks by number (stage and block), then
+# whatever follows them. What opens a stage goes with its first block, what ends it with its last.
+_WITH_PREVIOUS = (99999,)
+_TRANSFORMERS_LAYERS = {
+    "stem": r"(?:(?!\.\d+\.).)*(?:embed|stem)",
+    "blocks": [
+        (r"(?:.*?\.)?(?:layers?|stages?)\.(\d+)\.downsample\.", _WITH_PREVIOUS),
+        (r"(?:.*?\.)?stages?\.(\d+)\.(?:downsampling|patch_embed)", (0,)),
+        (r"(?:.*?\.)?(?:layers?|blocks?|stages?)\.(\d+)\..*?(?:layers?|blocks?)\.(\d+)", None),
+        (r"(?:.*?\.)?stages?\.(\d+)", _WITH_PREVIOUS),
+        (r"(?:.*?\.)?(?:layers?|blocks?)\.(\d+)", None),
+        (r".*", _WITH_PREVIOUS),
+    ],
+}
+
+# What Transformers encoders call the parameters that, like biases, must not be decayed; timm's say so themselves.
+_NO_DECAY = re.compile(r".*(?:_tokens?|position_embeddings?(?:\.weight)?|relative_position_bias_table|logit_scale)$")
+
+
+def parameter_groups(
+    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+) -> list[dict]:
+    """Groups for AdamW: no decay on biases, norms, tokens and positions; lower rates for early layers.
+
+    Args:
+        model: with a ``backbone`` whose ``model`` is the encoder; whatever else it has gets the full rate.
+        learning_rate: of the heads; stored in each group as ``base_lr`` times its ``lr_scale``.
+        weight_decay: of matrices and filters.
+        layer_decay: the rate of each layer relative to the next one, counted from the heads (BEiT uses 0.65 to 0.9).
+    """
+    encoder = model.backbone.model
+    excluded = set(getattr(encoder, "no_weight_decay", set)())
+    scales = _layer_scales(encoder, layer_decay)
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        inner = name.removeprefix("backbone.model.")
+        named = _NO_DECAY.match(inner) or any(inner.endswith(entry) for entry in excluded)
+        plain = parameter.dim() <= 1 or (inner != name and named)
+        key = (0.0 if plain else weight_decay, scales.get(inner, 1.0) if inner != name else 1.0)
+        base = learning_rate * key[1]
+        group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "base_lr": base, "lr": base})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def _layer_scales(encoder: nn.Module, layer_decay: float) -> dict[str, float]:
+    if layer_decay == 1.0:
+        return {}
+    matcher = encoder.group_matcher(coarse=False) if hasattr(encoder, "group_matcher") else _TRANSFORMERS_LAYERS
+    layers = group_parameters(encoder, matcher, reverse=True)
+    top = max(layers.values()) + 1  # the heads come after the encoder's last layer
+    return {name: layer_decay ** (top - layer) for name, layer in layers.items()}
+
+
+def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_steps: int = 0) -> float:
+    """Multiple of the base learning rate for the update from ``step`` to ``step + 1``; a pure function.
+
+    Args:
+        schedule: one of :data:`SCHEDULES`. ``onecycle`` is PyTorch's OneCycleLR with cosine annealing, warm-up taking
+            the place of its ``pct_start`` (30 % if there is none).
+        step: optimizer steps done so far, from 0.
+        num_steps: of the whole training.
+        num_warmup_steps: the rate rises linearly over these (``onecycle``: as a cosine).
+    """
+    if schedule == "onecycle":
+        return _one_cycle(step, num_steps, num_warmup_steps)
+    if step < num_warmup_steps:
+        return (step + 1) / num_warmup_steps
+    progress = min((step - num_warmup_steps) / max(num_steps - num_warmup_steps, 1), 1.0)
+    if schedule == "cosine":
+        return 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "linear":
+        return 1 - progress
+    if schedule == "constant":
+        return 1.0
+    raise ValueError(f"Unknown schedule {schedule!r}; choose from {', '.join(SCHEDULES)}.")
+
+
+def _one_cycle(step: int, num_steps: int, num_warmup_steps: int) -> float:
+    """Smith & Topin 2018 with PyTorch's defaults: from 1/25 up to 1, then down to 1/250,000."""
+    rising = max((num_warmup_steps or 0.3 * num_steps) - 1, 1e-9)
+    start, end = 1 / 25, 1 / 25e4
+    if step <= rising:
+        low, progress = start, 1 - step / rising
+    else:
+        low, progress = end, min((step - rising) / max(num_steps - 1 - rising, 1e-9), 1.0)
+    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Give every parameter group its base rate times ``factor``."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["base_lr"] * factor
+
+
+# ---- weights of the levels
+
+
+SCHEDULE_SCOPES = ("span", "restart")
+
+
+@dataclass(eq=False)
+class Stage:
+    """Optimizer steps ``first`` up to ``end`` (excluded) with these weights of the levels."""
+
+    first: int
+    end: int
+    weights: list[float]
+
+
+class Curriculum:
+    """The stages of a training, one after the other.
+
+    Args:
+        stages: in order, without gaps, from step 0.
+        scope: whether the learning rate's course ``span``s all stages, or ``restart``s with each of them. Spanning,
+            levels that come last are only ever trained with what is left of the rate.
+    """
+
+    def __init__(self, stages: Sequence[Stage], scope: str = "span") -> None:
+        assert stages and scope in SCHEDULE_SCOPES
+        self.stages, self.scope = list(stages), scope
+
+    def stage(self, step: int) -> Stage:
+        """The stage of the update from ``step`` to ``step + 1``; past the end, the last one."""
+        return next((stage for stage in self.stages if step < stage.end), self.stages[-1])
+
+    def learning_rate_factor(self, schedule: str, step: int, warmup_ratio: float) -> float:
+        """Multiple of the base learning rate, see :func:`learning_rate_factor`."""
+        first, end = 0, self.stages[-1].end
+        if self.scope == "restart":
+            stage = self.stage(step)
+            first, end = stage.first, stage.end
+        return learning_rate_factor(schedule, step - first, end - first, round(warmup_ratio * (end - first)))
+
+    def describe(self, stage: Stage, levels: Sequence[str]) -> str:
+        """A stage in words."""
+        weights = ", ".join(f"{level} {weight:.3g}" for level, weight in zip(levels, stage.weights, strict=True))
+        if len(self.stages) == 1:
+            return weights
+        rate = "learning rate starts anew" if self.scope == "restart" else "learning rate goes on"
+        return f"stage {self.stages.index(stage) + 1} of {len(self.stages)}: {weights} ({rate})"
+
+
+def stage_epochs(given: Sequence[str]) -> list[int]:
+    """Epochs of each stage of ``--curriculum``: words ``EPOCHS=WEIGHT,WEIGHT,...``; ValueError if they are not."""
+    epochs = [entry.partition("=")[0].strip() for entry in given]
+    for entry, count in zip(given, epochs, strict=True):
+        if "=" not in entry or not count.isdecimal() or int(count) == 0:
+            raise ValueError(f"--curriculum takes EPOCHS=WEIGHT,WEIGHT,... a stage, for example 20=1,0,0; got {entry}")
+    return [int(count) for count in epochs]
+
+
+def stage_weights(given: Sequence[str], hierarchy: Hierarchy, normalize: bool = True) -> list[list[float]]:
+    """Level weights of each stage of ``--curriculum``: numbers, or a preset of :func:`level_weights`."""
+    words = [[word.strip() for word in entry.partition("=")[2].split(",")] for entry in given]
+    return [level_weights(entry, hierarchy, normalize, "--curriculum") for entry in words]
+
+
+def make_curriculum(args: Any, hierarchy: Hierarchy, sampler: Any | None, normalize: bool = True) -> Curriculum:
+    """From the options: the stages of ``--curriculum``, or a single one with ``--level_weights``.
+
+    Args:
+        args: the script's options.
+        hierarchy: names the levels.
+        sampler: knows the steps. A curriculum is cut off, or its last stage prolonged, to end with the training.
+            ``None`` to evaluate only, with the weights of the last stage.
+        normalize: whether weights are scaled to sum to 1.
+    """
+    epochs, weights = [1], [level_weights(args.level_weights, hierarchy, normalize)]
+    if args.curriculum:
+        epochs = stage_epochs(args.curriculum)
+        weights = stage_weights(args.curriculum, hierarchy, normalize)
+    num_steps, steps_per_epoch = (sampler.num_steps, sampler.steps_per_epoch) if sampler else (sum(epochs), 1)
+    ends = [total * steps_per_epoch for total in accumulate(epochs)]
+    if ends[-1] != num_steps and args.curriculum:
+        done = "cut off" if ends[-1] > num_steps else "prolonged in its last stage"
+        logger.warning("The curriculum has %d steps, the training %d: it is %s.", ends[-1], num_steps, done)
+    ends[-1] = max(ends[-1], num_steps)
+    bounds = pairwise([0, *(min(end, num_steps) for end in ends)])
+    return Curriculum(
+        [Stage(*bound, values) for bound, values in zip(bounds, weights, strict=True) if bound[0] < bound[1]],
+        args.curriculum_schedule,
+    )
+
+
+def level_weights(
+    given: Sequence[str] | None, hierarchy: Hierarchy, normalize: bool = True, option: str = "--level_weights"
+) -> list[float]:
+    """Weights of the levels.
+
+    Args:
+        given: one number per level, or one word: ``leaf`` (the last level alone), ``equal``, ``leaf_heavy`` (half of
+            the weight on the last level, the rest shared equally), or ``rising`` (1 on the last level, 0.2 to 0.3 on
+            those above; with three levels 0.2, 0.3, 1).
+        hierarchy: has the levels.
+        normalize: scale them to sum to 1; otherwise they are taken literally.
+        option: that messages name.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    levels = hierarchy.num_levels
+    presets = {
+        "leaf": [0.0] * (levels - 1) + [1.0],
+        "equal": [1.0 / levels] * levels,
+        "leaf_heavy": [0.5 / max(levels - 1, 1)] * (levels - 1) + [0.5],
+        "rising": [*torch.linspace(0.2, 0.3, levels - 1, dtype=torch.float64).tolist(), 1.0],
+    }
+    given = list(given or ["leaf"])
+    if len(given) == 1 and given[0] in presets:
+        weights = presets[given[0]]
+    else:
+        try:
+            weights = [float(entry) for entry in given]
+        except ValueError:
+            raise ValueError(f"{option} takes numbers or one of {', '.join(presets)}; got {given}.") from None
+        if len(weights) != levels:
+            raise ValueError(
+                f"{option} has {len(weights)} numbers for {levels} levels ({', '.join(hierarchy.levels)})."
+            )
+    if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
+        raise ValueError(f"{option} must be at least 0, finite and not all 0; got {weights}.")
+    return [weight / sum(weights) for weight in weights] if normalize else weights

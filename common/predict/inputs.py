@@ -1,0 +1,152 @@
+"""What to predict: files, folders, patterns, a table or a prepared data set -> images by row number, with names."""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.compute as pc
+from datasets import Dataset, Value
+
+from ..data.prepared import find_image_root
+from ..data.rows import ImageRows
+from ..data.splits import FILE_FORMATS, check_columns, column_cells, get_split, load_splits
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".jp2", ".j2k"),
+    *(".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
+)
+"""Endings by which images are found in folders and by patterns; a file that is named itself may have any"""
+
+SPLIT = "input"
+"""What :class:`ImageRows` calls the data in messages"""
+
+
+@dataclass
+class ImageInputs:
+    """Images to predict.
+
+    Attributes:
+        images: the encoded images, by row number.
+        names: of every row, as people know it: path as given, cell of the table, path in the data set (may be empty).
+        rows: all columns of the table or data set; ``None`` for plain files.
+    """
+
+    images: ImageRows
+    names: list[str]
+    rows: Dataset | None = None
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def column(self, name: str) -> list[str | None]:
+        """A column's cells as clean text, ``None`` where blank; ValueError if there is none of that name."""
+        if self.rows is None:
+            raise ValueError(f"There is no column {name!r}: the inputs are image files, not a table or data set.")
+        check_columns(self.rows, [name], SPLIT)
+        return column_cells(self.rows, name)
+
+    def fingerprint(self) -> str:
+        """Differs if the images do: their names, and sizes and dates of files."""
+        digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
+        if self.rows is not None:
+            digest.update(self.rows._fingerprint.encode())
+            return digest.hexdigest()
+        for name in self.names:
+            try:
+                facts = os.stat(name)
+                digest.update(f"{facts.st_size} {facts.st_mtime_ns}\0".encode())
+            except OSError:
+                digest.update(b"missing\0")
+        return digest.hexdigest()
+
+
+def open_inputs(
+    inputs: Sequence[str], image_column: str = "image", image_root: str | None = None, split: str | None = None
+) -> ImageInputs:
+    """Open what the command line names.
+
+    Args:
+        inputs: image files, folders (searched with all below them) and patterns such as ``photos/**/*.jpg``; or one
+            table (CSV, TSV, JSON lines, Parquet); or one folder written by ``save_to_disk``.
+        image_column: of a table or data set.
+        image_root: folder that paths in a table lie in, and may not leave; that of the table by default.
+        split: of a data set with several.
+
+    Raises:
+        ValueError: if something is not there, cannot be read, or there is no image.
+    """
+    special = [entry for entry in inputs if _is_table(entry) or _is_prepared(entry)]
+    if special and len(inputs) > 1:
+        raise ValueError(f"{special[0]} is a table or a data set: give it alone, or only images and folders.")
+    if not special:
+        return _open_files(list_images(inputs))
+    name = special[0]
+    if _is_table(name):
+        rows = get_split(load_splits(name, None, {SPLIT: name}), SPLIT, name)
+        return _open_rows(rows, image_column, image_root or Path(name).parent)
+    splits = load_splits(name, None, {})
+    if split is None and len(splits) > 1:
+        raise ValueError(f"{name} has several splits; choose one with --split: {', '.join(splits)}.")
+    return _open_rows(
+        get_split(splits, split or next(iter(splits)), "--split"), image_column, image_root or find_image_root(name)
+    )
+
+
+def _is_table(name: str) -> bool:
+    return Path(name).suffix.lower() in FILE_FORMATS and Path(name).is_file()
+
+
+def _is_prepared(name: str) -> bool:
+    return any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
+
+
+def _open_files(paths: list[str]) -> ImageInputs:
+    return ImageInputs(ImageRows(Dataset.from_dict({"image": paths}), "image", SPLIT), paths)
+
+
+def _open_rows(rows: Dataset, image_column: str, root: str | Path) -> ImageInputs:
+    images = ImageRows(rows, image_column, SPLIT, root)
+    cells = images.rows.with_format("arrow")[:].column(image_column)  # mapped from the disk, not read
+    names = (cells if isinstance(rows.features[image_column], Value) else pc.struct_field(cells, "path")).to_pylist()
+    return ImageInputs(images, [name or "" for name in names], rows)
+
+
+def list_images(inputs: Sequence[str]) -> list[str]:
+    """Paths of image files, those of a folder or pattern in sorted order; no path twice, no hidden file.
+
+    Raises:
+        ValueError: if an input is not there, or holds no image.
+    """
+    found: dict[str, None] = {}
+    for entry in inputs:
+        if os.path.isfile(entry):
+            here = [entry]
+        elif os.path.isdir(entry):
+            here = _images_below(entry)
+        elif glob.has_magic(entry):
+            matches = sorted(glob.glob(entry, recursive=True))
+            here = [path for path in matches if os.path.isfile(path) and _is_image(path)]
+        else:
+            raise ValueError(f"There is no file or folder {entry}.")
+        if not here:
+            raise ValueError(f"There is no image in {entry} (a file whose name ends in {', '.join(IMAGE_SUFFIXES)}).")
+        found.update(dict.fromkeys(here))
+    return list(found)
+
+
+def _images_below(folder: str) -> list[str]:
+    found = []
+    for root, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [os.path.join(root, name) for name in sorted(files) if _is_image(name)]
+    return found
+
+
+def _is_image(path: str) -> bool:
+    name = os.path.basename(path)
+    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")

@@ -1,0 +1,175 @@
+"""Predictions of many images in parts: each is written whole by one process, and a restart does what is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..files import write_json
+
+STATE_FILE = "prediction_state.json"
+
+Line = Mapping[str, Any]
+"""What is written of one image, group or problem"""
+
+
+def plan_parts(num_rows: int, largest: int, groups: Sequence[str | None] | None = None) -> list[np.ndarray]:
+    """Row numbers of each part; how many processes there are does not matter, so that others can go on.
+
+    Args:
+        num_rows: number of images.
+        largest: rows in a part; fewer if that would give fewer than 64 parts.
+        groups: of each row; a group's rows stay together in the order of first appearance. Rows without one
+            (``None``) are each on their own.
+    """
+    size = min(largest, max(1, -(-num_rows // 64)))
+    if groups is None:
+        return [np.arange(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
+    members: dict[Any, list[int]] = {}
+    for row, group in enumerate(groups):
+        members.setdefault(row if group is None else group, []).append(row)
+    parts: list[list[int]] = []
+    for rows in members.values():
+        if parts and len(parts[-1]) + len(rows) <= size:
+            parts[-1] += rows
+        else:
+            parts.append(list(rows))
+    return [np.array(part) for part in parts]
+
+
+def check_output_dir(output_dir: str | Path) -> None:
+    """ValueError if a folder holds files, and they are not a prediction's."""
+    folder = Path(output_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; --output_dir names a folder.")
+    here = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    at_once = (".lock", "parts", f"{STATE_FILE}.tmp")  # all that there is if a run was killed at its very start
+    here = [name for name in here if name not in at_once]
+    if here and STATE_FILE not in here:
+        raise ValueError(
+            f"{folder} holds other files ({', '.join(here[:3])}{', ...' if here[3:] else ''}); "
+            "give a new folder with --output_dir."
+        )
+
+
+class PartBatchSampler:
+    """Batches of (0, row) keys, part after part; a batch never holds rows of two parts.
+
+    Args:
+        parts: row numbers of each.
+        batch_size: rows per forward pass.
+    """
+
+    def __init__(self, parts: Sequence[np.ndarray], batch_size: int) -> None:
+        self.parts, self.batch_size = parts, batch_size
+
+    def __len__(self) -> int:
+        return sum(-(-len(part) // self.batch_size) for part in self.parts)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for _, rows in self.batches():
+            yield [(0, int(row)) for row in rows]
+
+    def batches(self) -> Iterator[tuple[int, np.ndarray]]:
+        """Position in ``parts``, and rows, of every batch."""
+        for position, part in enumerate(self.parts):
+            for start in range(0, len(part), self.batch_size):
+                yield position, part[start : start + self.batch_size]
+
+
+class PredictionParts:
+    """The parts of a prediction within its output folder.
+
+    Args:
+        output_dir: the folder.
+        num_parts: how many there will be.
+        fingerprint: of the model, the images and the options that decide what is predicted, by their names.
+    """
+
+    def __init__(self, output_dir: str | Path, num_parts: int, fingerprint: Mapping[str, Any]) -> None:
+        self.output_dir, self.num_parts = Path(output_dir), num_parts
+        self.fingerprint = json.loads(json.dumps(fingerprint))
+        self.folder = self.output_dir / "parts"
+        self.state_file = self.output_dir / STATE_FILE
+
+    def begin(self) -> tuple[bool, list[int]]:
+        """Make the folder, or find out how far an earlier run came (main process only).
+
+        Returns:
+            Whether everything is finished already, and otherwise the parts still to do.
+
+        Raises:
+            ValueError: if the folder holds something else.
+        """
+        check_output_dir(self.output_dir)
+        state = self._read_state()
+        if state is None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._write_state(finished=False)
+            return False, list(range(self.num_parts))
+        different = [name for name, value in self.fingerprint.items() if state["fingerprint"].get(name) != value]
+        if different:
+            raise ValueError(
+                f"{self.output_dir} holds predictions that differ in: {', '.join(different)}. Give a new folder with "
+                "--output_dir, or delete that one."
+            )
+        if state["finished"]:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            return True, []
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return False, [part for part in range(self.num_parts) if not self._file(part).is_file()]
+
+    def _read_state(self) -> dict[str, Any] | None:
+        try:
+            state = json.loads(self.state_file.read_text(encoding="utf-8"))
+            return state if {"fingerprint", "finished"} <= set(state) else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(f"Cannot read {self.state_file}: {error}; give a new folder.") from error
+
+    def _write_state(self, finished: bool) -> None:
+        write_json(self.state_file, {"finished": finished, "fingerprint": self.fingerprint})
+
+    def _file(self, part: int) -> Path:
+        return self.folder / f"part_{part:06d}.jsonl"
+
+    def write(self, part: int, lines: Sequence[Line]) -> None:
+        """Write a part, whole or not at all."""
+        file = self._file(part)
+        unfinished = file.with_suffix(".incomplete")
+        with unfinished.open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        os.replace(unfinished, file)
+
+    def wait(self, still_here: Callable[[], None], seconds: float = 0.5) -> None:
+        """Until all processes have written their parts.
+
+        Looking at the disk instead of meeting them lets one take hours longer than another.
+
+        Args:
+            still_here: called again and again meanwhile.
+            seconds: between two looks.
+        """
+        missing = range(self.num_parts)
+        while missing := [part for part in missing if not self._file(part).is_file()]:
+            still_here()
+            time.sleep(seconds)
+
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """All lines of all parts, in order."""
+        for part in range(self.num_parts):
+            with self._file(part).open(encoding="utf-8") as stream:
+                yield from map(json.loads, stream)
+
+    def finish(self) -> None:
+        """Everything is merged: the parts are not needed any more."""
+        self._write_state(finished=True)
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,80 @@
+"""Saving models with what prepares images for them, and loading them again."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import BitImageProcessor, ImageProcessingMixin, PreTrainedModel
+
+from ..model.encoders import first_line
+from ..model.modeling import (
+    LabelTreeConfig,
+    LabelTreeForImageClassification,
+    LabelTreeForSemanticSegmentation,
+    LabelTreeModel,
+)
+from ..run.arguments import changed
+from ..run.options import CommonArguments
+
+
+def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_dir: str | Path) -> None:
+    """Write model.safetensors, config.json, preprocessor_config.json and the code they need, each in one step.
+
+    Args:
+        model: on any device; its config holds the label tree.
+        processor: prepares images as evaluation does.
+        output_dir: the folder.
+    """
+    folder = Path(output_dir)
+    staging = folder / ".model.tmp"
+    shutil.rmtree(staging, ignore_errors=True)
+    model.save_pretrained(staging)
+    processor.save_pretrained(staging)
+    mode = (staging / "config.json").stat().st_mode  # safetensors lets the owner alone read what it writes
+    for file in sorted(staging.iterdir()):
+        file.chmod(mode)
+        os.replace(file, folder / file.name)
+    staging.rmdir()
+
+
+def image_processor(spec: Mapping[str, Any], resize_mode: str, crop_pct: float) -> BitImageProcessor:
+    """The Transformers image processor that prepares images as evaluation does."""
+    size, resized = spec["image_size"], math.floor(spec["image_size"] / crop_pct)
+    resample = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}.get(spec["interpolation"], 3)
+    return BitImageProcessor(
+        size={"shortest_edge": resized} if resize_mode == "center" else {"height": resized, "width": resized},
+        crop_size={"height": size, "width": size},
+        image_mean=spec["mean"],
+        image_std=spec["std"],
+        resample=resample,
+    )
+
+
+def load_saved_model(name: str) -> LabelTreeModel:
+    """A model that one of the scripts wrote, ready for evaluation, from a folder or the Hub; ValueError if none."""
+    kinds = {kind.__name__: kind for kind in (LabelTreeForImageClassification, LabelTreeForSemanticSegmentation)}
+    try:
+        content, _ = LabelTreeConfig.get_config_dict(name)
+        kind = kinds.get((content.get("architectures") or [None])[0])
+        if content.get("model_type") != LabelTreeConfig.model_type or kind is None:
+            raise ValueError(f"{name} holds no model that train_taxonomy.py or train_segmentation.py wrote.")
+        return kind.from_pretrained(name)
+    except OSError as error:
+        raise ValueError(f"Cannot load the model {name}: {first_line(error)}") from error
+
+
+def settle_evaluation(args: CommonArguments, model: LabelTreeModel, names: Sequence[str]) -> None:
+    """Evaluate a saved model as it was evaluated, unless told otherwise; and let it keep how it is evaluated now.
+
+    ``names`` are the options that ``config.evaluation`` holds.
+    """
+    before = model.config.evaluation or {}
+    for name in names:
+        if args.eval_only and name in before and not changed(args, name):
+            setattr(args, name, before[name])
+    model.config.evaluation = {name: getattr(args, name) for name in names}

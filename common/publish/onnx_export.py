@@ -1,0 +1,100 @@
+"""Saved models for programs without Python or PyTorch: ONNX, checked against the model that it was made from."""
+
+from __future__ import annotations
+
+import json
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..model.modeling import LabelTreeModel
+
+NEEDED = ("onnx", "onnxscript", "onnxruntime")
+TOLERANCE = 1e-3
+"""Largest difference of a log-probability that the check lets pass"""
+
+
+class _LogProbabilities(nn.Module):
+    """Normalised images -> log-probabilities of the leaves, then those of every level."""
+
+    def __init__(self, model: LabelTreeModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixel_values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        output = self.model(pixel_values)
+        return output.logits.float().log_softmax(1), *output.log_probs
+
+
+def check_export_packages() -> None:
+    """ValueError, with what to install, if ONNX cannot be written or checked here."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"Exporting to ONNX needs {', '.join(missing)}: pip install -r requirements-onnx.txt")
+
+
+def export_onnx(model: LabelTreeModel, path: str | Path) -> float:
+    """Write a model as ONNX, and check what it computes for one and for three images.
+
+    Its input is ``pixel_values``, float32 (batch, 3, side, side), resized and normalised as preprocessor_config.json
+    says; the batch is as large as one likes. Its outputs are ``leaf_log_probs`` and, per level, ``log_probs_LEVEL``,
+    float32 (batch, classes, ...). The label tree is in the file's metadata, as JSON under ``hierarchy``.
+
+    Args:
+        model: any of ours; it is moved to the CPU.
+        path: of the file, which is whole or not there at all.
+
+    Returns:
+        The largest difference of a log-probability.
+
+    Raises:
+        ValueError: if a package is missing, or the file computes something else than the model.
+    """
+    check_export_packages()
+    wrapped, path = _LogProbabilities(model.float().cpu()).eval(), Path(path)
+    evaluation = model.config.evaluation or {}
+    side = evaluation.get("eval_crop") or model.config.backbone["image_size"]
+    images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = wrapped(images)  # first: the label tree makes its look-up tables when it is first used
+    names = ["leaf_log_probs", *(f"log_probs_{level}" for level in model.hierarchy.levels)]
+    program = torch.onnx.export(
+        wrapped,
+        (images,),
+        dynamo=True,
+        input_names=["pixel_values"],
+        output_names=names,
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        verbose=False,
+    )
+    program.model.metadata_props["hierarchy"] = json.dumps(model.hierarchy.to_dict())
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        program.save(unfinished)
+        difference = max(_difference(unfinished, images[:size], expected) for size in (1, len(images)))
+        if not difference <= TOLERANCE:
+            raise ValueError(f"The ONNX file's log-probabilities differ by up to {difference:.2g} from the model's.")
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return difference
+
+
+def _difference(file: Path, images: torch.Tensor, expected: tuple[torch.Tensor, ...]) -> float:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    found = session.run(None, {"pixel_values": images.numpy()})
+    worst = 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        theirs = theirs[: len(images)].numpy()
+        if ours.shape != theirs.shape:
+            return float("inf")
+        with np.errstate(invalid="ignore"):  # both may be minus infinity
+            gap = np.where(ours == theirs, 0, np.abs(ours - theirs))
+        worst = max(worst, float(np.nan_to_num(gap, nan=np.inf).max(initial=0)))
+    return worst

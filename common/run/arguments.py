@@ -1,0 +1,204 @@
+"""The command line: dataclasses of options, YAML files that set their defaults, and errors that help.
+
+Precedence, the later wins: the defaults of the dataclasses; the demo's YAML file if the demo is trained; ``--config
+FILE``; the command line. Unknown keys and options are errors that suggest the nearest one.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import MISSING, asdict, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import yaml
+from transformers import HfArgumentParser
+
+from ..labels.hierarchy_files import StrictLoader
+
+Arguments = TypeVar("Arguments")
+
+RANGES = {
+    "greater than 0": lambda value: 0 < value < math.inf,
+    "at least 0": lambda value: value >= 0,
+    "at least 2": lambda value: value >= 2,
+    "at least 1": lambda value: value >= 1,
+    "from 0 up to 1": lambda value: 0 <= value <= 1,
+    "over 0 and up to 1": lambda value: 0 < value <= 1,
+    "at least 0 and less than 1": lambda value: 0 <= value < 1,
+}
+
+
+class _Help(str):
+    """A help text that knows the range of its option."""
+
+    must_be: str | None = None
+
+
+def option(default: Any, help: str, must_be: str | None = None) -> Any:
+    """A dataclass field that becomes an option of the command line.
+
+    Args:
+        default: its value if nobody gives one; ``None`` if that is decided later.
+        help: a sentence for ``--help``.
+        must_be: for numbers, one of :data:`RANGES`.
+    """
+    assert must_be is None or must_be in RANGES
+    metadata = {"help": _Help(help)}  # HfArgumentParser hands all of it to argparse, so the range travels in the text
+    metadata["help"].must_be = must_be
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def out_of_range(arguments: Any) -> list[str]:
+    """A sentence for each number outside of its range."""
+    return [
+        f"--{entry.name} must be {must_be}, not {value}"
+        for entry in fields(arguments)
+        if (must_be := entry.metadata["help"].must_be) is not None
+        for value in [getattr(arguments, entry.name)]
+        if value is not None and not RANGES[must_be](value)
+    ]
+
+
+def changed(arguments: Any, name: str) -> bool:
+    """Whether an option has another value than its default."""
+    entry = next(entry for entry in fields(arguments) if entry.name == name)
+    return getattr(arguments, name) != (entry.default if entry.default is not MISSING else entry.default_factory())
+
+
+def save_arguments(arguments: Any, path: str | Path) -> None:
+    """Write the resolved arguments as YAML; ``--config`` reads it."""
+    Path(path).write_text(yaml.safe_dump(asdict(arguments), sort_keys=False), encoding="utf-8")
+
+
+def groups_of(kind: type) -> list[type]:
+    """The dataclasses that make up a script's options, in the order of ``--help``.
+
+    A script extends a shared group by deriving from it; then only the extended one counts.
+    """
+    groups = [base for base in kind.__mro__ if "_argument_group_name" in vars(base)]
+    return [base for base in groups if not any(base is not other and issubclass(other, base) for other in groups)]
+
+
+def parse_arguments(
+    kind: type[Arguments], argv: Sequence[str] | None, description: str, demo_config: str | Path
+) -> Arguments:
+    """Parse and validate the command line of a script.
+
+    Args:
+        kind: the script's dataclass.
+        argv: the words of the command line, ``sys.argv[1:]`` by default.
+        description: shown by ``--help``.
+        demo_config: YAML file with the defaults of the demo.
+
+    Raises:
+        ValueError: for unknown options or keys, wrong values, and settings that contradict each other.
+    """
+    parser = _Parser(groups_of(kind), description=description, allow_abbrev=False)
+    parser.add_argument("--config", help="YAML file that sets defaults for the options above; the command line wins.")
+    given = parser.parse(argv)
+    from_file = _yaml_words(parser, given.config) if given.config else []
+    chosen = parser.parse([*from_file, *_words(argv)])
+    demo = chosen.dataset_name == "demo" and not (chosen.train_file or chosen.validation_file)
+    defaults = _yaml_words(parser, demo_config) if demo else []
+    values = vars(parser.parse([*defaults, *from_file, *_words(argv)]))
+    values.pop("config")
+    arguments = kind(**values)
+    arguments.validate()
+    return arguments
+
+
+def parse_command(kind: type[Arguments], argv: Sequence[str] | None, description: str, **words: Any) -> Arguments:
+    """Parse and validate a command line whose options come with plain words before or between them.
+
+    Args:
+        kind: the script's dataclass; ``words`` are fields of it, too.
+        argv: the words of the command line, ``sys.argv[1:]`` by default.
+        description: shown by ``--help``.
+        words: name of each plain word -> what argparse's ``add_argument`` takes.
+
+    Raises:
+        ValueError: as :func:`parse_arguments`.
+    """
+    parser = _Parser(groups_of(kind), description=description, allow_abbrev=False)
+    for name, settings in words.items():
+        parser.add_argument(name, **settings)
+    arguments = kind(**vars(parser.parse(argv)))
+    arguments.validate()
+    return arguments
+
+
+def _words(argv: Sequence[str] | None) -> list[str]:
+    return list(sys.argv[1:] if argv is None else argv)
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser that raises instead of exiting, and suggests."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+    def parse(self, argv: Sequence[str] | None) -> Any:
+        values, unknown = self.parse_known_intermixed_args(_words(argv))
+        if unknown:
+            raise ValueError(self.unknown(unknown[0]))
+        return values
+
+    def unknown(self, word: str) -> str:
+        """What to say of a word that is no option."""
+        name = word.split("=")[0].lstrip("-").replace("-", "_")
+        known = [action.dest for action in self._actions]
+        near = get_close_matches(name, known, 1, 0.5)
+        if not word.startswith("-"):
+            return f"Unexpected word {word!r}; options start with --."
+        return f"Unknown option --{name}." + (f" Did you mean --{near[0]}?" if near else " See --help.")
+
+
+def _yaml_words(parser: _Parser, path: str | Path) -> list[str]:
+    """A YAML file's settings as words of a command line, so that both are checked in the same way."""
+    if not Path(path).is_file():
+        raise ValueError(f"No configuration file at {path} (--config).")
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=StrictLoader) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold one setting a line, 'name: value'.")
+    words: list[str] = []
+    for key, value in content.items():
+        words += _yaml_option(parser, path, str(key), value)
+    try:
+        parser.parse(words)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return words
+
+
+def _yaml_option(parser: _Parser, path: str | Path, key: str, value: Any) -> list[str]:
+    options = {entry.name: entry for group in parser.dataclass_types for entry in fields(group)}
+    if key not in options:
+        near = get_close_matches(key.replace("-", "_"), options, 1, 0.5)
+        raise ValueError(f"{path}: Unknown key {key}." + (f" Did you mean {near[0]}?" if near else " See --help."))
+    if value is None:
+        return []
+    if isinstance(value, list):
+        return [f"--{key}", *(_stage(path, entry) if isinstance(entry, dict) else str(entry) for entry in value)]
+    if isinstance(value, dict):
+        raise ValueError(f"{path}: the value of {key} must not be a mapping.")
+    if isinstance(value, bool) and not isinstance(options[key].default, bool):
+        value = "yes" if value else "no"  # YAML reads an unquoted no as false; --mixed_precision takes the word
+    return [f"--{key}={value}"]
+
+
+def _stage(path: str | Path, entry: dict[str, Any]) -> str:
+    """A stage of a curriculum, ``{epochs: 20, level_weights: [1, 0, 0]}``, as the command line has it."""
+    if set(entry) != {"epochs", "level_weights"} or not isinstance(entry["level_weights"], list):
+        raise ValueError(f"{path}: a stage needs epochs and level_weights (a list), and nothing else; got {entry}.")
+    return f"{entry['epochs']}={','.join(map(str, entry['level_weights']))}"

@@ -1,0 +1,27 @@
+"""What every script does around its ``main``; in a file of its own, so that small scripts start fast."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ..images.files import BadSampleError
+
+logger = logging.getLogger(__name__)
+
+
+def run(main: Callable[[], Any]) -> None:
+    """Call a script's ``main``; what a user did wrong becomes one message and exit status 2, without a stack trace."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        logger.debug("stack trace of the error below (shown because of LOGLEVEL=DEBUG)", exc_info=True)
+        # All processes see the same mistakes, so one speaks; a broken image is seen by one process only.
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, BadSampleError):
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit("interrupted")

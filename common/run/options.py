@@ -1,0 +1,260 @@
+"""The options that both scripts share, in the groups in which ``--help`` shows them; each script adds its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from ..data.prepared import read_image_root
+from ..data.selection import source_root
+from ..losses.class_weights import CLASS_WEIGHTINGS
+from ..model.encoders import TIMM_PREFIXES
+from ..model.heads import KINDS
+from ..optim import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
+from .arguments import changed, option, out_of_range
+
+HUB_OPTIONS = ("hub_model_id", "hub_private", "hub_strategy")
+
+
+@dataclass
+class DataArguments:
+    """Where the images and labels are."""
+
+    _argument_group_name = "Data"
+
+    dataset_name: str = option(
+        "demo", "demo, a prepared folder, or a folder or Hub id that datasets.load_dataset understands."
+    )
+    dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
+    train_file: str | None = option(None, "CSV, TSV, JSON lines or Parquet file to train on, instead of dataset_name.")
+    validation_file: str | None = option(None, "The same for validation.")
+    image_root: str | None = option(
+        None, "Folder that image paths lie in; by default that of the train_file, or what a prepared folder says."
+    )
+    train_split: str = option("train", "Split to train on.")
+    validation_split: str = option("validation", "Split to evaluate and to choose the best model on.")
+    image_column: str = option("image", "Column with the images, or their paths.")
+    hierarchy: str | None = option(None, "File with the label tree: CSV of paths, JSON or YAML.")
+    group_column: str | None = option(None, "Column (observation, artwork) whose values must not cross splits.")
+    max_train_samples: int | None = option(None, "Train on a random subset of this size.", "greater than 0")
+    max_eval_samples: int | None = option(None, "Evaluate on a random subset of this size.", "greater than 0")
+    exclude_rows: list[str] | None = option(
+        None, "problems.csv files: rows listed there are left out, and those after them move up."
+    )
+    on_bad_sample: Literal["error", "skip"] = option(
+        "error", "An image that does not decode stops the run, or is skipped, counted and listed."
+    )
+
+
+@dataclass
+class AugmentationArguments:
+    """What happens to images on their way to the model."""
+
+    _argument_group_name = "Images and augmentation"
+
+    image_size: int | None = option(
+        None, "Side of the square input in pixels; the backbone's own by default.", "greater than 0"
+    )
+    hflip: float = option(0.5, "Probability of a horizontal flip.", "from 0 up to 1")
+    vflip: float = option(0.0, "Probability of a vertical flip.", "from 0 up to 1")
+    color_jitter: float = option(0.2, "Strength of colour jitter; 0 for none.", "at least 0")
+
+
+@dataclass
+class ModelArguments:
+    """Backbone and heads."""
+
+    _argument_group_name = "Model"
+
+    model_name_or_path: str = option(
+        "microsoft/beit-base-patch16-224",
+        "timm/<name>, hf-hub:<org>/<timm model>, a Transformers id or folder, or a folder that this script wrote.",
+    )
+    no_pretrained: bool = option(False, "Build the architecture with random weights, offline.")
+    backbone_weights: str | None = option(None, "Load the backbone from this safetensors file.")
+    head: Literal[KINDS] = option("tree", "How classes are scored; see common/model/heads.py.")
+    dropout: float = option(0.0, "Dropout before the heads.", "at least 0 and less than 1")
+    drop_path_rate: float | None = option(
+        None, "Stochastic depth of the backbone; its own by default.", "at least 0 and less than 1"
+    )
+    trust_remote_code: bool = option(False, "Allow code from the model's repository to run.")
+
+
+@dataclass
+class LossArguments:
+    """What is minimised."""
+
+    _argument_group_name = "Loss"
+
+    level_weights: list[str] = option(
+        ["leaf"], "A number per level, or leaf, equal, leaf_heavy or rising; see common/losses/cross_entropy.py."
+    )
+    curriculum: list[str] | None = option(
+        None, "Stages with level weights of their own instead: EPOCHS=WEIGHT,WEIGHT,... for each."
+    )
+    curriculum_schedule: Literal[SCHEDULE_SCOPES] = option(
+        "span", "The learning rate's course spans all stages, or restarts with each."
+    )
+    class_weighting: Literal[CLASS_WEIGHTINGS] = option("none", "Weight of classes by how rare they are.")
+    class_weight_max_ratio: float = option(100.0, "Largest class weight over the smallest.", "at least 1")
+
+
+@dataclass
+class OptimizationArguments:
+    """How it is minimised."""
+
+    _argument_group_name = "Optimization"
+
+    num_train_epochs: int = option(10, "Passes over the training data.", "greater than 0")
+    max_train_steps: int | None = option(None, "Optimizer steps, instead of num_train_epochs.", "greater than 0")
+    global_batch_size: int | None = option(
+        None, "Images per optimizer step over all processes; by default what fits on them at once.", "greater than 0"
+    )
+    per_device_train_batch_size: int | None = option(
+        None,
+        "Images per forward pass of a process; accumulation follows. 32, or the process's share, by default.",
+        "greater than 0",
+    )
+    per_device_eval_batch_size: int = option(64, "The same in evaluation.", "greater than 0")
+    learning_rate: float = option(1e-4, "Peak learning rate of the heads.", "greater than 0")
+    weight_decay: float = option(0.05, "AdamW's; none on biases and norms.", "at least 0")
+    adam_beta1: float = option(0.9, "AdamW's first beta.", "at least 0 and less than 1")
+    adam_beta2: float = option(0.999, "AdamW's second beta.", "at least 0 and less than 1")
+    layer_decay: float = option(
+        1.0, "Learning rate of each layer relative to the next one; BEiT: 0.65 to 0.9.", "over 0 and up to 1"
+    )
+    lr_scheduler_type: Literal[SCHEDULES] = option("cosine", "Course of the learning rate.")
+    warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises.", "from 0 up to 1")
+    max_grad_norm: float = option(1.0, "Clip gradients to this norm; 0 for none.", "at least 0")
+    ema_decay: float = option(
+        0.0,
+        "Evaluate and keep an exponential moving average of the weights; 0 for none.",
+        "at least 0 and less than 1",
+    )
+
+
+@dataclass
+class RunArguments:
+    """The run itself."""
+
+    _argument_group_name = "Run"
+
+    output_dir: str = option("output", "Folder for the model, results and logs.")
+    seed: int = option(0, "Of weights, order and augmentation.", "at least 0")
+    deterministic: bool = option(False, "Use deterministic algorithms only, even if slower.")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "By default what accelerate launch says.")
+    channels_last: bool = option(False, "Keep images channels-last; faster for most convolutional networks.")
+    compile: bool = option(False, "torch.compile the model for training.")
+    dataloader_num_workers: int | None = option(
+        None, "Per process; by default up to 8, as there are cores.", "at least 0"
+    )
+    logging_steps: int = option(50, "Log the loss every so many optimizer steps.", "greater than 0")
+    eval_epochs: int = option(1, "Evaluate every so many epochs, and at the end.", "greater than 0")
+    metric_for_best_model: str = option(
+        "path.full_path_accuracy", "Entry of eval in all_results.json, for example levels.species.macro_f1, or loss."
+    )
+    early_stopping_patience: int | None = option(
+        None, "Stop after so many evaluations without improvement.", "greater than 0"
+    )
+    checkpointing_steps: str = option("epoch", "Save a checkpoint every so many optimizer steps, or every epoch.")
+    checkpointing_seconds: float | None = option(
+        None, "Save one whenever the last is this old, too; 0 for never. 600, on the ISC 30, by default.", "at least 0"
+    )
+    keep_last: int = option(2, "How many checkpoints to keep, at least 2.", "at least 2")
+    resume_from_checkpoint: str = option(
+        "auto",
+        "auto (the newest in output_dir), none, or a checkpoint or output folder to start from.",
+    )
+    max_train_minutes: float | None = option(None, "Stop after this time, with a checkpoint.", "greater than 0")
+    max_skipped_steps: int = option(
+        10, "Steps in a row whose loss may be no number; each is skipped and counted.", "at least 0"
+    )
+    eval_only: bool = option(False, "Evaluate a folder that this script wrote, and do nothing else.")
+    decoding: Literal["leaf", "levels"] = option(
+        "leaf", "Best path: that of the most probable leaf, or the one with the most levels expected right."
+    )
+    save_predictions: bool = option(False, "Keep what is predicted for the evaluation images of the best model.")
+    export: Literal["none", "onnx"] = option("none", "Also write the best model in this form, when all is done.")
+    watch: list[str] | None = option(
+        None, "Names of classes, of any level, that the report follows: recall, and what they were taken for."
+    )
+    no_report: bool = option(False, "Draw no report.html and no plots.")
+    push_to_hub: bool = option(
+        False, "Upload model, card and report to the Hub; log in with hf auth login or HF_TOKEN."
+    )
+    hub_model_id: str | None = option(None, "Repository to upload to; by default named as the output folder.")
+    hub_private: bool = option(False, "Make the repository private if it is new.")
+    hub_strategy: Literal["end", "best"] = option(
+        "end", "Upload at the end, or each new best model too, in the background."
+    )
+    license: str | None = option(None, "Of the model, for its card; for example apache-2.0.")
+    report_to: Literal["none", "tensorboard", "wandb", "trackio", "all"] = option("none", "Trackers to log to.")
+
+
+@dataclass
+class CommonArguments(
+    DataArguments, AugmentationArguments, ModelArguments, LossArguments, OptimizationArguments, RunArguments
+):
+    """All shared options, in one object."""
+
+    def validate(self) -> None:
+        """Raise one ValueError that lists every setting that cannot be right on its own."""
+        problems = self.problems()
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+    def problems(self) -> list[str]:
+        """A sentence for each of them."""
+        problems = out_of_range(self)
+        if bool(self.train_file) != bool(self.validation_file) and not (self.validation_file and self.eval_only):
+            problems.append("--train_file and --validation_file go together")
+        try:
+            stage_epochs(self.curriculum or [])
+        except ValueError as error:
+            problems.append(str(error))
+        if self.checkpointing_steps != "epoch" and not (
+            self.checkpointing_steps.isdecimal() and int(self.checkpointing_steps)
+        ):
+            problems.append(f"--checkpointing_steps must be a number or epoch, not {self.checkpointing_steps}")
+        if self.eval_only and not (Path(self.model_name_or_path) / "config.json").is_file():
+            problems.append("--eval_only needs --model_name_or_path FOLDER, one that a training run has written")
+        return problems
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the training data: those of the curriculum's stages if there is one."""
+        return sum(stage_epochs(self.curriculum)) if self.curriculum else self.num_train_epochs
+
+    def _holds_paths(self) -> bool:
+        """Whether the data are tables, or a folder that notes paths: images are then found under a root."""
+        noted = source_root(self.dataset_name) or read_image_root(self.dataset_name)
+        return bool(self.train_file or self.validation_file) or noted is not None
+
+    def idle(self) -> list[tuple[str, bool, str]]:
+        """(option, whether it cannot take effect beside the others, why)."""
+        return [
+            ("curriculum_schedule", not self.curriculum, "there is no --curriculum"),
+            ("num_train_epochs", bool(self.curriculum), "--curriculum has epochs of its own"),
+            ("level_weights", bool(self.curriculum), "--curriculum has weights of its own"),
+            ("class_weight_max_ratio", self.class_weighting == "none", "--class_weighting is none"),
+            ("image_root", not self._holds_paths(), "images come with the data set"),
+            ("dataset_config_name", bool(self.validation_file), "files are given"),
+            ("trust_remote_code", self.model_name_or_path.startswith(TIMM_PREFIXES), "timm runs no remote code"),
+            ("no_pretrained", bool(self.backbone_weights), "--backbone_weights are loaded"),
+            ("export", self.eval_only, "--eval_only writes no model; use export_onnx.py"),
+            ("push_to_hub", self.eval_only, "--eval_only writes no model"),
+            ("license", self.eval_only, "--eval_only writes no model card"),
+            *((name, not self.push_to_hub, "there is no --push_to_hub") for name in HUB_OPTIONS),
+            ("watch", self.no_report, "there is to be no report"),
+            ("warmup_ratio", self.eval_only, "--eval_only trains nothing"),
+        ]
+
+    def without_effect(self) -> list[str]:
+        """A sentence for each setting that was changed and cannot take effect."""
+        return [f"--{name} has no effect: {why}." for name, idle, why in self.idle() if idle and changed(self, name)]
+
+    def without_effect_on_saved_models(self, *more: str) -> list[str]:
+        """The same for what a model brings along that this project has saved; ``more`` are the script's own."""
+        names = ("no_pretrained", "backbone_weights", "dropout", "drop_path_rate", *more)
+        return [f"--{name} has no effect on a saved model." for name in names if changed(self, name)]

@@ -1,0 +1,88 @@
+"""What every run needs once: processes, seeds, logging, progress, trackers, and errors that people can read."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+import datasets
+import huggingface_hub
+import torch
+import transformers
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, set_seed
+from torch import nn
+
+from .command import run as run
+from .options import CommonArguments
+
+logger = logging.getLogger(__name__)
+
+QUIET = ("httpx", "httpx2", "httpcore", "matplotlib", "PIL", "fsspec", "datasets", "timm", "accelerate", "filelock")
+"""Libraries whose lines would drown ours"""
+
+SUPPORTED = (DistributedType.NO, DistributedType.MULTI_GPU, DistributedType.MULTI_CPU)
+
+
+def make_accelerator(args: CommonArguments) -> Accelerator:
+    """Join the other processes, seed everything, and set logging up; ValueError if the hardware cannot do it."""
+    _setup_logging()
+    gpu = torch.cuda.is_available() or torch.backends.mps.is_available()
+    precision = args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision == "fp16" and not gpu:
+        raise ValueError("--mixed_precision fp16 needs a GPU and there is none; use bf16 or no.")
+    known = [str(tracker) for tracker in get_available_trackers()]
+    if args.report_to not in {"none", "all", *known}:
+        raise ValueError(f"--report_to {args.report_to}: that package is not installed; pip install {args.report_to}.")
+    accelerator = Accelerator(
+        cpu=not gpu,  # unless told so, torchrun's processes on a CPU would each train alone
+        mixed_precision=precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=os.environ.get("LOSSY_ARTIFACT_PATH") or args.output_dir,  # the ISC copies that one all the time
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    asked = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
+    if accelerator.distributed_type not in SUPPORTED:
+        raise ValueError(
+            f"{accelerator.distributed_type.value} is not supported: checkpoints could not keep their promises. "
+            "Use --multi_gpu (DDP); models of this size fit."
+        )
+    if accelerator.num_processes != asked:
+        raise ValueError(f"{asked} processes were launched, but they did not find each other.")
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.ERROR)
+    set_seed(args.seed)
+    if args.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    return accelerator
+
+
+def _setup_logging() -> None:
+    """Plain lines on stderr; bars of libraries only where a person watches."""
+    logging.basicConfig(format="%(message)s", level=os.environ.get("LOGLEVEL", "INFO"), stream=sys.stderr, force=True)
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.WARNING)
+    transformers.utils.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        huggingface_hub.utils.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
+
+
+def num_workers(args: CommonArguments, accelerator: Accelerator) -> int:
+    """Loader processes of this process."""
+    if args.dataloader_num_workers is not None:
+        return args.dataloader_num_workers
+    local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
+    return max(1, min(8, len(os.sched_getaffinity(0)) // local_processes))
+
+
+@torch.no_grad()
+def sync_buffers(model: nn.Module, accelerator: Accelerator) -> None:
+    """Give every process the main process's buffers (running means), so that all evaluate the model that is saved."""
+    if accelerator.num_processes > 1:
+        for buffer in model.buffers():
+            buffer.copy_(broadcast(buffer.detach().clone()))

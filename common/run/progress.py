@@ -1,0 +1,77 @@
+"""What a run shows: a bar or lines, and a banner."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from .command import run as run
+
+logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """A bar for people, lines for files: steps done, loss and images per second, on the main process only.
+
+    Args:
+        num_steps: of the whole training.
+        global_batch_size: images per step.
+        show: whether this process shows anything.
+    """
+
+    def __init__(self, num_steps: int, global_batch_size: int, show: bool) -> None:
+        self.num_steps, self.global_batch_size, self.show = num_steps, global_batch_size, show
+        self.start(0)
+        live = show and num_steps > 0 and sys.stderr.isatty()
+        self.bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, disable=not live)
+
+    def start(self, step: int) -> None:
+        """Count from here, at the beginning or where a run goes on."""
+        self.first_step, self.started = step, time.perf_counter()
+        if step:
+            self.bar.update(step)
+
+    def update(self) -> None:
+        """One more step is done."""
+        self.bar.update()
+
+    def log(self, step: int, loss: float, learning_rate: float) -> float:
+        """Show a loss; returns images per second since the start, pauses for evaluation included."""
+        speed = (step - self.first_step) * self.global_batch_size / (time.perf_counter() - self.started)
+        if not self.bar.disable:
+            self.bar.set_postfix_str(f"loss {loss:.4f}, {speed:.0f} images/s")
+        elif self.show:
+            logger.info(
+                "step %d/%d  loss %.4f  lr %.2e  %.0f images/s", step, self.num_steps, loss, learning_rate, speed
+            )
+        return speed
+
+    def write(self, text: str) -> None:
+        """Print lines without breaking the bar."""
+        if self.show:
+            for line in text.splitlines():
+                if self.bar.disable:
+                    logger.info("%s", line)
+                else:
+                    self.bar.write(line, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self.bar.close()
+
+
+def evaluation_bar(batches: Iterable[Any], num_batches: int, show: bool) -> Iterable[Any]:
+    """Iterate over evaluation batches, with a bar where a person watches."""
+    live = show and sys.stderr.isatty()
+    return tqdm(batches, total=num_batches, desc="evaluation", leave=False, dynamic_ncols=True, disable=not live)
+
+
+def banner(title: str, facts: Mapping[str, Any]) -> str:
+    """A run's facts, one a line."""
+    width = max(map(len, facts))
+    return "\n".join([f"***** {title} *****", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
