@@ -4,30 +4,33 @@
     accelerate launch train_segmentation.py --config configs/FILE.yaml --OPTION VALUE ...
     python train_segmentation.py --help
 
-The story: arguments, data, model, training, evaluation, results. Each step is a function below, in this order; what is
-the same for whole images (train_taxonomy.py) lives in common/.
+``main`` tells the whole story: arguments, data, model, evaluation, optimizer, training loop, results. What it calls
+stands below it, in the same order; what both scripts share lives in common/. train_taxonomy.py is its twin.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from huggingface_hub.constants import HF_HOME
+from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 from transformers import SegformerImageProcessor
 
+from common.checkpoint.state import TrainState
 from common.data.decoded_cache import open_cache
 from common.data.masks import MaskedImageRows, MaskedImages, MaskReader
 from common.data.rows import ImageRows, ProblemLog, make_loader
-from common.data.sampling import EvaluationBatchSampler
+from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, seed_step
 from common.data.splits import check_groups, choose_rows, get_split
 from common.images.mask_files import IGNORED_PIXEL
 from common.images.mask_transforms import (
@@ -37,20 +40,25 @@ from common.images.mask_transforms import (
     MaskTrainTransform,
     resize_pair,
 )
+from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import class_weights
 from common.losses.segmentation import SegmentationLoss
-from common.metrics.report_data import Evidence
+from common.metrics.report_data import EVIDENCE_FILE, Evidence
 from common.metrics.segmentation import SegmentationMetrics
 from common.model.decoders import DECODERS
 from common.model.hierarchy import IGNORE, Hierarchy
 from common.model.modeling import LabelTreeForSemanticSegmentation
-from common.optim import make_curriculum
+from common.optim import make_curriculum, make_optimizer, set_learning_rate, skipped_if
 from common.predict.windows import Resampler, check_windows, dense_labels, image_scores
-from common.publish.models import save_model, settle_evaluation
+from common.publish.models import save_model
 from common.report.mask_pictures import ExampleKeeper, PredictionFolder, draw_plots, keep_for_plots
+from common.report.plots import Example
+from common.report.summary import RunSummary
+from common.run import command
 from common.run.arguments import option, parse_arguments
-from common.run.command import run
+from common.run.evaluation import EvaluationBatches
+from common.run.identity import run_facts, run_identity
 from common.run.options import (
     AugmentationArguments,
     CommonArguments,
@@ -59,15 +67,15 @@ from common.run.options import (
     ModelArguments,
     RunArguments,
 )
-from common.run.processes import make_accelerator, num_workers
-from common.run.setup import check_settings, image_root, make_sampler, open_splits, start_from
-from common.run.task import Data, Evaluation
-from common.run.training import Trainer
-from data_prep.make_demo import make_artworks
+from common.run.processes import make_accelerator, num_workers, on_main_process, sync_buffers
+from common.run.run import Run
+from common.run.setup import check_settings, evaluated_as_saved, image_root, make_sampler, open_splits, start_from
+from common.run.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "segmentation_demo.yaml"
+EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "decoding")  # kept by a saved model
 LOSSES = ("dice_focal", "cross_entropy", "dice")
 MASKS_LOOKED_AT = 2_000  # before training, for values that mean nothing; all of them where weights depend on counts
 
@@ -196,20 +204,121 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, or evaluate with ``--eval_only``; returns what all_results.json holds.
 
     Raises:
-        ValueError: for anything the user can mend, before training starts wherever that is possible.
+        ValueError: for anything the user can fix, before training starts wherever that is possible.
+        Stopped: a signal or the time budget ended the run before its end; there is a checkpoint to resume from.
     """
     args = parse_arguments(SegmentationArguments, argv, __doc__, DEMO_CONFIG)
+    args = evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
+    device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
+
+    # ------------------------------------------------------------------------------------------------------------ data
     data = load_data(args, accelerator)
     sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows))
     curriculum = make_curriculum(args, data.hierarchy, sampler, normalize=False)
-    problems = ProblemLog(args.on_bad_sample)
-    check_settings(
-        args, accelerator, SegmentationMetrics(data.hierarchy), [data.train_images, data.eval_images], problems
-    )
+    images = [data.train_images, data.eval_images]
+    check_settings(args, accelerator, SegmentationMetrics(data.hierarchy), images, problems)
     look_at_masks(args, accelerator, data, problems)
-    model = build_model(args, data.hierarchy)
-    return SegmentationTrainer(args, accelerator, data, model, sampler, curriculum, problems).run()
+
+    # ----------------------------------------------------------------------------------------------------------- model
+    memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+    model = build_model(args, data.hierarchy).to(device, memory_format=memory_format)
+    spec = model.config.backbone
+    normalize = Normalize(spec["mean"], spec["std"], memory_format).to(device)
+    loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device)
+
+    # ------------------------------------------------------------------------------------------------------ evaluation
+    stop = StopRequest(args.max_train_minutes)
+    eval_batches = EvaluationBatches(make_eval_loader(args, accelerator, data, spec), stop, problems, accelerator)
+    eval_loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device).eval()
+    evaluate = partial(evaluate_model, args, accelerator, data, eval_batches, normalize, eval_loss_fn)
+    facts = run_facts(args, accelerator, model, curriculum, sampler, data, **training_facts(args, data))
+    summary = RunSummary(Path(args.output_dir), asdict(args), data.hierarchy, "pixels", ("mean_iou", "mean_f1"), facts)
+    draw = partial(draw_plots, Path(args.output_dir), hierarchy=data.hierarchy)
+    if args.eval_only:
+        run = Run(args, accelerator, stop, summary, problems)
+        with run.started():
+            evaluation = evaluate(model)
+            save_evaluation(args, accelerator, data, evaluation)
+            results = {"train": None, "eval": evaluation.results}
+            run.finish(results, model, draw=draw)
+        return results
+
+    # ------------------------------------------------------------------------------------------------------- optimizer
+    train_loader = make_train_loader(args, accelerator, data, spec, sampler)
+    ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+    optimizer = make_optimizer(args, model, device)
+    if args.compile:
+        model.compile()
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    rate_at = partial(curriculum.learning_rate_factor, args.lr_scheduler_type, warmup_ratio=args.warmup_ratio)
+    state = TrainState(accelerator, model, optimizer, ema, sampler, problems)
+    identity = run_identity(args, data, sampler)
+    run = Run(args, accelerator, stop, summary, problems, state, identity)
+
+    # --------------------------------------------------------------------------------------------------- training loop
+    with run.started():  # locks the folder; from the newest checkpoint, or the beginning
+        batches, stage = iter(train_loader), None
+        while True:
+            step = sampler.global_step
+
+            # Evaluate at the end of an epoch and of the training, and save the model if it is the best so far.
+            if run.evaluation_due():
+                candidate = model if ema is None else ema.module
+                sync_buffers(candidate, accelerator)
+                evaluation = evaluate(candidate)
+                run.log_evaluation(evaluation.results, args.learning_rate * rate_at(max(step - 1, 0)))
+                if run.is_best:
+                    save_best(args, accelerator, candidate, evaluation)
+                    save_evaluation(args, accelerator, data, evaluation)
+                    run.best_saved()
+
+            # A checkpoint is due by steps, epochs or seconds, or because of a signal, which ends the run here.
+            run.save_if_due()
+            if run.done:
+                break
+
+            # Weights of the levels and learning rate are functions of the step: there is nothing to restore.
+            if curriculum.stage(step) is not stage:
+                stage = curriculum.stage(step)
+                run.log_stage(curriculum, stage)
+            loss_fn.weights = stage.weights
+            set_learning_rate(optimizer, rate_at(step))
+
+            # Each level's mean is over the labelled elements of the global batch, not of each micro-batch.
+            micro_batches = [next(batches) for _ in range(sampler.accumulation_steps)]
+            labels = [masks_to_labels(batch["labels"].to(device, non_blocking=True)) for batch in micro_batches]
+            denominators = accelerator.reduce(sum(loss_fn.label_weights(part) for part in labels), "sum")
+
+            model.train()
+            total_loss = torch.zeros((), device=device)
+            for micro_step, batch in enumerate(micro_batches):
+                problems.add(batch["problems"])
+                seed_step(args.seed, step, micro_step, accelerator.process_index)
+                pixels = normalize(batch["pixels"].to(device, non_blocking=True))
+                is_last = micro_step == len(micro_batches) - 1
+                with nullcontext() if is_last else accelerator.no_sync(wrapped):
+                    logits = wrapped(pixels, scores_only=True)
+                    loss = loss_fn(logits, labels[micro_step], denominators)
+                    accelerator.backward(loss * accelerator.num_processes)  # DDP averages, but the parts add up
+                total_loss += loss.detach()
+
+            # A step whose loss is NaN or infinite in any process changes nothing in all of them.
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            nonfinite = accelerator.reduce((~torch.isfinite(total_loss)).float(), "sum").clamp(max=1)
+            with model.heads.untrained_kept(stage.weights), skipped_if(nonfinite, optimizer):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if ema is not None:
+                ema.update(model, step=step + 1)
+            sampler.advance()
+            run.log_step(total_loss, nonfinite, args.learning_rate * rate_at(step))
+
+        # ----------------------------------------------------------------------------------------------------- results
+        results = {"train": run.train_results(), "eval": state.best_results}
+        run.finish(results, model, draw=draw)
+    return results
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -218,9 +327,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 @dataclass
-class SegmentationData(Data):
-    """Images with masks; ``train_images`` is ``None`` with ``--eval_only``."""
+class SegmentationData:
+    """Images with masks, and the row numbers in use; ``train_images`` is ``None`` with ``--eval_only``."""
 
+    hierarchy: Hierarchy
+    train_rows: np.ndarray
+    eval_rows: np.ndarray
     train_images: MaskedImageRows | None
     eval_images: MaskedImageRows
     train_pixels: np.ndarray | None = None  # int64 (leaves,)
@@ -230,7 +342,7 @@ class SegmentationData(Data):
 
 def load_data(args: SegmentationArguments, accelerator: Accelerator) -> SegmentationData:
     """Data set, label tree, and all checks that need no model and no pixel."""
-    splits, name = open_splits(args, accelerator, "artworks", make_artworks)
+    splits, name = open_splits(args, accelerator, draw_demo)
     validation = get_split(splits, args.validation_split, "--validation_split")
     train = None if args.eval_only else get_split(splits, args.train_split, "--train_split")
     if args.eval_only:
@@ -265,14 +377,15 @@ def look_at_masks(
     args: SegmentationArguments, accelerator: Accelerator, data: SegmentationData, problems: ProblemLog
 ) -> None:
     """Read masks before any training: for values that are no class, and to know how common the classes are."""
-    found: list[Any] = [None]
     looked = data.train_rows if args.class_weighting != "none" else spread(data.train_rows, MASKS_LOOKED_AT)
     data.eval_looked = spread(data.eval_rows, MASKS_LOOKED_AT)
-    if accelerator.is_main_process:
-        threads = max(1, num_workers(args, accelerator))
+    threads = max(1, num_workers(args, accelerator))
+
+    def count() -> tuple[Any, ...]:
         train = (None, []) if data.train_images is None else data.train_images.count_pixels(looked, threads)
-        found = [(*train, *data.eval_images.count_pixels(data.eval_looked, threads))]
-    counts, train_problems, data.eval_pixels, eval_problems = broadcast_object_list(found)[0]
+        return *train, *data.eval_images.count_pixels(data.eval_looked, threads)
+
+    counts, train_problems, data.eval_pixels, eval_problems = on_main_process(accelerator, count, share=True)
     problems.add([*train_problems, *eval_problems])
     if counts is None:
         return
@@ -296,6 +409,101 @@ def spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
 
+def draw_demo() -> Path:
+    """The folder of the demo data, drawn if it is not there yet."""
+    from data_prep.make_demo import make_artworks  # only the demo needs what draws it
+
+    return make_artworks(Path(HF_HOME) / "label_tree_demo" / "artworks")
+
+
+def make_train_loader(
+    args: SegmentationArguments,
+    accelerator: Accelerator,
+    data: SegmentationData,
+    spec: Mapping[str, Any],
+    sampler: GlobalBatchSampler,
+) -> DataLoader:
+    """Augmented batches with ``pixels`` (uint8), ``labels`` (masks) and ``problems``, in the sampler's order."""
+    shown = geometry(args, spec["image_size"])
+    transform = MaskTrainTransform(
+        shown,
+        scale_jitter=args.scale_jitter,
+        rare_crop=args.rare_crop,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        rot90=args.rot90,
+        color_jitter=args.color_jitter,
+        mean=spec["mean"],
+    )
+    largest = max(args.scale_jitter)
+    rows = decoded(
+        args,
+        accelerator,
+        data.train_images,
+        lambda image, mask: resize_pair(image, mask, shown.largest(*mask.shape, largest)),
+        f"train {shown} {largest}",
+    )
+    on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
+    images = MaskedImages(rows, data.train_rows, transform, args.seed, on_bad_sample)
+    return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
+
+
+def make_eval_loader(
+    args: SegmentationArguments, accelerator: Accelerator, data: SegmentationData, spec: Mapping[str, Any]
+) -> DataLoader:
+    """Every evaluation image once, in one process."""
+    shown = geometry(args, args.eval_crop or spec["image_size"])
+    rows = decoded(
+        args,
+        accelerator,
+        data.eval_images,
+        lambda image, mask: (resize_pair(image, mask, shown.resized(*mask.shape))[0], mask),
+        f"evaluation {shown}",
+    )
+    images = MaskedImages(rows, data.eval_rows, MaskEvaluationTransform(shown, spec["mean"]), on_bad_sample="drop")
+    batch_size = 1 if shown.windows else args.per_device_eval_batch_size
+    sampler = EvaluationBatchSampler(len(images), batch_size, accelerator.process_index, accelerator.num_processes)
+    return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
+
+
+def geometry(args: SegmentationArguments, size: int) -> Geometry:
+    """At which size images are shown, for windows or whole images of ``size``."""
+    return Geometry(size, args.resize_mode, bool(args.eval_crop), args.resize_longer)
+
+
+def decoded(
+    args: SegmentationArguments,
+    accelerator: Accelerator,
+    rows: MaskedImageRows,
+    shrink: Callable[[Any, np.ndarray], tuple[Any, np.ndarray]],
+    settings: str,
+) -> Any:
+    """The rows themselves, or with ``--cache_decoded`` the cache that takes their place."""
+    if not args.cache_decoded:
+        return rows
+    with accelerator.local_main_process_first():
+        return open_cache(Path(HF_HOME) / "label_tree_cache", rows, shrink, settings, num_workers(args, accelerator))
+
+
+def masks_to_labels(masks: torch.Tensor) -> torch.Tensor:
+    """uint8 masks -> int64 leaf labels, IGNORE where the mask is 255."""
+    labels = masks.long()
+    return torch.where(labels == IGNORED_PIXEL, IGNORE, labels)
+
+
+def training_facts(args: SegmentationArguments, data: SegmentationData) -> dict[str, str]:
+    """What the banner says of this task's training."""
+    if data.train_pixels is None:
+        return {}
+    pixels = data.train_pixels / max(1, data.train_pixels.sum())
+    names = data.hierarchy.leaf_names()
+    return {
+        "pixels": ", ".join(f"{names[leaf]} {100 * pixels[leaf]:.3g}%" for leaf in (-pixels).argsort()),
+        "decoder": f"{args.decoder}, {args.decoder_channels} channels",
+        "loss": f"{args.loss}, class weights {args.class_weighting}",
+    }
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Model
 # ---------------------------------------------------------------------------------------------------------------------
@@ -306,210 +514,156 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
     model, backbone, _ = start_from(
         args, LabelTreeForSemanticSegmentation, hierarchy, "decoder", "decoder_channels", pyramid=True
     )
-    if model is None:
-        return LabelTreeForSemanticSegmentation.build(
-            backbone,
-            hierarchy,
-            args.head,
-            dropout=args.dropout,
-            decoder=args.decoder,
-            decoder_channels=args.decoder_channels,
-            evaluation={name: getattr(args, name) for name in EVALUATION_OPTIONS},
-        )
-    settle_evaluation(args, model, EVALUATION_OPTIONS)
-    return model
+    evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
+    if model is not None:
+        model.config.evaluation = evaluation
+        return model
+    return LabelTreeForSemanticSegmentation.build(
+        backbone,
+        hierarchy,
+        args.head,
+        dropout=args.dropout,
+        decoder=args.decoder,
+        decoder_channels=args.decoder_channels,
+        evaluation=evaluation,
+    )
 
 
-EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "decoding")
+def make_loss(
+    args: SegmentationArguments,
+    data: SegmentationData,
+    model: LabelTreeForSemanticSegmentation,
+    level_weights: Sequence[float],
+) -> SegmentationLoss:
+    """Dice and focal loss, or one of its parts, of every level that has weight."""
+    dice, focal, gamma = {
+        "dice_focal": (args.dice_weight, args.focal_weight, args.focal_gamma),
+        "cross_entropy": (0.0, 1.0, 0.0),
+        "dice": (1.0, 0.0, 0.0),
+    }[args.loss]
+    weights = None
+    if data.train_pixels is not None:
+        counts = data.hierarchy.count_lifted(torch.from_numpy(data.train_pixels))
+        weights = [class_weights(count, args.class_weighting, args.class_weight_max_ratio) for count in counts]
+    return SegmentationLoss(
+        model.heads,
+        level_weights,
+        weights,
+        dice_weight=dice,
+        focal_weight=focal,
+        focal_gamma=gamma,
+        dice_over=args.dice_over,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Training
+# Evaluation
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class SegmentationTrainer(Trainer):
-    """The loop of :class:`common.run.training.Trainer`, for one label a level and pixel."""
+@dataclass
+class Evaluation:
+    """Results by the contract of all_results.json, and what is written beside them if the model is kept."""
 
-    unit = "pixels"
-    measures = ("mean_iou", "mean_f1")
+    results: dict[str, Any]
+    report_data: Evidence
+    masks: PredictionFolder
+    examples: dict[str, list[Example]]
 
-    def make_train_loader(self) -> DataLoader:
-        args, spec = self.args, self.spec
-        geometry = self.geometry(spec["image_size"])
-        transform = MaskTrainTransform(
-            geometry,
-            scale_jitter=args.scale_jitter,
-            rare_crop=args.rare_crop,
-            hflip=args.hflip,
-            vflip=args.vflip,
-            rot90=args.rot90,
-            color_jitter=args.color_jitter,
-            mean=spec["mean"],
-        )
-        most = max(args.scale_jitter)
-        rows = self.decoded(
-            self.data.train_images,
-            lambda image, mask: resize_pair(image, mask, geometry.largest(*mask.shape, most)),
-            f"train {geometry} {most}",
-        )
-        on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
-        images = MaskedImages(rows, self.data.train_rows, transform, args.seed, on_bad_sample)
-        return make_loader(images, self.sampler, num_workers(args, self.accelerator), self.pin_memory)
 
-    def make_eval_loader(self) -> DataLoader:
-        args = self.args
-        geometry = self.geometry(args.eval_crop or self.spec["image_size"])
-        transform = MaskEvaluationTransform(geometry, self.spec["mean"])
-        rows = self.decoded(
-            self.data.eval_images,
-            lambda image, mask: (resize_pair(image, mask, geometry.resized(*mask.shape))[0], mask),
-            f"evaluation {geometry}",
-        )
-        images = MaskedImages(rows, self.data.eval_rows, transform, on_bad_sample="drop")
-        sampler = EvaluationBatchSampler(
-            len(images),
-            1 if geometry.windows else args.per_device_eval_batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        return make_loader(images, sampler, num_workers(args, self.accelerator), self.pin_memory)
-
-    def geometry(self, size: int) -> Geometry:
-        """At which size images are shown, for windows or whole images of ``size``."""
-        return Geometry(size, self.args.resize_mode, bool(self.args.eval_crop), self.args.resize_longer)
-
-    def decoded(self, rows: MaskedImageRows, shrink: Any, settings: str) -> Any:
-        """The rows themselves, or with ``--cache_decoded`` what is in their place in memory."""
-        if not self.args.cache_decoded:
-            return rows
-        with self.accelerator.local_main_process_first():
-            workers = num_workers(self.args, self.accelerator)
-            return open_cache(Path(HF_HOME) / "label_tree_cache", rows, shrink, settings, workers)
-
-    def make_loss(self) -> SegmentationLoss:
-        """Dice and focal loss, or one of its parts, of every level that has weight."""
-        args, hierarchy = self.args, self.data.hierarchy
-        dice, focal, gamma = {
-            "dice_focal": (args.dice_weight, args.focal_weight, args.focal_gamma),
-            "cross_entropy": (0.0, 1.0, 0.0),
-            "dice": (1.0, 0.0, 0.0),
-        }[args.loss]
-        weights = None
-        if self.data.train_pixels is not None:
-            counts = hierarchy.count_lifted(torch.from_numpy(self.data.train_pixels))
-            weights = [class_weights(count, args.class_weighting, args.class_weight_max_ratio) for count in counts]
-        return SegmentationLoss(
-            self.model.heads,
-            self.curriculum.stages[-1].weights,
-            weights,
-            dice_weight=dice,
-            focal_weight=focal,
-            focal_gamma=gamma,
-            dice_over=args.dice_over,
-        )
-
-    def make_metrics(self) -> SegmentationMetrics:
-        return SegmentationMetrics(self.data.hierarchy, device=self.accelerator.device)
-
-    def to_labels(self, labels: torch.Tensor) -> torch.Tensor:
-        labels = super().to_labels(labels).long()
-        return torch.where(labels == IGNORED_PIXEL, IGNORE, labels)
-
-    def train_loss(
-        self, pixels: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        return self.loss_fn(self.wrapped(pixels, scores_only=True), labels, denominators)
-
-    def facts(self) -> dict[str, str]:
-        pixels = self.data.train_pixels / max(1, self.data.train_pixels.sum())
-        names = self.data.hierarchy.leaf_names()
-        return {
-            "pixels": ", ".join(f"{names[leaf]} {100 * pixels[leaf]:.3g}%" for leaf in (-pixels).argsort()),
-            "decoder": f"{self.model.config.decoder}, {self.model.config.decoder_channels} channels",
-            "loss": f"{self.args.loss}, class weights {self.args.class_weighting}",
-        }
-
-    # ---- evaluation
-
-    @torch.no_grad()
-    def evaluate(self, model: LabelTreeForSemanticSegmentation) -> Evaluation:
-        loss_fn, hierarchy = self.loss_fn, self.data.hierarchy
-        sums = torch.zeros(2, loss_fn.num_levels, 2, dtype=torch.float64, device=self.accelerator.device)
-        folder = PredictionFolder(self.output_dir / "predictions", hierarchy, self.args.save_predictions)
-        folder.start(self.accelerator)
-        examples = ExampleKeeper(self.data.eval_looked, self.data.eval_pixels)
-        for batch in self.evaluation_batches(model):
-            labels = self.to_labels(batch["labels"])
-            scores = self.predict(model, batch["pixels"])
-            if self.args.eval_crop:  # the image may be large: for the loss its scores are not enlarged
-                labels = labels_at_stride(labels, scores, model.stride)
-            sums += torch.stack([loss_fn.level_sums(scores, labels), loss_fn.label_weights(labels)])
-            log_probs = model.heads.log_probs(scores)
-            path_scores = model.heads.path_scores(scores, log_probs, self.args.decoding)
-            alone = log_probs[:-1] if self.last_level_is_leaf(model) else log_probs
-            for index, truth in enumerate(batch["truth"]):
-                dense = [path_scores[index], *(level[index] for level in alone)]
-                resampler = Resampler(batch["resized"][index], truth.shape, model.stride, scores.device)
-                leaf, *argmax = dense_labels(resampler, dense, lambda parts: [part.max(1).indices for part in parts])
-                argmax += [leaf] * (len(log_probs) - len(alone))
-                self.metrics.add_batch(
-                    predictions={"leaf": leaf, "argmax": argmax}, references=truth.to(leaf.device, non_blocking=True)
-                )
-                row = int(batch["rows"][index])
-                folder.add(row, leaf)
-                examples.add(row, batch["pixels"][index], batch["resized"][index], truth, leaf)
-        results = self.computed(*sums)
-        for level, row in self.metrics.argmax_levels().items():
-            means = {name: value for name, value in row.items() if name != "per_class"}
-            results["argmax"].setdefault("levels", {})[level] = means
-        evidence = Evidence.of_leaf_matrix(hierarchy, self.metrics.leaf_confusion())
-        return Evaluation(results, (folder, examples.gather(self.accelerator)), evidence)
-
-    def last_level_is_leaf(self, model: LabelTreeForSemanticSegmentation) -> bool:
-        """Whether the last level's most probable class is always the leaf of the best path: no need to look twice."""
-        hierarchy = self.data.hierarchy
-        only_leaves = hierarchy.num_leaves == hierarchy.num_classes[-1]
-        return model.heads.leaf_softmax and only_leaves and self.args.decoding == "leaf"
-
-    def predict(self, model: LabelTreeForSemanticSegmentation, pixels: torch.Tensor) -> torch.Tensor:
-        """Scores at stride 4 of uint8 images: whole ones, or with ``--eval_crop`` one in windows."""
-        args = self.args
-        with self.accelerator.autocast():
-            return image_scores(
+@torch.no_grad()
+def evaluate_model(
+    args: SegmentationArguments,
+    accelerator: Accelerator,
+    data: SegmentationData,
+    batches: Iterable[dict[str, Any]],
+    normalize: Normalize,
+    loss_fn: SegmentationLoss,
+    model: LabelTreeForSemanticSegmentation,
+) -> Evaluation:
+    """Results over all processes; a collective."""
+    model.eval()
+    hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
+    metrics = SegmentationMetrics(hierarchy, device)
+    masks = PredictionFolder(Path(args.output_dir) / "predictions", hierarchy, args.save_predictions)
+    masks.start(accelerator)
+    examples = ExampleKeeper(data.eval_looked, data.eval_pixels)
+    sums = torch.zeros(2, loss_fn.num_levels, 2, dtype=torch.float64, device=device)
+    # With one softmax over leaves, the last level's most probable class is the leaf of the best path.
+    only_leaves = hierarchy.num_leaves == hierarchy.num_classes[-1]
+    last_is_leaf = heads.leaf_softmax and only_leaves and args.decoding == "leaf"
+    for batch in batches:
+        labels = masks_to_labels(batch["labels"].to(device, non_blocking=True))
+        with accelerator.autocast():
+            logits = image_scores(
                 model,
-                pixels,
-                self.to_model,
+                batch["pixels"],
+                lambda pixels: normalize(pixels.to(device, non_blocking=True)),
                 eval_crop=args.eval_crop,
                 eval_stride=args.eval_stride,
                 batch_size=args.per_device_eval_batch_size,
             )
+        if args.eval_crop:  # the image may be large: for the loss its logits are not enlarged
+            labels = labels_at_stride(labels, logits, model.stride)
+        sums += torch.stack([loss_fn.level_sums(logits, labels), loss_fn.label_weights(labels)])
+        log_probs = heads.log_probs(logits)
+        path_scores = heads.path_scores(logits, log_probs, args.decoding)
+        alone = log_probs[:-1] if last_is_leaf else log_probs
+        for index, truth in enumerate(batch["truth"]):
+            dense = [path_scores[index], *(level[index] for level in alone)]
+            resampler = Resampler(batch["resized"][index], truth.shape, model.stride, logits.device)
+            leaf, *argmax = dense_labels(resampler, dense, lambda parts: [part.max(1).indices for part in parts])
+            argmax += [leaf] * (len(log_probs) - len(alone))
+            metrics.add_batch(
+                predictions={"leaf": leaf, "argmax": argmax}, references=truth.to(leaf.device, non_blocking=True)
+            )
+            row = int(batch["rows"][index])
+            masks.add(row, leaf)
+            examples.add(row, batch["pixels"][index], batch["resized"][index], truth, leaf)
+    metrics.reduce(lambda counts: accelerator.reduce(counts, "sum"))
+    results = {"loss": loss_fn.combine(*accelerator.reduce(sums, "sum")).item(), **metrics.compute()}
+    for level, row in metrics.argmax_levels().items():
+        means = {name: value for name, value in row.items() if name != "per_class"}
+        results["argmax"].setdefault("levels", {})[level] = means
+    return Evaluation(
+        results=results,
+        report_data=Evidence.of_leaf_matrix(hierarchy, metrics.leaf_confusion()),
+        masks=masks,
+        examples=examples.gather(accelerator),
+    )
 
-    # ---- results
 
-    def save_model(self, model: LabelTreeForSemanticSegmentation) -> None:
-        spec = self.spec
-        side = {"height": spec["image_size"], "width": spec["image_size"]}
-        processor = SegformerImageProcessor(size=side, image_mean=spec["mean"], image_std=spec["std"], resample=2)
-        save_model(model, processor, self.output_dir)
-
-    def write(self, evaluation: Evaluation) -> None:
-        """Predicted masks, if asked for, and what pictures of them need."""
-        folder, examples = evaluation.extras
-        folder.keep(self.accelerator)
-        if self.accelerator.is_main_process:
-            keep_for_plots(self.output_dir, evaluation.results, examples)
-
-    def draw(self, folder: Path) -> None:
-        draw_plots(self.output_dir, folder, self.data.hierarchy)
-
-
-def labels_at_stride(labels: torch.Tensor, scores: torch.Tensor, stride: int) -> torch.Tensor:
-    """Labels (batch, height, width) in the middle of what each of the scores stands for, ignored beyond the image."""
+def labels_at_stride(labels: torch.Tensor, logits: torch.Tensor, stride: int) -> torch.Tensor:
+    """Labels (batch, height, width) in the middle of what each of the logits stands for, ignored beyond the image."""
     labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]
-    missing = [have - want for have, want in zip(scores.shape[2:], labels.shape[1:], strict=True)]
+    missing = [have - want for have, want in zip(logits.shape[2:], labels.shape[1:], strict=True)]
     return torch.nn.functional.pad(labels, (0, missing[1], 0, missing[0]), value=IGNORE)
 
 
+def save_best(
+    args: SegmentationArguments,
+    accelerator: Accelerator,
+    model: LabelTreeForSemanticSegmentation,
+    evaluation: Evaluation,
+) -> None:
+    """Write the model, and what prepares images for it, into the output folder."""
+    if accelerator.is_main_process:
+        spec = model.config.backbone
+        side = {"height": spec["image_size"], "width": spec["image_size"]}
+        processor = SegformerImageProcessor(size=side, image_mean=spec["mean"], image_std=spec["std"], resample=2)
+        save_model(model, processor, args.output_dir)
+
+
+def save_evaluation(
+    args: SegmentationArguments, accelerator: Accelerator, data: SegmentationData, evaluation: Evaluation
+) -> None:
+    """Write what belongs to an evaluation: predicted masks, data for plots and report."""
+    folder = Path(args.output_dir)
+    evaluation.masks.keep(accelerator)
+    if accelerator.is_main_process:
+        keep_for_plots(folder, evaluation.results, evaluation.examples)
+        evaluation.report_data.save(folder / EVIDENCE_FILE)
+
+
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

@@ -4,62 +4,61 @@
     accelerate launch train_taxonomy.py --config configs/FILE.yaml --OPTION VALUE ...
     python train_taxonomy.py --help
 
-The story: arguments, data, model, loss and optimizer, training, evaluation, results. Each step is a function below, in
-this order; what other scripts could share lives in common/.
+``main`` tells the whole story: arguments, data, model, evaluation, optimizer, training loop, results. What it calls
+stands below it, in the same order; what both scripts share lives in common/. train_segmentation.py is its twin.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from huggingface_hub.constants import HF_HOME
+from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
+from common.checkpoint.state import TrainState
 from common.data.rows import ImageRows, LabelledImages, ProblemLog, make_loader
-from common.data.sampling import EvaluationBatchSampler
-from common.data.splits import (
-    LabelColumns,
-    check_groups,
-    check_unseen,
-    choose_rows,
-    get_split,
-    leaves_without_images,
-)
+from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, seed_step
+from common.data.splits import LabelColumns, check_groups, check_unseen, choose_rows, get_split, leaves_without_images
 from common.files import write_json
-from common.images.transforms import RESIZE_MODES, EvaluationTransform, MixImages, TrainTransform
+from common.images.transforms import RESIZE_MODES, EvaluationTransform, MixImages, Normalize, TrainTransform
 from common.labels.encoding import read_class_order
 from common.losses.class_weights import class_weights, count_labels, levels_where_labels_end
 from common.losses.cross_entropy import LevelCrossEntropy
 from common.metrics.backoff import path_probabilities
 from common.metrics.calibration import CalibrationCounter
-from common.metrics.report_data import Evidence, EvidenceCollector
+from common.metrics.report_data import EVIDENCE_FILE, Evidence, EvidenceCollector
 from common.metrics.taxonomy import TaxonomyMetrics
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification
-from common.optim import make_curriculum
-from common.publish.models import image_processor, save_model, settle_evaluation
-from common.report.figures import Picture
-from common.report.predictions import write_predictions
+from common.optim import make_curriculum, make_optimizer, set_learning_rate, skipped_if
+from common.publish.models import image_processor, save_model
+from common.report.predictions import gather_predictions, prediction_columns, write_predictions
 from common.report.report import load_pictures
+from common.report.summary import RunSummary
+from common.run import command
 from common.run.arguments import option, parse_arguments
-from common.run.command import run
+from common.run.evaluation import EvaluationBatches
+from common.run.identity import run_facts, run_identity
 from common.run.options import AugmentationArguments, CommonArguments, DataArguments, LossArguments, ModelArguments
-from common.run.processes import make_accelerator, num_workers
-from common.run.setup import check_settings, image_root, make_sampler, open_splits, start_from
-from common.run.task import Data, Evaluation
-from common.run.training import Trainer
-from data_prep.make_demo import make_taxonomy
+from common.run.processes import make_accelerator, num_workers, sync_buffers
+from common.run.run import Run
+from common.run.setup import check_settings, evaluated_as_saved, image_root, make_sampler, open_splits, start_from
+from common.run.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "taxonomy_demo.yaml"
+EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "decoding")  # a saved model keeps them, and is shown images so
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -137,30 +136,141 @@ class TaxonomyArguments(
         problems = super().problems()
         if self.class_weighting != "none" and self.logit_adjustment:
             problems.append("--class_weighting and --logit_adjustment correct the same thing twice; choose one")
-        if (self.mixup or self.cutmix) and (self.per_device_train_batch_size or 2) % 2:
+        if self.mixes and (self.per_device_train_batch_size or 2) % 2:
             problems.append("mixup and cutmix mix pairs: --per_device_train_batch_size must be even")
         return problems
 
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed with their neighbours."""
+        return bool(self.mixup or self.cutmix)
+
     def idle(self) -> list[tuple[str, bool, str]]:
-        return [*super().idle(), ("mix_probability", not (self.mixup or self.cutmix), "mixup and cutmix are off")]
+        return [*super().idle(), ("mix_probability", not self.mixes, "mixup and cutmix are off")]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Train, or evaluate with ``--eval_only``; returns what all_results.json holds.
 
     Raises:
-        ValueError: for anything the user can mend, before training starts wherever that is possible.
+        ValueError: for anything the user can fix, before training starts wherever that is possible.
+        Stopped: a signal or the time budget ended the run before its end; there is a checkpoint to resume from.
     """
     args = parse_arguments(TaxonomyArguments, argv, __doc__, DEMO_CONFIG)
+    args = evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
+    device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
+
+    # ------------------------------------------------------------------------------------------------------------ data
     data = load_data(args, accelerator)
-    mix_pairs = bool(args.mixup or args.cutmix)
-    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows), mix_pairs)
+    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows), args.mixes)
     curriculum = make_curriculum(args, data.hierarchy, sampler)
-    problems = ProblemLog(args.on_bad_sample)
-    check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy), [data.train_images, data.eval_images], problems)
-    model = build_model(args, data.hierarchy)
-    return TaxonomyTrainer(args, accelerator, data, model, sampler, curriculum, problems).run()
+    images = [data.train_images, data.eval_images]
+    check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy), images, problems)
+
+    # ----------------------------------------------------------------------------------------------------------- model
+    memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
+    model = build_model(args, data.hierarchy).to(device, memory_format=memory_format)
+    spec = model.config.backbone
+    normalize = Normalize(spec["mean"], spec["std"], memory_format).to(device)
+    loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device)
+
+    # ------------------------------------------------------------------------------------------------------ evaluation
+    stop = StopRequest(args.max_train_minutes)
+    eval_batches = EvaluationBatches(make_eval_loader(args, accelerator, data, spec), stop, problems, accelerator)
+    eval_loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device).eval()
+    evaluate = partial(evaluate_model, args, accelerator, eval_batches, normalize, eval_loss_fn)
+    facts = run_facts(args, accelerator, model, curriculum, sampler, data)
+    summary = RunSummary(
+        Path(args.output_dir), asdict(args), data.hierarchy, "images", ("accuracy", "macro_f1"), facts
+    )
+    load_examples = partial(load_pictures, data.eval_images, data.hierarchy)
+    if args.eval_only:
+        run = Run(args, accelerator, stop, summary, problems)
+        with run.started():
+            evaluation = evaluate(model)
+            save_evaluation(args, accelerator, data, evaluation)
+            results = {"train": None, "eval": evaluation.results}
+            run.finish(results, model, load_examples)
+        return results
+
+    # ------------------------------------------------------------------------------------------------------- optimizer
+    train_loader = make_train_loader(args, accelerator, data, spec, sampler)
+    mix = MixImages(args.mixup, args.cutmix, args.mix_probability, args.seed)
+    ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
+    optimizer = make_optimizer(args, model, device)
+    if args.compile:
+        model.compile()
+    wrapped, optimizer = accelerator.prepare(model, optimizer)
+    rate_at = partial(curriculum.learning_rate_factor, args.lr_scheduler_type, warmup_ratio=args.warmup_ratio)
+    state = TrainState(accelerator, model, optimizer, ema, sampler, problems)
+    identity = run_identity(args, data, sampler)
+    run = Run(args, accelerator, stop, summary, problems, state, identity)
+
+    # --------------------------------------------------------------------------------------------------- training loop
+    with run.started():  # locks the folder; from the newest checkpoint, or the beginning
+        batches, stage = iter(train_loader), None
+        while True:
+            step = sampler.global_step
+
+            # Evaluate at the end of an epoch and of the training, and save the model if it is the best so far.
+            if run.evaluation_due():
+                candidate = model if ema is None else ema.module
+                sync_buffers(candidate, accelerator)
+                evaluation = evaluate(candidate)
+                run.log_evaluation(evaluation.results, args.learning_rate * rate_at(max(step - 1, 0)))
+                if run.is_best:
+                    save_best(args, accelerator, candidate, evaluation)
+                    save_evaluation(args, accelerator, data, evaluation)
+                    run.best_saved()
+
+            # A checkpoint is due by steps, epochs or seconds, or because of a signal, which ends the run here.
+            run.save_if_due()
+            if run.done:
+                break
+
+            # Weights of the levels and learning rate are functions of the step: there is nothing to restore.
+            if curriculum.stage(step) is not stage:
+                stage = curriculum.stage(step)
+                run.log_stage(curriculum, stage)
+            loss_fn.weights = stage.weights
+            set_learning_rate(optimizer, rate_at(step))
+
+            # Each level's mean is over the labelled elements of the global batch, not of each micro-batch.
+            micro_batches = [next(batches) for _ in range(sampler.accumulation_steps)]
+            labels = [batch["labels"].to(device, non_blocking=True) for batch in micro_batches]
+            denominators = accelerator.reduce(sum(loss_fn.label_weights(part) for part in labels), "sum")
+
+            model.train()
+            total_loss = torch.zeros((), device=device)
+            for micro_step, batch in enumerate(micro_batches):
+                problems.add(batch["problems"])
+                seed_step(args.seed, step, micro_step, accelerator.process_index)
+                pixels = normalize(batch["pixels"].to(device, non_blocking=True))
+                pixels, mixed_with, share = mix(pixels, labels[micro_step], step)
+                is_last = micro_step == len(micro_batches) - 1
+                with nullcontext() if is_last else accelerator.no_sync(wrapped):
+                    logits = wrapped(pixels, scores_only=True)
+                    loss = loss_fn(logits, labels[micro_step], denominators, mixed_with, share)
+                    accelerator.backward(loss * accelerator.num_processes)  # DDP averages, but the parts add up
+                total_loss += loss.detach()
+
+            # A step whose loss is NaN or infinite in any process changes nothing in all of them.
+            if args.max_grad_norm:
+                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+            nonfinite = accelerator.reduce((~torch.isfinite(total_loss)).float(), "sum").clamp(max=1)
+            with model.heads.untrained_kept(stage.weights), skipped_if(nonfinite, optimizer):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            if ema is not None:
+                ema.update(model, step=step + 1)
+            sampler.advance()
+            run.log_step(total_loss, nonfinite, args.learning_rate * rate_at(step))
+
+        # ----------------------------------------------------------------------------------------------------- results
+        results = {"train": run.train_results(), "eval": state.best_results}
+        run.finish(results, model, load_examples)
+    return results
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -169,9 +279,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 @dataclass
-class TaxonomyData(Data):
-    """Images and labels; ``train_images`` is ``None`` with ``--eval_only``."""
+class TaxonomyData:
+    """Images and labels, and the row numbers in use; ``train_images`` is ``None`` with ``--eval_only``."""
 
+    hierarchy: Hierarchy
+    train_rows: np.ndarray
+    eval_rows: np.ndarray
     train_images: ImageRows | None
     train_labels: np.ndarray
     eval_images: ImageRows
@@ -180,7 +293,7 @@ class TaxonomyData(Data):
 
 def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> TaxonomyData:
     """Data set, label tree, labels of every level, and all checks that need no model."""
-    splits, _ = open_splits(args, accelerator, "taxonomy", make_taxonomy)
+    splits, _ = open_splits(args, accelerator, draw_demo)
     validation = get_split(splits, args.validation_split, "--validation_split")
     columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy)
     if args.eval_only:
@@ -215,6 +328,55 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> TaxonomyData
     )
 
 
+def draw_demo() -> Path:
+    """The folder of the demo data, drawn if it is not there yet."""
+    from data_prep.make_demo import make_taxonomy  # only the demo needs what draws it
+
+    return make_taxonomy(Path(HF_HOME) / "label_tree_demo" / "taxonomy")
+
+
+def make_train_loader(
+    args: TaxonomyArguments,
+    accelerator: Accelerator,
+    data: TaxonomyData,
+    spec: Mapping[str, Any],
+    sampler: GlobalBatchSampler,
+) -> DataLoader:
+    """Augmented batches with ``pixels`` (uint8), ``labels`` and ``problems``, in the sampler's order."""
+    transform = TrainTransform(
+        spec["image_size"],
+        crop_scale=args.crop_scale,
+        aspect_ratio=args.aspect_ratio,
+        hflip=args.hflip,
+        vflip=args.vflip,
+        color_jitter=args.color_jitter,
+        auto_augment=args.auto_augment,
+        random_erasing=args.random_erasing,
+        interpolation=spec["interpolation"],
+        mean=spec["mean"],
+    )
+    on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
+    images = LabelledImages(data.train_images, data.train_labels, data.train_rows, transform, args.seed, on_bad_sample)
+    return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
+
+
+def make_eval_loader(
+    args: TaxonomyArguments, accelerator: Accelerator, data: TaxonomyData, spec: Mapping[str, Any]
+) -> DataLoader:
+    """Every evaluation image once, in one process."""
+    transform = EvaluationTransform(
+        spec["image_size"],
+        resize_mode=args.resize_mode,
+        crop_pct=args.crop_pct,
+        interpolation=spec["interpolation"],
+    )
+    images = LabelledImages(data.eval_images, data.eval_labels, data.eval_rows, transform, on_bad_sample="drop")
+    sampler = EvaluationBatchSampler(
+        len(images), args.per_device_eval_batch_size, accelerator.process_index, accelerator.num_processes
+    )
+    return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Model
 # ---------------------------------------------------------------------------------------------------------------------
@@ -225,15 +387,12 @@ def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForIm
     model, backbone, classifier = start_from(
         args, LabelTreeForImageClassification, hierarchy, "init_leaf_from_classifier"
     )
+    evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
     if model is not None:
-        settle_evaluation(args, model, EVALUATION_OPTIONS)
+        model.config.evaluation = evaluation
         return model
     model = LabelTreeForImageClassification.build(
-        backbone,
-        hierarchy,
-        args.head,
-        dropout=args.dropout,
-        evaluation={name: getattr(args, name) for name in EVALUATION_OPTIONS},
+        backbone, hierarchy, args.head, dropout=args.dropout, evaluation=evaluation
     )
     if args.init_leaf_from_classifier:
         if classifier is None:
@@ -243,162 +402,104 @@ def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForIm
     return model
 
 
-EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "decoding")
+def make_loss(
+    args: TaxonomyArguments, data: TaxonomyData, model: LabelTreeForImageClassification, level_weights: Sequence[float]
+) -> LevelCrossEntropy:
+    """Cross-entropy of every level that has weight, corrected for rare classes if asked."""
+    labels = torch.from_numpy(data.train_labels[data.train_rows])
+    counts = count_labels(labels, data.hierarchy)
+    backoff_levels: list[int] = []
+    if model.heads.leaf_softmax:  # independent levels just train those above
+        eval_labels = torch.from_numpy(data.eval_labels[data.eval_rows])
+        backoff_levels = levels_where_labels_end(torch.cat([labels, eval_labels]))
+    return LevelCrossEntropy(
+        model.heads,
+        level_weights,
+        [class_weights(count, args.class_weighting, args.class_weight_max_ratio) for count in counts],
+        args.label_smoothing,
+        args.logit_adjustment,
+        counts,
+        backoff_levels,
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Training
+# Evaluation
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-class TaxonomyTrainer(Trainer):
-    """The loop of :class:`common.run.training.Trainer`, for one label a level and image."""
+@dataclass
+class Evaluation:
+    """Results by the contract of all_results.json, and what is written beside them if the model is kept."""
 
-    def make_train_loader(self) -> DataLoader:
-        args, data, spec = self.args, self.data, self.spec
-        transform = TrainTransform(
-            spec["image_size"],
-            crop_scale=args.crop_scale,
-            aspect_ratio=args.aspect_ratio,
-            hflip=args.hflip,
-            vflip=args.vflip,
-            color_jitter=args.color_jitter,
-            auto_augment=args.auto_augment,
-            random_erasing=args.random_erasing,
-            interpolation=spec["interpolation"],
-            mean=spec["mean"],
-        )
-        on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
-        images = LabelledImages(
-            data.train_images, data.train_labels, data.train_rows, transform, args.seed, on_bad_sample
-        )
-        return make_loader(images, self.sampler, num_workers(args, self.accelerator), self.pin_memory)
-
-    def make_eval_loader(self) -> DataLoader:
-        args, data, spec = self.args, self.data, self.spec
-        transform = EvaluationTransform(
-            spec["image_size"],
-            resize_mode=args.resize_mode,
-            crop_pct=args.crop_pct,
-            interpolation=spec["interpolation"],
-        )
-        images = LabelledImages(data.eval_images, data.eval_labels, data.eval_rows, transform, on_bad_sample="drop")
-        sampler = EvaluationBatchSampler(
-            len(images),
-            args.per_device_eval_batch_size,
-            self.accelerator.process_index,
-            self.accelerator.num_processes,
-        )
-        return make_loader(images, sampler, num_workers(args, self.accelerator), self.pin_memory)
-
-    def make_loss(self) -> LevelCrossEntropy:
-        """Cross-entropy of every level that has weight, corrected for rare classes if asked."""
-        args, hierarchy = self.args, self.data.hierarchy
-        labels = torch.from_numpy(self.data.train_labels[self.data.train_rows])
-        counts = count_labels(labels, hierarchy)
-        return LevelCrossEntropy(
-            self.model.heads,
-            self.curriculum.stages[-1].weights,
-            [class_weights(count, args.class_weighting, args.class_weight_max_ratio) for count in counts],
-            args.label_smoothing,
-            args.logit_adjustment,
-            counts,
-            self.backoff_levels(labels),
-        )
-
-    def backoff_levels(self, train_labels: torch.Tensor) -> list[int]:
-        """Where labels end early, in training or validation; heads of independent levels just train those above."""
-        if not self.model.heads.leaf_softmax:
-            return []
-        eval_labels = torch.from_numpy(self.data.eval_labels[self.data.eval_rows])
-        return levels_where_labels_end(torch.cat([train_labels, eval_labels]))
-
-    def make_metrics(self) -> TaxonomyMetrics:
-        return TaxonomyMetrics(self.data.hierarchy, device=self.accelerator.device)
-
-    def train_loss(
-        self, pixels: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        """Mixed images give the mixed losses of both labels."""
-        mix = MixImages(self.args.mixup, self.args.cutmix, self.args.mix_probability, self.args.seed)
-        pixels, mixed_with, share = mix(pixels, labels, step)
-        scores = self.wrapped(pixels, scores_only=True)
-        return self.loss_fn(scores, labels, denominators, mixed_with, share)
-
-    # ---- evaluation
-
-    @torch.no_grad()
-    def evaluate(self, model: LabelTreeForImageClassification) -> Evaluation:
-        accelerator, loss_fn, heads = self.accelerator, self.loss_fn, model.heads
-        sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=accelerator.device)
-        evidence = EvidenceCollector(model.hierarchy, accelerator.device)
-        parts: list[dict[str, np.ndarray]] = []
-        calibration = CalibrationCounter()
-        for batch in self.evaluation_batches(model):
-            labels = self.to_labels(batch["labels"])
-            with accelerator.autocast():
-                scores = model(self.to_model(batch["pixels"]), scores_only=True)
-            sums += torch.stack([loss_fn.level_sums(scores, labels), loss_fn.label_weights(labels)])
-            log_probs, leaf_scores = heads.log_probs(scores), heads.leaf_scores(scores)
-            leaf = heads.path_scores(scores, log_probs, self.args.decoding).argmax(1)
-            path = model.hierarchy.lift(leaf)
-            self.metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)
-            calibration.add(path_probabilities(log_probs, path), path, labels)
-            evidence.add(batch["rows"], labels, leaf_scores, leaf)
-            if self.args.save_predictions:
-                parts.append(prediction_columns(batch["rows"], labels, log_probs, path, leaf_scores))
-        model.config.calibration = calibration.calibrate(accelerator, model.hierarchy, self.args.decoding).to_dict()
-        results = self.computed(*sums)
-        evidence = evidence.gather(accelerator)
-        evidence.reliability = self.metrics.reliability().numpy()
-        return Evaluation(results, self.gather(parts) if self.args.save_predictions else None, evidence)
-
-    def gather(self, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """All processes' predictions in one table."""
-        merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        everyone = gather_object([merged]) if self.accelerator.num_processes > 1 else [merged]
-        everyone = [part for part in everyone if part]
-        return {name: np.concatenate([part[name] for part in everyone]) for name in everyone[0]} if everyone else {}
-
-    # ---- results
-
-    def save_model(self, model: LabelTreeForImageClassification) -> None:
-        processor = image_processor(self.spec, self.args.resize_mode, self.args.crop_pct)
-        save_model(model, processor, self.output_dir)
-
-    def write(self, evaluation: Evaluation) -> None:
-        """predictions.parquet, if asked for; and with ``--eval_only`` the calibration, which no model then keeps."""
-        if self.args.eval_only and self.accelerator.is_main_process:
-            write_json(self.output_dir / "calibration.json", self.model.config.calibration)
-        if evaluation.extras and self.accelerator.is_main_process:
-            write_predictions(self.output_dir / "predictions.parquet", self.data.hierarchy, evaluation.extras)
-
-    def pictures(self, evidence: Evidence) -> dict[str, list[Picture]]:
-        return load_pictures(self.data.eval_images, self.data.hierarchy, evidence)
+    results: dict[str, Any]
+    report_data: Evidence
+    calibration: dict[str, Any]
+    predictions: dict[str, np.ndarray] | None
 
 
-def prediction_columns(
-    rows: torch.Tensor,
-    labels: torch.Tensor,
-    log_probs: list[torch.Tensor],
-    path: list[torch.Tensor],
-    leaf_scores: torch.Tensor,
-) -> dict[str, np.ndarray]:
-    """A batch of predictions as host arrays, in the form that :func:`common.report.files.write_predictions` takes."""
-    top = leaf_scores.float().softmax(1).topk(min(5, leaf_scores.shape[1]))
-    argmax = [level.max(1) for level in log_probs]
-    columns = {
-        "row": rows,
-        "label": labels,
-        "best_path": torch.stack(path, 1),
-        "best_path_probability": path_probabilities(log_probs, path),
-        "argmax": torch.stack([best.indices for best in argmax], 1),
-        "argmax_probability": torch.stack([best.values.exp() for best in argmax], 1),
-        "top_leaves": top.indices,
-        "top_probabilities": top.values,
-    }
-    return {name: values.cpu().numpy() for name, values in columns.items()}
+@torch.no_grad()
+def evaluate_model(
+    args: TaxonomyArguments,
+    accelerator: Accelerator,
+    batches: Iterable[dict[str, Any]],
+    normalize: Normalize,
+    loss_fn: LevelCrossEntropy,
+    model: LabelTreeForImageClassification,
+) -> Evaluation:
+    """Results over all processes; a collective."""
+    model.eval()
+    hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
+    metrics = TaxonomyMetrics(hierarchy, device)
+    report_data, calibration = EvidenceCollector(hierarchy, device), CalibrationCounter()
+    predictions: list[dict[str, np.ndarray]] = []
+    sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=device)
+    for batch in batches:
+        labels = batch["labels"].to(device, non_blocking=True)
+        with accelerator.autocast():
+            logits = model(normalize(batch["pixels"].to(device, non_blocking=True)), scores_only=True)
+        sums += torch.stack([loss_fn.level_sums(logits, labels), loss_fn.label_weights(labels)])
+        log_probs, leaf_logits = heads.log_probs(logits), heads.leaf_scores(logits)
+        leaf = heads.path_scores(logits, log_probs, args.decoding).argmax(1)
+        path = hierarchy.lift(leaf)
+        metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)
+        calibration.add(path_probabilities(log_probs, path), path, labels)
+        report_data.add(batch["rows"], labels, leaf_logits, leaf)
+        if args.save_predictions:
+            predictions.append(prediction_columns(batch["rows"], labels, log_probs, path, leaf_logits))
+    metrics.reduce(lambda counts: accelerator.reduce(counts, "sum"))
+    found = report_data.gather(accelerator)
+    found.reliability = metrics.reliability().numpy()
+    return Evaluation(
+        results={"loss": loss_fn.combine(*accelerator.reduce(sums, "sum")).item(), **metrics.compute()},
+        report_data=found,
+        calibration=calibration.calibrate(accelerator, hierarchy, args.decoding).to_dict(),
+        predictions=gather_predictions(accelerator, predictions) if args.save_predictions else None,
+    )
+
+
+def save_best(
+    args: TaxonomyArguments, accelerator: Accelerator, model: LabelTreeForImageClassification, evaluation: Evaluation
+) -> None:
+    """Write the model, and what prepares images for it, into the output folder."""
+    if accelerator.is_main_process:
+        model.config.calibration = evaluation.calibration
+        save_model(model, image_processor(model.config.backbone, args.resize_mode, args.crop_pct), args.output_dir)
+
+
+def save_evaluation(
+    args: TaxonomyArguments, accelerator: Accelerator, data: TaxonomyData, evaluation: Evaluation
+) -> None:
+    """Write what belongs to an evaluation: predictions, data for the report, thresholds that no model keeps."""
+    folder = Path(args.output_dir)
+    if not accelerator.is_main_process:
+        return
+    if args.eval_only:
+        write_json(folder / "calibration.json", evaluation.calibration)
+    if evaluation.predictions:
+        write_predictions(folder / "predictions.parquet", data.hierarchy, evaluation.predictions)
+    evaluation.report_data.save(folder / EVIDENCE_FILE)
 
 
 if __name__ == "__main__":
-    run(main)
+    command.run(main)

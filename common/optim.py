@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
+from accelerate.optimizer import AcceleratedOptimizer
 from timm.models import group_parameters
 from torch import nn
 
@@ -115,6 +117,27 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give every parameter group its base rate times ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
+
+
+def make_optimizer(args: Any, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
+    """AdamW over :func:`parameter_groups`, fused where PyTorch can."""
+    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
+    return torch.optim.AdamW(groups, betas=(args.adam_beta1, args.adam_beta2), fused=device.type in ("cpu", "cuda"))
+
+
+@contextmanager
+def skipped_if(nonfinite: torch.Tensor, optimizer: AcceleratedOptimizer) -> Iterator[None]:
+    """Let a fused optimizer's step change nothing if ``nonfinite`` is 1, without waiting for the device to know.
+
+    With fp16 that is the scaler's part, which sees it in the gradients.
+    """
+    inner = optimizer.optimizer
+    if optimizer.scaler is not None or not inner.defaults.get("fused"):
+        yield
+        return
+    inner.found_inf, inner.grad_scale = nonfinite, None
+    yield
+    del inner.found_inf, inner.grad_scale
 
 
 # ---- weights of the levels

@@ -1,16 +1,22 @@
-"""Parts of a run's state in a form that can be written: sums over steps, and what an optimizer remembers."""
+"""What a run must remember to continue as if it had never stopped."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
+from torch import nn
+
+from ..data.rows import ProblemLog
+from ..data.sampling import GlobalBatchSampler
 
 
 class StepCounts:
-    """Sums over steps; of losses they are this process's share of the global ones, the rest is the same for all.
+    """Sums over steps; those of losses are this process's share of the global ones, the others are the same for all.
 
     Args:
         device: of the losses.
@@ -22,21 +28,21 @@ class StepCounts:
         self.sums = torch.zeros(6, dtype=torch.float64, device=device)
         self.skipped_steps = self.skipped_in_a_row = 0
 
-    def add(self, loss: torch.Tensor, bad: torch.Tensor, new_epoch: bool) -> None:
+    def add(self, loss: torch.Tensor, nonfinite: torch.Tensor, new_epoch: bool) -> None:
         """Count a step.
 
         Args:
             loss: of this process.
-            bad: 1 if the loss was no number in any process, else 0.
+            nonfinite: 1 if the loss was NaN or infinite in any process, else 0.
             new_epoch: whether it was the first of an epoch.
         """
         if new_epoch:
             self.sums[self.EPOCH_LOSS : self.EPOCH_STEPS + 1] = 0
-        good = 1 - bad
-        loss = torch.where(bad > 0, 0, loss)
+        good = 1 - nonfinite
+        loss = torch.where(nonfinite > 0, 0, loss)
         self.sums[: self.SKIPPED] += torch.stack([loss, good, loss, good]).to(self.sums)
-        self.sums[self.SKIPPED] += bad
-        self.sums[self.IN_A_ROW] = (self.sums[self.IN_A_ROW] + bad) * bad
+        self.sums[self.SKIPPED] += nonfinite
+        self.sums[self.IN_A_ROW] = (self.sums[self.IN_A_ROW] + nonfinite) * nonfinite
 
     def mean_loss(self, accelerator: Accelerator) -> float:
         """Over the good steps since the last call, of all processes; nan if there were none."""
@@ -65,6 +71,86 @@ class StepCounts:
                 mine[column] = sum(row[column] for row in gathered) if process_index == 0 else 0.0
         self.sums.copy_(torch.tensor(mine, dtype=torch.float64))
         self.skipped_steps = int(mine[self.SKIPPED])
+
+
+@dataclass
+class TrainState:
+    """All that a checkpoint holds of a run; randomness is a function of the seed and the position, so there is none.
+
+    Attributes:
+        accelerator: knows the processes, and has the gradient scaler of fp16.
+        model: as trained, not wrapped.
+        optimizer: as ``accelerator.prepare`` returned it.
+        ema: timm's ``ModelEmaV3``, or ``None``.
+        sampler: the position: epoch and samples seen.
+        problems: broken images met so far.
+        counts: losses and skipped steps.
+        best: value of the metric that chooses the best model; ``None`` if there is none yet, or it was NaN.
+        best_results: ``eval`` of all_results.json, of the best model.
+        evaluations_without_gain: evaluations since the best one.
+        evaluated_step: of the last evaluation.
+        epoch_loss: mean loss of the epoch before it.
+        stopped_early: whether there were too many evaluations without gain.
+        seconds: spent on training, over all parts of the run.
+    """
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: nn.Module | None
+    sampler: GlobalBatchSampler
+    problems: ProblemLog
+    counts: StepCounts = field(init=False)
+    best: float | None = None
+    best_results: dict[str, Any] = field(default_factory=dict)
+    evaluations_without_gain: int = 0
+    evaluated_step: int = 0
+    epoch_loss: float | None = None
+    stopped_early: bool = False
+    seconds: float = 0.0
+
+    PLAIN = (
+        "best",
+        "best_results",
+        "evaluations_without_gain",
+        "evaluated_step",
+        "epoch_loss",
+        "stopped_early",
+        "seconds",
+    )
+
+    def __post_init__(self) -> None:
+        self.counts = StepCounts(self.accelerator.device)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Groups of tensors by name, and ``state``, which is JSON. A collective: every process calls it."""
+        optimizer, entries = flatten_optimizer(self.optimizer)
+        scaler = self.accelerator.scaler
+        state = {
+            "sampler": self.sampler.state_dict(),
+            "optimizer_entries": entries,
+            "scaler": scaler.state_dict() if scaler else None,
+            "sums": self.counts.gathered(),
+            "problems": sorted(set(gather_object(list(self.problems.found)))),
+            **{name: getattr(self, name) for name in self.PLAIN},
+        }
+        ema = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
+        return {"weights": self.model.state_dict(), "optimizer": optimizer, **ema, "state": state}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`, on any number of processes."""
+        accelerator, state = self.accelerator, saved["state"]
+        self.model.load_state_dict(saved["weights"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(saved["ema"])
+        load_optimizer(self.optimizer, saved["optimizer"], state["optimizer_entries"])
+        if accelerator.scaler is not None and state["scaler"] is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
+        self.sampler.load_state_dict(state["sampler"])
+        self.counts.restore(state["sums"], accelerator.process_index, accelerator.num_processes)
+        self.problems.found.update(dict.fromkeys(state["problems"]))
+        for name in self.PLAIN:
+            setattr(self, name, state[name])
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -9,7 +9,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 
+from ..metrics.backoff import path_probabilities
 from ..model.hierarchy import IGNORE, Hierarchy
 
 
@@ -45,3 +49,34 @@ def write_predictions(path: str | Path, hierarchy: Hierarchy, columns: Mapping[s
 def _names(labels: np.ndarray, names: Sequence[str]) -> pa.Array:
     mask = labels == IGNORE
     return pa.array(np.array(names, dtype=object)[np.where(mask, 0, labels)], type=pa.string(), mask=mask)
+
+
+def prediction_columns(
+    rows: torch.Tensor,
+    labels: torch.Tensor,
+    log_probs: list[torch.Tensor],
+    path: list[torch.Tensor],
+    leaf_scores: torch.Tensor,
+) -> dict[str, np.ndarray]:
+    """A batch of predictions as host arrays, in the form that :func:`common.report.files.write_predictions` takes."""
+    top = leaf_scores.float().softmax(1).topk(min(5, leaf_scores.shape[1]))
+    argmax = [level.max(1) for level in log_probs]
+    columns = {
+        "row": rows,
+        "label": labels,
+        "best_path": torch.stack(path, 1),
+        "best_path_probability": path_probabilities(log_probs, path),
+        "argmax": torch.stack([best.indices for best in argmax], 1),
+        "argmax_probability": torch.stack([best.values.exp() for best in argmax], 1),
+        "top_leaves": top.indices,
+        "top_probabilities": top.values,
+    }
+    return {name: values.cpu().numpy() for name, values in columns.items()}
+
+
+def gather_predictions(accelerator: Accelerator, parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """All processes' batches of :func:`prediction_columns` in one table."""
+    merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+    everyone = gather_object([merged]) if accelerator.num_processes > 1 else [merged]
+    everyone = [part for part in everyone if part]
+    return {name: np.concatenate([part[name] for part in everyone]) for name in everyone[0]} if everyone else {}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..model.hierarchy import Hierarchy
 from ..run.options import CommonArguments
 
 if TYPE_CHECKING:
@@ -38,6 +40,20 @@ def run_facts(trainer: Trainer) -> dict[str, str]:
         facts["steps"] = f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs"
     facts["device"] = f"{trainer.accelerator.device}, mixed precision {trainer.accelerator.mixed_precision}"
     return facts
+
+
+@dataclass
+class RunSummary:
+    """Plain data about a run; what report and card are made from."""
+
+    output_dir: Path
+    options: dict[str, Any]
+    hierarchy: Hierarchy
+    unit: str
+    measures: tuple[str, ...]
+    facts: dict[str, str]
+    results: dict[str, Any] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
 
 
 def data_name(args: CommonArguments) -> str:

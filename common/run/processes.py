@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
+from typing import TypeVar
 
 import datasets
 import huggingface_hub
@@ -12,13 +14,19 @@ import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, set_seed
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    broadcast,
+    broadcast_object_list,
+    set_seed,
+)
 from torch import nn
 
 from .command import run as run
 from .options import CommonArguments
 
-logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 QUIET = ("httpx", "httpx2", "httpcore", "matplotlib", "PIL", "fsspec", "datasets", "timm", "accelerate", "filelock")
 """Libraries whose lines would drown ours"""
@@ -86,3 +94,32 @@ def sync_buffers(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes > 1:
         for buffer in model.buffers():
             buffer.copy_(broadcast(buffer.detach().clone()))
+
+
+def on_main_process(accelerator: Accelerator, function: Callable[[], Result], share: bool = False) -> Result | None:
+    """Call a function on the main process alone; what it raises for users is raised on every process.
+
+    Args:
+        accelerator: knows the processes; all of them call this.
+        function: what to do.
+        share: return its result on every process (it is pickled); otherwise the others get ``None``.
+
+    Raises:
+        ValueError, OSError: from the function.
+    """
+    result, failed = None, None
+    if accelerator.is_main_process:
+        try:
+            result = function()
+        except (ValueError, OSError) as error:
+            failed = error
+    if accelerator.num_processes > 1:
+        kind = OSError if isinstance(failed, OSError) else ValueError
+        told = [(failed and (kind, str(failed)), result if share else None)]
+        problem, shared = broadcast_object_list(told)[0]
+        result = shared if share else result
+        if problem and failed is None:
+            failed = problem[0](problem[1])
+    if failed is not None:
+        raise failed
+    return result

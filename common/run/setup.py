@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from datasets import DatasetDict
-from huggingface_hub.constants import HF_HOME
 from torch import nn
 
 from ..data.prepared import find_image_root
@@ -21,19 +20,21 @@ from ..data.splits import load_splits
 from ..metrics.results import check_metric_name, flatten
 from ..model.backbones import Backbone, load_backbone
 from ..model.hierarchy import Hierarchy
-from ..model.modeling import (
-    LabelTreeModel,
-)
+from ..model.modeling import LabelTreeConfig, LabelTreeModel
 from ..publish.hub import Publisher
 from ..publish.onnx_export import check_export_packages
 from ..report.tables import find_classes
+from .arguments import changed
 from .options import CommonArguments
+from .processes import on_main_process
 
 logger = logging.getLogger(__name__)
 
+Arguments = TypeVar("Arguments", bound=CommonArguments)
+
 
 def open_splits(
-    args: CommonArguments, accelerator: Accelerator, kind: str, make_demo: Callable[[Path], Path]
+    args: CommonArguments, accelerator: Accelerator, draw_demo: Callable[[], Path]
 ) -> tuple[DatasetDict, str]:
     """The data set's splits, and its name or folder; the demo is drawn if it is asked for and not there yet.
 
@@ -42,14 +43,13 @@ def open_splits(
     Args:
         args: ``--dataset_name`` or the files.
         accelerator: one process of a node draws, the others wait.
-        kind: of demo data; names its folder in the cache.
-        make_demo: draws it into a folder.
+        draw_demo: draws the demo data if they are not there yet, and returns their folder.
     """
     with accelerator.local_main_process_first():
         files = {args.train_split: args.train_file, args.validation_split: args.validation_file}
         name = args.dataset_name
         if name == "demo" and not args.validation_file:
-            name = str(make_demo(Path(HF_HOME) / "label_tree_demo" / kind))
+            name = str(draw_demo())
         splits = load_splits(name, args.dataset_config_name, files)
     return leave_out(splits, args.exclude_rows or [], args.image_column), name
 
@@ -104,28 +104,12 @@ def check_settings(
     find_classes(metrics.hierarchy, args.watch or ())
     check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(metrics.compute()))])
     if args.push_to_hub and not args.eval_only:
-        check_hub(args, accelerator)
+        publisher = Publisher(args.output_dir, args.hub_model_id, args.hub_private)
+        args.hub_model_id = on_main_process(accelerator, lambda: publisher.check(args.license), share=True)
     if accelerator.is_local_main_process:
         for rows in images:
             if rows is not None:
                 problems.add(rows.check_headers())
-
-
-def check_hub(args: CommonArguments, accelerator: Accelerator) -> None:
-    """Make sure that the upload can work; the options then have the repository's full name.
-
-    Raises:
-        ValueError: on every process.
-    """
-    found: list[Any] = [None]
-    if accelerator.is_main_process:
-        try:
-            found = [(Publisher(args.output_dir, args.hub_model_id, args.hub_private).check(args.license), None)]
-        except ValueError as error:
-            found = [(None, str(error))]
-    args.hub_model_id, problem = broadcast_object_list(found)[0]
-    if problem:
-        raise ValueError(problem)
 
 
 def start_from(
@@ -158,9 +142,20 @@ def start_from(
             pyramid=pyramid,
         )
     model = kind.from_pretrained(name)
+    size = model.config.backbone["image_size"]
+    if args.image_size not in (None, size):
+        raise ValueError(f"--image_size {args.image_size} differs from the saved model's {size}.")
     for line in args.without_effect_on_saved_models(*brought_along):
         logger.warning("%s", line)
     if model.hierarchy == hierarchy and (args.eval_only or model.config.head == args.head):
         return model, None, None
     logger.warning("%s has other classes or another head: only its backbone is used.", name)
     return None, model.backbone, None
+
+
+def evaluated_as_saved(args: Arguments, names: Sequence[str]) -> Arguments:
+    """With ``--eval_only``: the options, those of ``names`` that were not given as the saved model was evaluated."""
+    if not args.eval_only:
+        return args
+    before = LabelTreeConfig.from_pretrained(args.model_name_or_path).evaluation or {}
+    return replace(args, **{name: before[name] for name in names if name in before and not changed(args, name)})

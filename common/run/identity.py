@@ -1,0 +1,83 @@
+"""What makes a run that run: the facts that must be the same when it continues, and those that its banner shows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any, Protocol
+
+import numpy as np
+from accelerate import Accelerator
+
+from ..data.sampling import GlobalBatchSampler
+from ..model.hierarchy import Hierarchy
+from ..model.modeling import LabelTreeModel
+from ..optim import Curriculum
+from ..report.summary import shareable
+from .options import CommonArguments
+
+# Options that do not change the course of a run; with any other it would no longer be that of one run.
+# fmt: off
+MAY_CHANGE = {
+    "per_device_train_batch_size", "per_device_eval_batch_size", "dataloader_num_workers", "output_dir", "report_to",
+    "checkpointing_steps", "checkpointing_seconds", "keep_last", "resume_from_checkpoint", "max_train_minutes",
+    "max_skipped_steps", "cache_decoded", "image_root", "dataset_name", "train_file", "validation_file", "hierarchy",
+    "backbone_weights", "no_pretrained", "compile", "save_predictions", "early_stopping_patience", "on_bad_sample",
+    "trust_remote_code", "watch", "no_report", "push_to_hub", "hub_model_id", "export",
+    "hub_private", "hub_strategy", "license",
+}
+# fmt: on
+
+
+class Data(Protocol):
+    """What a script's ``load_data`` returns, as far as a run knows it: the label tree, and the row numbers in use."""
+
+    hierarchy: Hierarchy
+    train_rows: np.ndarray
+    eval_rows: np.ndarray
+
+
+def run_identity(args: CommonArguments, data: Data, sampler: GlobalBatchSampler) -> dict[str, Any]:
+    """What must be the same when a run continues, by name."""
+    return {
+        **{name: value for name, value in asdict(args).items() if name not in MAY_CHANGE},
+        "global_batch_size": sampler.global_batch_size,
+        "training images": len(data.train_rows),
+        "validation images": len(data.eval_rows),
+        "label tree": data.hierarchy.to_dict(),
+    }
+
+
+def run_facts(
+    args: CommonArguments,
+    accelerator: Accelerator,
+    model: LabelTreeModel,
+    curriculum: Curriculum,
+    sampler: GlobalBatchSampler | None,
+    data: Data,
+    **more: str,
+) -> dict[str, str]:
+    """What is trained, on what, for how long, by title; nothing in it names folders of this machine.
+
+    ``more`` are a script's own lines about training.
+    """
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    images = [f"{len(data.train_rows):,} for training"] * (sampler is not None)
+    images.append(f"{len(data.eval_rows):,} for validation")
+    levels = model.hierarchy.levels
+    facts = {
+        "model": f"{shareable(args.model_name_or_path)}, {parameters / 1e6:.1f} M parameters, "
+        f"{model.config.head} head",
+        "image size": f"{model.config.backbone['image_size']} px",
+        "label tree": str(model.hierarchy)[len("Hierarchy(") : -1],
+        "level weights": ", then ".join(curriculum.describe(stage, levels) for stage in curriculum.stages),
+        "images": ", ".join(images),
+    }
+    if sampler is not None:
+        facts |= more
+        facts["global batch"] = (
+            f"{sampler.global_batch_size} = {sampler.micro_batch_size} per device x "
+            f"{sampler.num_processes} processes x {sampler.accumulation_steps} accumulated"
+        )
+        facts["steps"] = f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs"
+    facts["device"] = f"{accelerator.device}, mixed precision {accelerator.mixed_precision}"
+    return facts
