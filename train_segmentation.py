@@ -4,7 +4,7 @@
     accelerate launch train_segmentation.py --config configs/FILE.yaml --OPTION VALUE ...
     python train_segmentation.py --help
 
-``main`` tells the whole story: arguments, data, model, evaluation, optimizer, training loop, results. What it calls
+``main`` tells the story: arguments, data, model, evaluation, optimizer, training loop, results. What it calls
 stands below it, in the same order; what both scripts share lives in common/. train_taxonomy.py is its twin.
 """
 

@@ -4,7 +4,7 @@
     accelerate launch train_taxonomy.py --config configs/FILE.yaml --OPTION VALUE ...
     python train_taxonomy.py --help
 
-``main`` tells the whole story: arguments, data, model, evaluation, optimizer, training loop, results. What it calls
+``main`` tells the story: arguments, data, model, evaluation, optimizer, training loop, results. What it calls
 stands below it, in the same order; what both scripts share lives in common/. train_segmentation.py is its twin.
 """
 
@@ -82,9 +82,7 @@ class TaxonomyAugmentationArguments(AugmentationArguments):
 
     _argument_group_name = "Images and augmentation"
 
-    resize_mode: Literal[RESIZE_MODES] = option(
-        "center", "In evaluation: cut out the centre, or squash the whole image."
-    )
+    resize_mode: Literal[RESIZE_MODES] = option("center", "In evaluation: cut out the centre, or squash the image.")
     crop_pct: float = option(1.0, "Share of the resized image that evaluation keeps.", "over 0 and up to 1")
     crop_scale: float = option(
         0.25, "Smallest share of the image's area that a random crop keeps in training.", "over 0 and up to 1"
@@ -115,7 +113,7 @@ class TaxonomyLossArguments(LossArguments):
     _argument_group_name = "Loss"
 
     logit_adjustment: float = option(
-        0.0, "Multiple of the log-prior added to scores in training; usually 0 or 1.", "at least 0"
+        0.0, "Multiple of the log-prior added to the logits in training; usually 0 or 1.", "at least 0"
     )
     label_smoothing: float = option(
         0.0, "Share of the target spread over all classes of a level.", "at least 0 and less than 1"

@@ -109,26 +109,24 @@ def measure(case: str, folder: Path) -> dict[str, list[float]]:
     if case == "taxonomy":
         import train_taxonomy as script
 
-        trainer = script.TaxonomyTrainer
         words += " --level_columns phylum class order family genus species --model_name_or_path timm/resnet18"
         words += " --max_train_samples 8 --per_device_train_batch_size 8"
     else:
         import train_segmentation as script
 
-        trainer = script.SegmentationTrainer
         words += f" --hierarchy {folder}/hierarchy.json --model_name_or_path timm/convnext_atto"
         words += " --per_device_train_batch_size 4"
     speeds: dict[str, list[float]] = {"ours": [], "bare": []}
-    evaluate = trainer.evaluate
+    evaluate = script.evaluate_model
 
-    def timed(self: object, model: torch.nn.Module) -> object:
+    def timed(*args: object) -> object:
         started = time.perf_counter()
-        result = evaluate(self, model)
+        result = evaluate(*args)
         speeds["ours"].append(options["images"] / (time.perf_counter() - started))
-        speeds["bare"].append(bare(model, options))
+        speeds["bare"].append(bare(args[-1], options))  # the model
         return result
 
-    trainer.evaluate = timed
+    script.evaluate_model = timed
     script.main(words.split())
     return {way: values[1:] for way, values in speeds.items()}
 

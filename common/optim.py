@@ -85,7 +85,7 @@ def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_st
         schedule: one of :data:`SCHEDULES`. ``onecycle`` is PyTorch's OneCycleLR with cosine annealing, warm-up taking
             the place of its ``pct_start`` (30 % if there is none).
         step: optimizer steps done so far, from 0.
-        num_steps: of the whole training.
+        num_steps: of the training.
         num_warmup_steps: the rate rises linearly over these (``onecycle``: as a cosine).
     """
     if schedule == "onecycle":
@@ -185,7 +185,7 @@ class Curriculum:
         weights = ", ".join(f"{level} {weight:.3g}" for level, weight in zip(levels, stage.weights, strict=True))
         if len(self.stages) == 1:
             return weights
-        rate = "learning rate starts anew" if self.scope == "restart" else "learning rate goes on"
+        rate = "learning rate restarts" if self.scope == "restart" else "learning rate continues"
         return f"stage {self.stages.index(stage) + 1} of {len(self.stages)}: {weights} ({rate})"
 
 

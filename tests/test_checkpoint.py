@@ -383,7 +383,7 @@ def test_a_harmed_checkpoint_is_passed_over_and_replaced(tmp_path, caplog, harm,
     checkpointer = Checkpointer(tmp_path, layout=layout)
     assert_is(checkpointer.load(), 1)
     assert f"{folder} is not used: " in caplog.text and "Falling back on " in caplog.text
-    with pytest.raises(ValueError, match=f"{folder.name} is not a whole checkpoint"):
+    with pytest.raises(ValueError, match=f"{folder.name} is not an intact checkpoint"):
         checkpointer.load(folder)
     save(checkpointer, 2)
     assert_is(checkpointer.load(), 2)
@@ -420,7 +420,7 @@ def test_nothing_whole_is_an_error_and_not_a_fresh_start(tmp_path):
     save(checkpointer, 2)
     truncate(tmp_path / "checkpoint-00000001" / "state.json")
     damage(tmp_path / "checkpoint-00000002" / "model.safetensors")
-    with pytest.raises(ValueError, match=r"none of them is whole.*bytes instead of.*--resume_from_checkpoint none"):
+    with pytest.raises(ValueError, match=r"none of them is intact.*bytes instead of.*--resume_from_checkpoint none"):
         checkpointer.load()
     save(checkpointer, 3)
     assert_is(checkpointer.load(), 3)

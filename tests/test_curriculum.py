@@ -211,9 +211,11 @@ def test_unknown_scopes():
 def test_describe():
     restart, span = two_stages("restart"), two_stages("span")
     assert restart.describe(restart.stages[0], LEVELS) == (
-        "stage 1 of 2: binary 1, coarse 0, fine 0 (learning rate starts anew)"
+        "stage 1 of 2: binary 1, coarse 0, fine 0 (learning rate restarts)"
     )
-    assert span.describe(span.stages[1], LEVELS) == "stage 2 of 2: binary 0, coarse 0, fine 1 (learning rate goes on)"
+    assert (
+        span.describe(span.stages[1], LEVELS) == "stage 2 of 2: binary 0, coarse 0, fine 1 (learning rate continues)"
+    )
     plain = make_curriculum(options(weights=["1", "1", "1"]), TREE, sampler(10))
     assert plain.describe(plain.stages[0], LEVELS) == "binary 0.333, coarse 0.333, fine 0.333"
 

@@ -19,8 +19,8 @@ from safetensors.torch import load_file
 
 import train_segmentation
 import train_taxonomy
-from common.checkpoint import checkpointer as checkpoint
-from common.run import training
+from common.checkpoint.checkpointer import Checkpointer
+from common.images.transforms import MixImages
 from common.run.lock import RunLock
 from common.run.stopping import STOPPED_STATUS
 
@@ -75,12 +75,12 @@ def outcome(folder: Path) -> dict[str, object]:
 
 @pytest.fixture
 def dies(server) -> Callable[..., int]:
-    """Run a script in a child that gets signals (SIGKILL) at the so-many-th call of a method; its exit status."""
+    """Run a script in a child that gets signals (SIGKILL) at the so-many-th call of a function; its exit status."""
 
     def run(
         script: str,
         words: list[str],
-        owner: type,
+        owner: object,
         name: str,
         call: int,
         signals: Sequence[int] = (signal.SIGKILL,),
@@ -89,7 +89,7 @@ def dies(server) -> Callable[..., int]:
         request = {
             "script": SCRIPTS[script].__name__,
             "words": words,
-            "owner": f"{owner.__module__}:{owner.__name__}",
+            "owner": f"{owner.__module__}:{owner.__name__}" if isinstance(owner, type) else owner.__name__,
             "name": name,
             "call": call,
             "signals": [int(number) for number in signals],
@@ -107,19 +107,18 @@ def dies(server) -> Callable[..., int]:
 
 def test_killed_anywhere_ends_as_if_nothing_had_happened(script, words, tmp_path, dies):
     """In mid-epoch, in mid-accumulation, in mid-save, in an evaluation, and twice in one epoch; byte for byte."""
-    trainer = {"taxonomy": train_taxonomy.TaxonomyTrainer, "segmentation": train_segmentation.SegmentationTrainer}
-    trainer = trainer[script]
-    SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
+    module = SCRIPTS[script]
+    module.main(words(output_dir=tmp_path / "whole"))
     command = words(output_dir=tmp_path / "cut")
     places = [
-        ("train_step", trainer, 4),
-        ("train_loss", trainer, 4),  # the second half of an accumulated step
-        ("_at", checkpoint.Checkpointer, 7),
-        ("evaluation_batches", trainer, 1),
-        ("_at", checkpoint.Checkpointer, 4),
-        ("train_step", trainer, 2),
-        ("save_model", trainer, 1),
-        ("train_step", trainer, 3),
+        ("set_learning_rate", module, 4),  # the beginning of a step
+        ("seed_step", module, 4),  # the second half of an accumulated step
+        ("_at", Checkpointer, 7),
+        ("evaluate_model", module, 1),
+        ("_at", Checkpointer, 4),
+        ("set_learning_rate", module, 2),
+        ("save_evaluation", module, 1),  # the best model is written, what belongs to it is not
+        ("set_learning_rate", module, 3),
     ]
     statuses = [dies(script, command, owner, name, call) for name, owner, call in places]
     assert set(statuses) <= {-signal.SIGKILL, 0} and statuses.count(-signal.SIGKILL) >= 4  # some come after the end
@@ -131,7 +130,7 @@ def test_workers_do_not_matter(script, words, tmp_path, dies):
     """With loader processes that live on, and that have prefetched when the run is killed."""
     SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
     command = words(output_dir=tmp_path / "cut", dataloader_num_workers=1)
-    assert dies(script, command, training.Trainer, "enter_step", 6) == -signal.SIGKILL
+    assert dies(script, command, SCRIPTS[script], "set_learning_rate", 6) == -signal.SIGKILL
     SCRIPTS[script].main(command)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
@@ -139,27 +138,27 @@ def test_workers_do_not_matter(script, words, tmp_path, dies):
 # ---- stopped
 
 
-@pytest.mark.parametrize("where", ["train_step", "evaluation_batches"])
+@pytest.mark.parametrize("where", ["set_learning_rate", "evaluate_model"])
 def test_a_signal_stops_with_a_checkpoint(words, script, tmp_path, monkeypatch, where):
     SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
     command = words(output_dir=tmp_path / "cut", checkpointing_steps="epoch")
-    original, calls = getattr(training.Trainer, where), []
+    original, calls = getattr(SCRIPTS[script], where), []
 
-    def signalled(self, *args):
+    def signalled(*args):
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args)
+        return original(*args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training.Trainer, where, signalled)
+        patch.setattr(SCRIPTS[script], where, signalled)
         before = signal.getsignal(signal.SIGTERM)
         with pytest.raises(SystemExit) as stop:
             SCRIPTS[script].main(command)
     assert stop.value.code == STOPPED_STATUS and signal.getsignal(signal.SIGTERM) is before
     status = json.loads((tmp_path / "cut" / "run_status.json").read_text())
     assert status["status"] == "stopped" and "SIGTERM" in status["reason"]
-    assert status["global_step"] == {"train_step": 2, "evaluation_batches": 12}[where]
+    assert status["global_step"] == {"set_learning_rate": 2, "evaluate_model": 12}[where]
     SCRIPTS[script].main(command)
     assert json.loads((tmp_path / "cut" / "run_status.json").read_text())["status"] == "finished"
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
@@ -189,15 +188,15 @@ def wait_for(ready: Callable[[], bool], seconds: float = 120) -> None:
 
 def test_a_second_signal_exits_at_once(options, dies):
     twice = [signal.SIGUSR1, signal.SIGUSR1]
-    assert dies("taxonomy", options(), training.Trainer, "train_step", 1, twice) == 128 + signal.SIGUSR1
+    assert dies("taxonomy", options(), train_taxonomy, "set_learning_rate", 1, twice) == 128 + signal.SIGUSR1
 
 
 def test_slurm_may_say_it_again(options, dies):
     """It does while it ends a job, and kills in the end anyway."""
     twice, slurm = [signal.SIGTERM, signal.SIGTERM], {"SLURM_JOB_ID": "1"}
-    assert dies("taxonomy", options(), training.Trainer, "train_step", 1, twice, **slurm) == STOPPED_STATUS
+    assert dies("taxonomy", options(), train_taxonomy, "set_learning_rate", 1, twice, **slurm) == STOPPED_STATUS
     twice = [signal.SIGTERM, signal.SIGINT]
-    assert dies("taxonomy", options(), training.Trainer, "train_step", 1, twice, **slurm) == 128 + signal.SIGINT
+    assert dies("taxonomy", options(), train_taxonomy, "set_learning_rate", 1, twice, **slurm) == 128 + signal.SIGINT
 
 
 def test_the_time_budget_stops_a_run(options, tmp_path):
@@ -246,7 +245,7 @@ def test_one_process_then_two_then_one(dense_options, tmp_path):
 
 def test_a_finished_run_is_not_trained_again(options, tmp_path, monkeypatch):
     first = train_taxonomy.main(options(max_train_steps=3))
-    monkeypatch.setattr(training.Trainer, "train_step", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(train_taxonomy, "seed_step", lambda *args: pytest.fail("trained again"))
     again = train_taxonomy.main(options(max_train_steps=3))
     assert again["train"]["global_step"] == 3 and again["eval"]["loss"] == first["eval"]["loss"]
 
@@ -259,8 +258,8 @@ def test_starting_over_and_starting_from_another_run(options, tmp_path, capfd):
     elsewhere = {"output_dir": tmp_path / "other", "resume_from_checkpoint": tmp_path / "out"}
     results = train_taxonomy.main(options(max_train_steps=5, **elsewhere))
     assert results["train"]["global_step"] == 5
-    assert "Going on from step 3" in capfd.readouterr().err
-    with pytest.raises(ValueError, match="no checkpoint at|is not a whole checkpoint"):
+    assert "Resuming from step 3" in capfd.readouterr().err
+    with pytest.raises(ValueError, match="no checkpoint at|is not an intact checkpoint"):
         train_taxonomy.main(options(output_dir=tmp_path / "third", resume_from_checkpoint=tmp_path / "nowhere"))
 
 
@@ -300,7 +299,7 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(words, script, tmp_pa
             raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.Checkpointer, "_at", full)
+        patch.setattr(Checkpointer, "_at", full)
         with pytest.raises(
             OSError, match="step 6 could not be saved.*the disk is full.*checkpoint-00000004, is intact"
         ):
@@ -310,23 +309,33 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(words, script, tmp_pa
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
-def test_a_folder_in_use_is_refused(options, tmp_path):
-    with RunLock(tmp_path / "out"), pytest.raises(ValueError, match="use"):
-        train_taxonomy.main(options(max_train_steps=2))
+def test_a_refused_run_changes_nothing(options, tmp_path):
+    """The folder is in use, or its checkpoints are of another run: what the first run wrote stays, byte for byte."""
+    train_taxonomy.main(options(max_train_steps=2))
+
+    def files() -> dict[str, bytes]:
+        found = [path for path in (tmp_path / "out").rglob("*") if path.is_file() and path.name != ".lock"]
+        return {str(path): path.read_bytes() for path in found}
+
+    before = files()
+    with RunLock(tmp_path / "out"), pytest.raises(ValueError, match="in use"):
+        train_taxonomy.main(options(max_train_steps=3))
+    assert files() == before
+    with pytest.raises(ValueError, match="another run"):
+        train_taxonomy.main(options(max_train_steps=2, level_columns=["order", "species"]))
+    assert files() == before
 
 
-# ---- losses that are no number
+# ---- losses that are NaN or infinite
 
 
 def with_bad_steps(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
-    original = training.Trainer.train_step
+    original = MixImages.__call__
 
-    def step(self, number, batches):
-        if number in bad:
-            batches[0]["pixels"] = batches[0]["pixels"].float() * float("nan")
-        return original(self, number, batches)
+    def mixed(self, pixels, labels, step):
+        return original(self, pixels * float("nan") if step in bad else pixels, labels, step)
 
-    monkeypatch.setattr(training.Trainer, "train_step", step)
+    monkeypatch.setattr(MixImages, "__call__", mixed)
 
 
 def test_a_bad_step_changes_nothing_and_is_counted(options, tmp_path, monkeypatch):
@@ -341,7 +350,9 @@ def test_a_bad_step_changes_nothing_and_is_counted(options, tmp_path, monkeypatc
 
 def test_too_many_bad_steps_end_the_run(options, tmp_path, monkeypatch):
     with_bad_steps(monkeypatch, set(range(3, 100)))
-    with pytest.raises(ValueError, match=r"no number for the last 5 steps.*last checkpoint before that is of step \d"):
+    with pytest.raises(
+        ValueError, match=r"NaN or infinite for the last 5 steps.*last checkpoint before that is of step \d"
+    ):
         train_taxonomy.main(options(max_skipped_steps=4, logging_steps=4, checkpointing_steps=2))
     assert json.loads((tmp_path / "out" / "run_status.json").read_text())["status"] == "failed"
 
@@ -368,7 +379,7 @@ def test_cycles_on_the_isc(script, words, tmp_path, dies):
     for cycle in range(9):
         command = words(output_dir=tmp_path / f"machine{cycle}", checkpointing_steps=1)
         platform = {"CHECKPOINT_ARTIFACT_PATH": str(artifact)}
-        status = dies(script, command, training.Trainer, "enter_step", 4, **platform)
+        status = dies(script, command, SCRIPTS[script], "set_learning_rate", 4, **platform)
         if status == 0:
             break
         ship(artifact, tmp_path / f"artifact{cycle + 1}")

@@ -298,7 +298,7 @@ def test_curriculum(dense_options, tmp_path, capfd):
     assert [torch.equal(rows[6][level], rows[12][level]) for level in range(3)] == [False, False, True]
     assert not torch.equal(rows[12][2], rows[18][2])
     output = capfd.readouterr().err
-    assert "stage 2 of 3: binary 0.2, coarse 1, fine 0 (learning rate starts anew)" in output
+    assert "stage 2 of 3: binary 0.2, coarse 1, fine 0 (learning rate restarts)" in output
 
 
 def test_goes_on_from_a_saved_model(dense_options, tmp_path):

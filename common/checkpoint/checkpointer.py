@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or absent: written by a thread, verified when read, the older ones kept until then."""
+"""Checkpoints that are complete or absent: written by a thread, verified when read, the older ones kept until then."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .content import Checkpoint, Job, contents, holds, read_checkpoint
 from .host_memory import HostMemory, Tensors
 from .layouts import Layout, hidden, manifests, remove, sync_folder
 from .manifest import NAME as MANIFEST
-from .manifest import BadCheckpointError, Manifest, check_sizes, looks_whole, write_file
+from .manifest import BadCheckpointError, Manifest, check_sizes, looks_complete, write_file
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ class Checkpointer:
 
     Args:
         root: the folder of the checkpoints; made by the first save.
-        keep_last: so many of the latest whole checkpoints stay, and all that a link in ``root`` names.
+        keep_last: how many of the latest complete checkpoints stay, and all that a link in ``root`` names.
         layout: how folders and link are called.
 
     Raises:
@@ -70,7 +70,7 @@ class Checkpointer:
     ) -> None:
         """Save a checkpoint; on return all arguments may change. Waits for the save before this one, if need be.
 
-        If the very same checkpoint is there and whole, nothing is written; a different or damaged one is replaced.
+        If the very same checkpoint is there and intact, nothing is written; a different or damaged one is replaced.
 
         Args:
             step: optimizer steps done.
@@ -172,8 +172,8 @@ class Checkpointer:
             return []
         known = [(known.serial, path) for path, known in manifests(self.layout.folders(self.root))]
         known = sorted((serial, path) for serial, path in known if not self.layout.permanent(path))
-        whole = [path for _, path in known if path not in self._damaged and looks_whole(path)]
-        keep = {*whole[-self.keep_last :], *self.layout.protected(self.root)}
+        complete = [path for _, path in known if path not in self._damaged and looks_complete(path)]
+        keep = {*complete[-self.keep_last :], *self.layout.protected(self.root)}
         return [path for _, path in known if path not in keep]
 
     def _delete(self, path: Path) -> None:
@@ -191,7 +191,7 @@ class Checkpointer:
     def _explained(self, job: Job, error: OSError, previous: Path | None) -> OSError:
         reason = f"{REASONS[error.errno]} ({error})" if error.errno in REASONS else str(error)
         text = f"The checkpoint of step {job.step} could not be saved in {self.root}: {reason}."
-        if previous is not None and previous not in self._damaged and looks_whole(previous):
+        if previous is not None and previous not in self._damaged and looks_complete(previous):
             text += f" The previous checkpoint, {previous.name}, is intact."
         explained = OSError(text)
         explained.errno = error.errno
@@ -200,7 +200,7 @@ class Checkpointer:
     # ---- loading
 
     def load(self, path: str | Path | None = None) -> Checkpoint | None:
-        """Load the checkpoint that the link names or, with a warning, the newest other whole one.
+        """Load the checkpoint that the link names or, with a warning, the newest other intact one.
 
         Args:
             path: exactly this folder instead.
@@ -209,7 +209,7 @@ class Checkpointer:
             The checkpoint; None if there is none at all.
 
         Raises:
-            ValueError: ``path`` is not whole, or there are checkpoints and none of them is.
+            ValueError: ``path`` is not intact, or there are checkpoints and none of them is.
         """
         self.wait()
         if path is not None:
@@ -241,7 +241,7 @@ class Checkpointer:
         if reasons:
             listed = "; ".join(f"{folder.name}: {reason}" for folder, reason in reasons.items())
             raise ValueError(
-                f"{self.root} has checkpoints, but none of them is whole ({listed}). "
+                f"{self.root} has checkpoints, but none of them is intact ({listed}). "
                 "To give them up and start over, pass --resume_from_checkpoint none."
             )
         return None
@@ -251,7 +251,7 @@ class Checkpointer:
         try:
             return read_checkpoint(folder or path, Manifest.read(folder or path))
         except BadCheckpointError as error:
-            raise ValueError(f"{path} is not a whole checkpoint: {error}.") from None
+            raise ValueError(f"{path} is not an intact checkpoint: {error}.") from None
 
     def _reject(self, folder: Path, reason: BadCheckpointError) -> BadCheckpointError:
         logger.warning("%s is not used: %s.", folder, reason)

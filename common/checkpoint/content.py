@@ -74,7 +74,7 @@ def read_checkpoint(folder: Path, manifest: Manifest) -> Checkpoint:
 
 
 def holds(folder: Path, job: Job) -> bool:
-    """Whether a folder is whole and has the very content that is to be saved; looks at what is cheap first."""
+    """Whether a folder is complete and has the very content that is to be saved; looks at what is cheap first."""
     try:
         manifest = Manifest.read(folder)
         if (manifest.step, manifest.groups, set(manifest.files)) != (job.step, job.groups, set(job.files)):

@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from .manifest import BadCheckpointError, Manifest, looks_whole
+from .manifest import BadCheckpointError, Manifest, looks_complete
 
 logger = logging.getLogger(__name__)
 
@@ -165,10 +165,10 @@ class ArtifactLayout(Layout):
         linked = self.linked(root)
         present = {path: self._index(path) for path in self.folders(root)}
         if linked in present:
-            # Above the linked one, a whole forced folder is somebody's best model: skip its number, and keep it.
+            # Above the linked one, a complete forced folder is somebody's best model: skip its number, and keep it.
             numbers = [
                 present[linked],
-                *(n for path, n in present.items() if self.permanent(path) and looks_whole(path)),
+                *(n for path, n in present.items() if self.permanent(path) and looks_complete(path)),
             ]
         else:
             numbers = [-1, *present.values(), *([self._index(linked)] if linked else [])]
@@ -188,7 +188,7 @@ class ArtifactLayout(Layout):
         if linked is None or linked not in (folders := self.folders(root)):
             return []
         above = [path for path in folders if self._index(path) > self._index(linked)]
-        return [path for path in above if not (self.permanent(path) and looks_whole(path))]
+        return [path for path in above if not (self.permanent(path) and looks_complete(path))]
 
     def link_target(self, path: Path) -> str:
         return path.name if self.relative_link else str(path.absolute())

@@ -1,4 +1,4 @@
-"""What a checkpoint folder holds, written down with sizes and SHA-256, so that a reader knows whether it is whole."""
+"""What a checkpoint folder holds, written down with sizes and SHA-256, so that a reader knows whether it is intact."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Content = tuple[Buffer, ...]
 
 
 class BadCheckpointError(ValueError):
-    """A folder is no whole checkpoint; the message is the reason, without the folder's name."""
+    """A folder is no intact checkpoint; the message is the reason, without the folder's name."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _decode(data: bytes) -> Manifest:
 # ---- files
 
 
-def looks_whole(folder: Path) -> bool:
+def looks_complete(folder: Path) -> bool:
     """Whether a folder has an intact manifest and files of the right lengths; costs no reading of these."""
     try:
         check_sizes(folder, Manifest.read(folder))

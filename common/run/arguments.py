@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+from argparse import ArgumentDefaultsHelpFormatter, ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Sequence
 from dataclasses import MISSING, asdict, field, fields
 from difflib import get_close_matches
@@ -32,7 +33,7 @@ RANGES = {
 }
 
 
-class _Help(str):
+class _RangedHelp(str):
     """A help text that knows the range of its option."""
 
     must_be: str | None = None
@@ -47,7 +48,8 @@ def option(default: Any, help: str, must_be: str | None = None) -> Any:
         must_be: for numbers, one of :data:`RANGES`.
     """
     assert must_be is None or must_be in RANGES
-    metadata = {"help": _Help(help)}  # HfArgumentParser hands all of it to argparse, so the range travels in the text
+    # HfArgumentParser hands all of the metadata to argparse, so the range travels in the text.
+    metadata = {"help": _RangedHelp(help)}
     metadata["help"].must_be = must_be
     if isinstance(default, list):
         return field(default_factory=lambda: list(default), metadata=metadata)
@@ -99,14 +101,21 @@ def parse_arguments(
     Raises:
         ValueError: for unknown options or keys, wrong values, and settings that contradict each other.
     """
-    parser = _Parser(groups_of(kind), description=description, allow_abbrev=False)
+    parser = _Parser(groups_of(kind), description, "[--config FILE] [--OPTION VALUE ...]")
     parser.add_argument("--config", help="YAML file that sets defaults for the options above; the command line wins.")
-    given = parser.parse(argv)
-    from_file = _yaml_words(parser, given.config) if given.config else []
-    chosen = parser.parse([*from_file, *_words(argv)])
-    demo = chosen.dataset_name == "demo" and not (chosen.train_file or chosen.validation_file)
-    defaults = _yaml_words(parser, demo_config) if demo else []
-    values = vars(parser.parse([*defaults, *from_file, *_words(argv)]))
+    first = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)  # what decides on defaults
+    for name in ("config", "dataset_name", "train_file", "validation_file"):
+        first.add_argument(f"--{name}", nargs="?")
+    words = _words(argv)
+    if {"-h", "--help"} & set(words):
+        parser.print_help()
+        sys.exit(0)
+    config = first.parse_known_args(words)[0].config
+    words = [*(_yaml_words(parser, config) if config else []), *words]
+    chosen = first.parse_known_args(words)[0]
+    if chosen.dataset_name in (None, "demo") and not (chosen.train_file or chosen.validation_file):
+        words = [*_yaml_words(parser, demo_config), *words]
+    values = vars(parser.parse(words))
     values.pop("config")
     arguments = kind(**values)
     arguments.validate()
@@ -125,7 +134,7 @@ def parse_command(kind: type[Arguments], argv: Sequence[str] | None, description
     Raises:
         ValueError: as :func:`parse_arguments`.
     """
-    parser = _Parser(groups_of(kind), description=description, allow_abbrev=False)
+    parser = _Parser(groups_of(kind), description, " ".join([*map(str.upper, words), "[--OPTION VALUE ...]"]))
     for name, settings in words.items():
         parser.add_argument(name, **settings)
     arguments = kind(**vars(parser.parse(argv)))
@@ -137,8 +146,17 @@ def _words(argv: Sequence[str] | None) -> list[str]:
     return list(sys.argv[1:] if argv is None else argv)
 
 
+class _Help(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
+    """Examples as lines, and every option's default."""
+
+
 class _Parser(HfArgumentParser):
     """HfArgumentParser that raises instead of exiting, and suggests."""
+
+    def __init__(self, kinds: Sequence[type], description: str, usage: str) -> None:
+        super().__init__(
+            kinds, description=description, usage=f"%(prog)s {usage}", formatter_class=_Help, allow_abbrev=False
+        )
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(message)

@@ -168,7 +168,7 @@ class RunArguments:
     )
     max_train_minutes: float | None = option(None, "Stop after this time, with a checkpoint.", "greater than 0")
     max_skipped_steps: int = option(
-        10, "Steps in a row whose loss may be no number; each is skipped and counted.", "at least 0"
+        10, "Steps in a row whose loss may be NaN or infinite; each is skipped and counted.", "at least 0"
     )
     eval_only: bool = option(False, "Evaluate a folder that this script wrote, and do nothing else.")
     decoding: Literal["leaf", "levels"] = option(
@@ -177,7 +177,7 @@ class RunArguments:
     save_predictions: bool = option(False, "Keep what is predicted for the evaluation images of the best model.")
     export: Literal["none", "onnx"] = option("none", "Also write the best model in this form, when all is done.")
     watch: list[str] | None = option(
-        None, "Names of classes, of any level, that the report follows: recall, and what they were taken for."
+        None, "Names of classes, of any level, that the report follows: recall, and what they were predicted as."
     )
     no_report: bool = option(False, "Draw no report.html and no plots.")
     push_to_hub: bool = option(

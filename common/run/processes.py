@@ -45,7 +45,7 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
     if args.report_to not in {"none", "all", *known}:
         raise ValueError(f"--report_to {args.report_to}: that package is not installed; pip install {args.report_to}.")
     accelerator = Accelerator(
-        cpu=not gpu,  # unless told so, torchrun's processes on a CPU would each train alone
+        cpu=not gpu,  # otherwise torchrun's processes on a CPU would each train alone
         mixed_precision=precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=os.environ.get("LOSSY_ARTIFACT_PATH") or args.output_dir,  # the ISC copies that one all the time
@@ -115,8 +115,8 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Result], sh
             failed = error
     if accelerator.num_processes > 1:
         kind = OSError if isinstance(failed, OSError) else ValueError
-        told = [(failed and (kind, str(failed)), result if share else None)]
-        problem, shared = broadcast_object_list(told)[0]
+        outcome = [(failed and (kind, str(failed)), result if share else None)]
+        problem, shared = broadcast_object_list(outcome)[0]
         result = shared if share else result
         if problem and failed is None:
             failed = problem[0](problem[1])

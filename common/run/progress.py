@@ -19,7 +19,7 @@ class Progress:
     """A bar for people, lines for files: steps done, loss and images per second, on the main process only.
 
     Args:
-        num_steps: of the whole training.
+        num_steps: of the training.
         global_batch_size: images per step.
         show: whether this process shows anything.
     """
@@ -31,7 +31,7 @@ class Progress:
         self.bar = tqdm(total=num_steps, unit="step", dynamic_ncols=True, disable=not live)
 
     def start(self, step: int) -> None:
-        """Count from here, at the beginning or where a run goes on."""
+        """Count from here, at the beginning or where a run resumes."""
         self.first_step, self.started = step, time.perf_counter()
         if step:
             self.bar.update(step)

@@ -91,7 +91,7 @@ def check_settings(
     """What can be known to be wrong, or missing on the disk, before a model is loaded.
 
     Args:
-        args: the options; those without effect are told.
+        args: the options; a warning names those without effect.
         accelerator: one process of a node looks at the files.
         metrics: whose ``compute`` names what ``--metric_for_best_model`` may be.
         images: each with ``check_headers``; ``None`` is passed over.
@@ -125,7 +125,7 @@ def start_from(
         pyramid: whether the backbone has to give a pyramid of feature maps.
 
     Returns:
-        The whole model; or ``None``, its backbone, and the backbone's own classifier if it has a trained one.
+        The complete model; or ``None``, its backbone, and the backbone's own classifier if it has a trained one.
     """
     name = args.model_name_or_path
     saved = kind.is_saved_at(name)

@@ -25,7 +25,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
-    """A run that stopped early, with a checkpoint to go on from."""
+    """A run that stopped early, with a checkpoint to resume from."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(STOPPED_STATUS)
@@ -96,7 +96,7 @@ class StopRequest:
 class RunStatus:
     """``run_status.json``: how a run stands, for whoever launched it; launchers turn exit statuses into 1.
 
-    ``status`` is ``running``, ``finished``, ``stopped`` (go on from the checkpoint) or ``failed`` (mend it first);
+    ``status`` is ``running``, ``finished``, ``stopped`` (resume from the checkpoint) or ``failed`` (fix it first);
     ``running`` that stays behind means that the run was killed.
 
     Args:
@@ -124,7 +124,7 @@ class RunStatus:
         except Stopped as stop:
             self.set("stopped", stop.reason)
             raise
-        except (ValueError, OSError) as error:  # for a person to mend; other errors may be gone the next time
+        except (ValueError, OSError) as error:  # for the user to fix; other errors may be gone the next time
             self.set("failed", str(error) or type(error).__name__)
             raise
         self.set("finished")

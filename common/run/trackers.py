@@ -26,16 +26,16 @@ logger = logging.getLogger(__name__)
 PROJECT = "label-tree"
 
 RUN_FILE = "tracker_run.json"
-"""Beside the checkpoints' folder: under which name trackers know the run, so that it goes on there when resumed"""
+"""Beside the checkpoints' folder: under which name trackers know the run, so that a resumed run continues there"""
 
 
 def start_trackers(accelerator: Accelerator, args: CommonArguments, step: int) -> None:
-    """Begin a run in every tracker of ``--report_to``, or go on with it.
+    """Begin a run in every tracker of ``--report_to``, or continue it.
 
     Args:
         accelerator: made with these trackers.
         args: the options; trackers store them.
-        step: the optimizer step that training goes on from, 0 at the beginning.
+        step: the optimizer step that training resumes from, 0 at the beginning.
 
     Raises:
         ValueError: if a tracker cannot start, for example because nobody is logged in.
@@ -60,7 +60,7 @@ def start_trackers(accelerator: Accelerator, args: CommonArguments, step: int) -
 
 
 def _run_id(folder: Path, step: int) -> str:
-    """The run's name in the trackers: that of the run that goes on, or a new one."""
+    """The run's name in the trackers: that of the resumed run, or a new one."""
     file = folder / RUN_FILE
     if step and file.is_file():
         return json.loads(file.read_text(encoding="utf-8"))["run"]
@@ -75,7 +75,7 @@ def tracked(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def log_pictures(accelerator: Accelerator, folder: Path, step: int) -> None:
-    """Show the pictures of examples in the trackers that can; what fails is told, because the results are whole.
+    """Show the pictures of examples in the trackers that can; a failure is logged, because the results are complete.
 
     Args:
         accelerator: with trackers that have started; on the main process.

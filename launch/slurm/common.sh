@@ -186,7 +186,7 @@ supervise() {
             exit 0
             ;;
         failed)
-            say "error: the run cannot go on as it is, so it is not requeued: $(<"$told")" >&2
+            say "error: the run cannot continue as it is, so it is not requeued: $(<"$told")" >&2
             exit 2
             ;;
         stopped)
