@@ -40,7 +40,9 @@ from common.metrics.report_data import EVIDENCE_FILE, Evidence, EvidenceCollecto
 from common.metrics.taxonomy import TaxonomyMetrics
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification
-from common.optim import make_curriculum, make_optimizer, set_learning_rate, skipped_if
+from common.optim.parameters import make_optimizer
+from common.optim.schedule import make_curriculum, set_learning_rate
+from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
 from common.publish.models import image_processor, save_model
 from common.report.predictions import gather_predictions, prediction_columns, write_predictions
 from common.report.report import load_pictures
@@ -196,7 +198,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     train_loader = make_train_loader(args, accelerator, data, spec, sampler)
     mix = MixImages(args.mixup, args.cutmix, args.mix_probability, args.seed)
     ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
-    optimizer = make_optimizer(args, model, device)
+    optimizer, statistics = make_optimizer(args, model, device), RunningStatistics(model)
     if args.compile:
         model.compile()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
@@ -240,6 +242,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             denominators = accelerator.reduce(sum(loss_fn.label_weights(part) for part in labels), "sum")
 
             model.train()
+            statistics.remember()
             total_loss = torch.zeros((), device=device)
             for micro_step, batch in enumerate(micro_batches):
                 problems.add(batch["problems"])
@@ -253,15 +256,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages, but the parts add up
                 total_loss += loss.detach()
 
-            # A step whose loss is NaN or infinite in any process changes nothing in all of them.
-            if args.max_grad_norm:
-                accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-            nonfinite = accelerator.reduce((~torch.isfinite(total_loss)).float(), "sum").clamp(max=1)
+            # If loss or gradients are NaN or infinite in any process, the step changes nothing in all of them.
+            gradient_norm = clip_gradients(accelerator, model, args.max_grad_norm)
+            nonfinite = find_nonfinite(accelerator, total_loss, gradient_norm)
             with model.heads.untrained_kept(stage.weights), skipped_if(nonfinite, optimizer):
                 optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+            statistics.restore_if(nonfinite)
             if ema is not None:
-                ema.update(model, step=step + 1)
+                update_ema(ema, model, step + 1, nonfinite)
             sampler.advance()
             run.log_step(total_loss, nonfinite, args.learning_rate * rate_at(step))
 

@@ -13,7 +13,7 @@ from common.losses.class_weights import class_weights
 from common.losses.cross_entropy import LevelCrossEntropy
 from common.model.heads import KINDS, LevelHeads
 from common.model.hierarchy import IGNORE, Hierarchy
-from common.optim import (
+from common.optim.schedule import (
     SCHEDULES,
     Curriculum,
     Stage,

@@ -11,7 +11,7 @@ from common.losses.class_weights import CLASS_WEIGHTINGS, class_weights, count_l
 from common.losses.cross_entropy import LevelCrossEntropy
 from common.model.heads import KINDS, LevelHeads
 from common.model.hierarchy import IGNORE, Hierarchy
-from common.optim import level_weights
+from common.optim.schedule import level_weights
 
 WEIGHTS = [0.2, 0.3, 0.5]
 # Gaps of every kind: Clean skips a level, "spot" has nothing above it, "odd" and "lone" are leaves of upper levels.

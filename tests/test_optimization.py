@@ -4,6 +4,7 @@ import math
 
 import pytest
 import timm
+import timm.optim
 import torch
 from timm.models.swin_transformer import SwinTransformer
 from torch import nn
@@ -20,7 +21,8 @@ from transformers import (
     get_linear_schedule_with_warmup,
 )
 
-from common.optim import SCHEDULES, learning_rate_factor, parameter_groups, set_learning_rate
+from common.optim.parameters import parameter_groups
+from common.optim.schedule import SCHEDULES, learning_rate_factor, set_learning_rate
 
 SMALL = {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 8}
 SMALL |= {"image_size": 32, "patch_size": 16}
@@ -132,6 +134,24 @@ def parameters_in_order_of_use(encoder, size):
     return order
 
 
+NORM_WITH_HEADS = {"timm/test_convnext", "timm/beit", "beit", "vit", "swin", "convnext"}  # as in their recipes
+
+
+@pytest.mark.parametrize("name", ["beit_base_patch16_224", "convnext_tiny", "vit_tiny_patch16_224", "resnet18"])
+def test_layer_decay_is_that_of_timm(name):
+    """Each encoder parameter's rate in our model is its rate in timm's groups of the complete classifier."""
+    small = {"depth": 2, "embed_dim": 32, "num_heads": 2} if "patch16" in name else {}
+    classifier = timm.create_model(name, **small)
+    groups = timm.optim.param_groups_layer_decay(classifier, layer_decay=0.5)
+    scales = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    expected = {parameter: scales[id(value)] for parameter, value in classifier.named_parameters()}
+    model = nn.Module()
+    model.backbone = nn.Module()
+    model.backbone.model = timm.create_model(name, num_classes=0, **small)
+    for parameter, group in settings(model, layer_decay=0.5).items():
+        assert group["base_lr"] == pytest.approx(1e-3 * expected[parameter.removeprefix("backbone.model.")])
+
+
 @pytest.mark.parametrize("name", ENCODERS)
 def test_layer_decay_rises_from_the_stem_to_the_heads(name):
     model = Model(name)
@@ -142,7 +162,7 @@ def test_layer_decay_rises_from_the_stem_to_the_heads(name):
     assert len(order) > 0.85 * len(rates)  # timm's BEiT uses some without calling their module
     assert used == sorted(used)
     assert rates["heads.weight"] == rates["heads.bias"] == 1e-3
-    assert used[-1] == pytest.approx(0.5e-3)
+    assert used[-1] == (1e-3 if name in NORM_WITH_HEADS else pytest.approx(0.5e-3))
     steps = sorted(set(used))
     assert all(high == pytest.approx(2 * low) for low, high in zip(steps, steps[1:], strict=False))
     assert len(steps) >= 4  # the stem, the heads, and blocks in between

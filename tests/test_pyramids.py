@@ -18,7 +18,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from common.model.backbones import load_backbone
 from common.model.pyramids import PyramidBackbone, _segformer_config, _segformer_size
-from common.optim import parameter_groups
+from common.optim.parameters import parameter_groups
 
 # size_divisor, whether in tiles, and the image size to build for
 TIMM = {

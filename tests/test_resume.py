@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, launch, launcher
@@ -20,6 +21,7 @@ from safetensors.torch import load_file
 import train_segmentation
 import train_taxonomy
 from common.checkpoint.checkpointer import Checkpointer
+from common.checkpoint.state import TrainState
 from common.images.transforms import MixImages
 from common.run.lock import RunLock
 from common.run.stopping import STOPPED_STATUS
@@ -329,7 +331,8 @@ def test_a_refused_run_changes_nothing(options, tmp_path):
 # ---- losses that are NaN or infinite
 
 
-def with_bad_steps(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
+def with_bad_losses(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
+    """At these steps activations, and with them the loss and BatchNorm's statistics, are NaN."""
     original = MixImages.__call__
 
     def mixed(self, pixels, labels, step):
@@ -338,21 +341,64 @@ def with_bad_steps(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
     monkeypatch.setattr(MixImages, "__call__", mixed)
 
 
-def test_a_bad_step_changes_nothing_and_is_counted(options, tmp_path, monkeypatch):
-    with_bad_steps(monkeypatch, {2, 3})
-    results = train_taxonomy.main(options(max_train_steps=4, checkpointing_steps=1, keep_last=9, weight_decay=0.5))
-    assert results["train"]["skipped_steps"] == 2
-    folders = [tmp_path / "out" / "checkpoints" / f"checkpoint-{step:08d}" for step in (1, 2, 4)]
-    weights = [load_file(folder / "weights.safetensors") for folder in folders]
-    assert all(torch.equal(weights[1][name], weights[2][name]) for name in weights[1])
-    assert not all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+def with_bad_gradients(monkeypatch: pytest.MonkeyPatch, bad: set[int]) -> None:
+    """At these steps the loss is finite, and one gradient is not."""
+    original, calls = train_taxonomy.clip_gradients, []
+
+    def clipped(accelerator, model, max_norm):
+        calls.append(1)
+        if len(calls) - 1 in bad:
+            model.heads.weight.grad[0, 0] = float("inf")
+        return original(accelerator, model, max_norm)
+
+    monkeypatch.setattr(train_taxonomy, "clip_gradients", clipped)
+
+
+@pytest.mark.parametrize("spoil", [with_bad_losses, with_bad_gradients])
+@pytest.mark.parametrize("max_grad_norm", [0, 1])
+def test_a_bad_step_changes_nothing_and_is_counted(options, tmp_path, monkeypatch, spoil, max_grad_norm):
+    """Neither weights nor BatchNorm's statistics, the moving average or the optimizer; but the position moves on."""
+    spoil(monkeypatch, {2, 3})
+    settings = {"model_name_or_path": "timm/test_resnet", "ema_decay": 0.5, "max_grad_norm": max_grad_norm}
+    monkeypatch.setattr(TrainState, "is_good", lambda *args, **kwargs: True)  # to see what it would have saved
+    words = options(**settings, max_train_steps=4, checkpointing_steps=1, keep_last=9, weight_decay=0.5)
+    results = train_taxonomy.main(words)
+    assert results["train"]["skipped_steps"] == 2 and np.isfinite(results["eval"]["loss"])
+    for group in ("weights", "ema", "optimizer"):
+        files = [f"checkpoints/checkpoint-{step:08d}/{group}.safetensors" for step in (1, 2, 4)]
+        first, second, last = (load_file(tmp_path / "out" / file) for file in files)
+        assert any("running_var" in name for name in second) or group == "optimizer"
+        assert all(torch.equal(second[name], last[name]) for name in second)
+        assert not all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_no_checkpoint_is_written_or_deleted_while_steps_are_bad(options, tmp_path, monkeypatch):
+    """Otherwise the ones to fall back on would soon all be of the time after it went wrong."""
+    with_bad_losses(monkeypatch, {4, 5, 6})
+    train_taxonomy.main(options(max_train_steps=8, checkpointing_steps=1, keep_last=9))
+    steps = sorted(int(folder.name[-8:]) for folder in (tmp_path / "out" / "checkpoints").glob("checkpoint-*"))
+    assert steps == [1, 2, 3, 4, 8]
+
+
+def test_weights_that_are_not_finite_are_never_saved(options, tmp_path, monkeypatch):
+    original = train_taxonomy.update_ema
+
+    def poison(ema, model, step, nonfinite):
+        original(ema, model, step, nonfinite)
+        if step == 5:
+            model.heads.bias.data[0] = float("nan")
+
+    monkeypatch.setattr(train_taxonomy, "update_ema", poison)
+    with pytest.raises(ValueError, match="NaN or infinite for the last 3 steps"):
+        train_taxonomy.main(options(ema_decay=0.9, checkpointing_steps=1, max_skipped_steps=2, logging_steps=1))
+    for folder in (tmp_path / "out" / "checkpoints").glob("checkpoint-*"):
+        assert int(folder.name[-8:]) < 5
+        assert all(value.isfinite().all() for value in load_file(folder / "weights.safetensors").values())
 
 
 def test_too_many_bad_steps_end_the_run(options, tmp_path, monkeypatch):
-    with_bad_steps(monkeypatch, set(range(3, 100)))
-    with pytest.raises(
-        ValueError, match=r"NaN or infinite for the last 5 steps.*last checkpoint before that is of step \d"
-    ):
+    with_bad_losses(monkeypatch, set(range(3, 100)))
+    with pytest.raises(ValueError, match=r"NaN or infinite for the last 5 .*last checkpoint before that is of step 2"):
         train_taxonomy.main(options(max_skipped_steps=4, logging_steps=4, checkpointing_steps=2))
     assert json.loads((tmp_path / "out" / "run_status.json").read_text())["status"] == "failed"
 

@@ -122,6 +122,14 @@ class TrainState:
     def __post_init__(self) -> None:
         self.counts = StepCounts(self.accelerator.device)
 
+    def is_good(self, last_step_counts: bool = True) -> bool:
+        """Whether it is worth keeping: all weights are finite, and the last step was not skipped. A collective."""
+        values = [value for value in self.model.state_dict().values() if value.is_floating_point()]
+        good = torch.stack([value.isfinite().all() for value in values]).all()
+        if last_step_counts:
+            good &= self.counts.sums[StepCounts.IN_A_ROW] == 0
+        return bool(self.accelerator.reduce(good.float(), "sum") == self.accelerator.num_processes)
+
     def state_dict(self) -> dict[str, Any]:
         """Groups of tensors by name, and ``state``, which is JSON. A collective: every process calls it."""
         optimizer, entries = flatten_optimizer(self.optimizer)

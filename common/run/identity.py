@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from ..data.sampling import GlobalBatchSampler
 from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeModel
-from ..optim import Curriculum
+from ..optim.schedule import Curriculum
 from ..report.summary import shareable
 from .options import CommonArguments
 

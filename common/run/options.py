@@ -11,7 +11,7 @@ from ..data.selection import source_root
 from ..losses.class_weights import CLASS_WEIGHTINGS
 from ..model.encoders import TIMM_PREFIXES
 from ..model.heads import KINDS
-from ..optim import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
+from ..optim.schedule import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
 from .arguments import changed, option, out_of_range
 
 HUB_OPTIONS = ("hub_model_id", "hub_private", "hub_strategy")

@@ -24,7 +24,7 @@ from ..files import append_history, write_json
 from ..metrics.report_data import Evidence as ReportData
 from ..metrics.results import flatten, is_better, results_table
 from ..model.modeling import LabelTreeModel
-from ..optim import Curriculum, Stage
+from ..optim.schedule import Curriculum, Stage
 from ..publish.card import write_card
 from ..publish.hub import Publisher
 from ..publish.onnx_export import export_onnx
@@ -149,7 +149,10 @@ class Run:
         by_time = self.is_main and bool(seconds) and time.monotonic() - self._saved_at > seconds
         stop, by_time = self.stop.anywhere(also=by_time)
         if step != self.checkpoints.saved_step and (stop or by_time or (by_steps and step > 0)):
-            self._save(wait=stop)
+            if self.state.is_good():
+                self._save(wait=stop)
+            elif by_steps or stop:
+                self.progress.write(f"step {step} was skipped, or weights are NaN or infinite: no checkpoint of it.")
         if stop:
             self.checkpoints.close()
             self.status.set("running", global_step=step)
@@ -239,7 +242,7 @@ class Run:
             write_card(replace(self.summary, results={"train": None, "eval": self.state.best_results}))
             self.publisher.start_upload(f"Best model so far, step {self.state.sampler.global_step}")
         self.accelerator.wait_for_everyone()
-        if self.checkpoints.on_isc:
+        if self.checkpoints.on_isc and self.state.is_good(last_step_counts=False):
             self._save(force=True)  # in a folder of its own kind
 
     def train_results(self) -> dict[str, Any]:
@@ -273,7 +276,8 @@ class Run:
         """
         args, trained = self.args, results["train"] is not None
         self.progress.close()
-        if trained and self.checkpoints.saved_step != self.state.sampler.global_step:
+        unsaved = trained and self.checkpoints.saved_step != self.state.sampler.global_step
+        if unsaved and self.state.is_good(last_step_counts=False):
             self._save()
         if trained:
             self.checkpoints.close()

@@ -4,78 +4,18 @@ from __future__ import annotations
 
 import logging
 import math
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
-from accelerate.optimizer import AcceleratedOptimizer
-from timm.models import group_parameters
-from torch import nn
 
-from .model.hierarchy import Hierarchy
+from ..model.hierarchy import Hierarchy
 
 logger = logging.getLogger(__name__)
 
 SCHEDULES = ("cosine", "linear", "onecycle", "constant")
-
-# Transformers encoders: embeddings outside of any stage or block first, then blocks by number (stage and block), then
-# whatever follows them. What opens a stage goes with its first block, what ends it with its last.
-_WITH_PREVIOUS = (99999,)
-_TRANSFORMERS_LAYERS = {
-    "stem": r"(?:(?!\.\d+\.).)*(?:embed|stem)",
-    "blocks": [
-        (r"(?:.*?\.)?(?:layers?|stages?)\.(\d+)\.downsample\.", _WITH_PREVIOUS),
-        (r"(?:.*?\.)?stages?\.(\d+)\.(?:downsampling|patch_embed)", (0,)),
-        (r"(?:.*?\.)?(?:layers?|blocks?|stages?)\.(\d+)\..*?(?:layers?|blocks?)\.(\d+)", None),
-        (r"(?:.*?\.)?stages?\.(\d+)", _WITH_PREVIOUS),
-        (r"(?:.*?\.)?(?:layers?|blocks?)\.(\d+)", None),
-        (r".*", _WITH_PREVIOUS),
-    ],
-}
-
-# What Transformers encoders call the parameters that, like biases, must not be decayed; timm's say so themselves.
-_NO_DECAY = re.compile(r".*(?:_tokens?|position_embeddings?(?:\.weight)?|relative_position_bias_table|logit_scale)$")
-
-
-def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
-) -> list[dict]:
-    """Groups for AdamW: no decay on biases, norms, tokens and positions; lower rates for early layers.
-
-    Args:
-        model: with a ``backbone`` whose ``model`` is the encoder; whatever else it has gets the full rate.
-        learning_rate: of the heads; stored in each group as ``base_lr`` times its ``lr_scale``.
-        weight_decay: of matrices and filters.
-        layer_decay: the rate of each layer relative to the next one, counted from the heads (BEiT uses 0.65 to 0.9).
-    """
-    encoder = model.backbone.model
-    excluded = set(getattr(encoder, "no_weight_decay", set)())
-    scales = _layer_scales(encoder, layer_decay)
-    groups: dict[tuple[float, float], dict] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        inner = name.removeprefix("backbone.model.")
-        named = _NO_DECAY.match(inner) or any(inner.endswith(entry) for entry in excluded)
-        plain = parameter.dim() <= 1 or (inner != name and named)
-        key = (0.0 if plain else weight_decay, scales.get(inner, 1.0) if inner != name else 1.0)
-        base = learning_rate * key[1]
-        group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "base_lr": base, "lr": base})
-        group["params"].append(parameter)
-    return list(groups.values())
-
-
-def _layer_scales(encoder: nn.Module, layer_decay: float) -> dict[str, float]:
-    if layer_decay == 1.0:
-        return {}
-    matcher = encoder.group_matcher(coarse=False) if hasattr(encoder, "group_matcher") else _TRANSFORMERS_LAYERS
-    layers = group_parameters(encoder, matcher, reverse=True)
-    top = max(layers.values()) + 1  # the heads come after the encoder's last layer
-    return {name: layer_decay ** (top - layer) for name, layer in layers.items()}
 
 
 def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_steps: int = 0) -> float:
@@ -117,27 +57,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give every parameter group its base rate times ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-
-
-def make_optimizer(args: Any, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW over :func:`parameter_groups`, fused where PyTorch can."""
-    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
-    return torch.optim.AdamW(groups, betas=(args.adam_beta1, args.adam_beta2), fused=device.type in ("cpu", "cuda"))
-
-
-@contextmanager
-def skipped_if(nonfinite: torch.Tensor, optimizer: AcceleratedOptimizer) -> Iterator[None]:
-    """Let a fused optimizer's step change nothing if ``nonfinite`` is 1, without waiting for the device to know.
-
-    With fp16 that is the scaler's part, which sees it in the gradients.
-    """
-    inner = optimizer.optimizer
-    if optimizer.scaler is not None or not inner.defaults.get("fused"):
-        yield
-        return
-    inner.found_inf, inner.grad_scale = nonfinite, None
-    yield
-    del inner.found_inf, inner.grad_scale
 
 
 # ---- weights of the levels

@@ -1,0 +1,4 @@
+"""How the loss is minimised: parameter groups, learning rate and weights of the levels by step, skipped steps.
+
+May import common.model.
+"""
