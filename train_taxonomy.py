@@ -40,6 +40,7 @@ from common.metrics.report_data import EVIDENCE_FILE, Evidence, EvidenceCollecto
 from common.metrics.taxonomy import TaxonomyMetrics
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification
+from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
@@ -49,12 +50,21 @@ from common.report.report import load_pictures
 from common.report.summary import RunSummary
 from common.run import command
 from common.run.arguments import option, parse_arguments
+from common.run.dry_run import dry_run
 from common.run.evaluation import EvaluationBatches
 from common.run.identity import run_facts, run_identity
 from common.run.options import AugmentationArguments, CommonArguments, DataArguments, LossArguments, ModelArguments
 from common.run.processes import make_accelerator, num_workers, sync_buffers
 from common.run.run import Run
-from common.run.setup import check_settings, evaluated_as_saved, image_root, make_sampler, open_splits, start_from
+from common.run.setup import (
+    check_images,
+    check_settings,
+    evaluated_as_saved,
+    image_root,
+    make_sampler,
+    open_splits,
+    start_from,
+)
 from common.run.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -165,14 +175,20 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     data = load_data(args, accelerator)
     sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows), args.mixes)
     curriculum = make_curriculum(args, data.hierarchy, sampler)
-    images = [data.train_images, data.eval_images]
-    check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy), images, problems)
+    check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy))
 
     # ----------------------------------------------------------------------------------------------------------- model
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
     model = build_model(args, data.hierarchy).to(device, memory_format=memory_format)
     spec = model.config.backbone
     normalize = Normalize(spec["mean"], spec["std"], memory_format).to(device)
+    if sampler is not None:
+        size, parts = sampler.micro_batch_size, sampler.accumulation_steps
+        prepare_batch_norm(model, args.batch_norm, accelerator.num_processes, parts, size)
+        dry_run(args, accelerator, model, partial(random_loss, args, accelerator, data, model), size)
+
+    # ------------------------------------------------------------------------------------------------ files and masks
+    check_images(accelerator, [data.train_images, data.eval_images], problems)
     loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device)
 
     # ------------------------------------------------------------------------------------------------------ evaluation
@@ -241,7 +257,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             labels = [batch["labels"].to(device, non_blocking=True) for batch in micro_batches]
             denominators = accelerator.reduce(sum(loss_fn.label_weights(part) for part in labels), "sum")
 
-            model.train()
+            set_train_mode(model, args.batch_norm)
             statistics.remember()
             total_loss = torch.zeros((), device=device)
             for micro_step, batch in enumerate(micro_batches):
@@ -422,6 +438,22 @@ def make_loss(
         counts,
         backoff_levels,
     )
+
+
+def random_loss(
+    args: TaxonomyArguments,
+    accelerator: Accelerator,
+    data: TaxonomyData,
+    model: LabelTreeForImageClassification,
+    pixels: torch.Tensor,
+) -> torch.Tensor:
+    """The loss of random labels at every level, as in training; for the dry run."""
+    set_train_mode(model, args.batch_norm)
+    with accelerator.autocast():
+        logits = model(pixels, scores_only=True)
+    leaf = torch.randint(data.hierarchy.num_leaves, (len(pixels),), device=pixels.device)
+    labels = torch.stack(data.hierarchy.lift(leaf), 1)
+    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits.float(), labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -138,7 +138,8 @@ class RunCheckpoints:
 
     def _check(self, saved: Mapping[str, Any]) -> None:
         """ValueError if the run was another one; a new length is logged, because it changes the learning rate."""
-        different = [name for name, value in self.identity.items() if saved.get(name) != value]
+        # Options that older versions did not have are missing.
+        different = [name for name, value in self.identity.items() if name in saved and saved[name] != value]
         shown = [
             f"{name} was {saved.get(name)}, now {self.identity[name]}" if name != "label tree" else "the label tree"
             for name in different

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+
+from .batch_norm import batch_norms
 
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> torch.Tensor:
@@ -54,8 +55,7 @@ class RunningStatistics:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        norms = [module for module in model.modules() if isinstance(module, _NormBase)]
-        self.buffers = [buffer for norm in norms for buffer in norm.buffers(recurse=False)]
+        self.buffers = [buffer for norm in batch_norms(model) for buffer in norm.buffers(recurse=False)]
         self.before = [buffer.clone() for buffer in self.buffers]
 
     @torch.no_grad()

@@ -11,6 +11,7 @@ from ..data.selection import source_root
 from ..losses.class_weights import CLASS_WEIGHTINGS
 from ..model.encoders import TIMM_PREFIXES
 from ..model.heads import KINDS
+from ..optim.batch_norm import BATCH_NORM_MODES
 from ..optim.schedule import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
 from .arguments import changed, option, out_of_range
 
@@ -127,6 +128,11 @@ class OptimizationArguments:
     lr_scheduler_type: Literal[SCHEDULES] = option("cosine", "Course of the learning rate.")
     warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises.", "from 0 up to 1")
     max_grad_norm: float = option(1.0, "Clip gradients to this norm; 0 for none.", "at least 0")
+    batch_norm: Literal[BATCH_NORM_MODES] = option(
+        "local",
+        "BatchNorm's statistics: of each forward pass, of all GPUs together (sync), or those that the pretrained "
+        "backbone has (frozen), which no split of a batch can change.",
+    )
     ema_decay: float = option(
         0.0,
         "Evaluate and keep an exponential moving average of the weights; 0 for none.",

@@ -65,6 +65,8 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
     if args.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+    torch.set_float32_matmul_precision("highest" if args.deterministic else "high")  # high: TF32 on GPUs
+    torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not args.deterministic
     return accelerator
 
 

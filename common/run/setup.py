@@ -85,17 +85,13 @@ def make_sampler(
     )
 
 
-def check_settings(
-    args: CommonArguments, accelerator: Accelerator, metrics: Any, images: list[Any], problems: ProblemLog
-) -> None:
-    """What can be known to be wrong, or missing on the disk, before a model is loaded.
+def check_settings(args: CommonArguments, accelerator: Accelerator, metrics: Any) -> None:
+    """What can be known to be wrong before a model is loaded.
 
     Args:
         args: the options; a warning names those without effect.
-        accelerator: one process of a node looks at the files.
+        accelerator: one process asks the Hub.
         metrics: whose ``compute`` names what ``--metric_for_best_model`` may be.
-        images: each with ``check_headers``; ``None`` is passed over.
-        problems: gets what is wrong with the files.
     """
     for line in args.without_effect():
         logger.warning("%s", line)
@@ -106,6 +102,16 @@ def check_settings(
     if args.push_to_hub and not args.eval_only:
         publisher = Publisher(args.output_dir, args.hub_model_id, args.hub_private)
         args.hub_model_id = on_main_process(accelerator, lambda: publisher.check(args.license), share=True)
+
+
+def check_images(accelerator: Accelerator, images: Sequence[Any], problems: ProblemLog) -> None:
+    """Look for broken image files before hours of training; one process of a node looks.
+
+    Args:
+        accelerator: knows the processes.
+        images: each with ``check_headers``; ``None`` is passed over.
+        problems: gets what is wrong.
+    """
     if accelerator.is_local_main_process:
         for rows in images:
             if rows is not None:

@@ -1,0 +1,56 @@
+"""BatchNorm under split batches: its statistics belong to a forward pass on one process, unless told otherwise."""
+
+from __future__ import annotations
+
+import logging
+
+from timm.layers import convert_sync_batchnorm
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+logger = logging.getLogger(__name__)
+
+BATCH_NORM_MODES = ("local", "sync", "frozen")
+
+
+def batch_norms(model: nn.Module) -> list[nn.Module]:
+    """The model's BatchNorm layers, those of timm and SyncBatchNorm included."""
+    return [module for module in model.modules() if isinstance(module, _NormBase) and module.running_mean is not None]
+
+
+def prepare_batch_norm(model: nn.Module, mode: str, num_processes: int, accumulation_steps: int, size: int) -> None:
+    """Make the model's BatchNorm layers what ``--batch_norm`` asks for; models without any stay as they are.
+
+    Args:
+        model: on its device.
+        mode: ``local``: statistics of each forward pass of each process, as PyTorch has it; ``sync``: of all processes
+            together; ``frozen``: running statistics stay what they are, in training too.
+        num_processes, accumulation_steps: in how many parts a global batch is computed.
+        size: images in a part.
+
+    Raises:
+        ValueError: ``sync`` with several processes on CPUs, where PyTorch has no SyncBatchNorm.
+    """
+    if not batch_norms(model):
+        return
+    if mode == "sync" and num_processes > 1:
+        if next(model.parameters()).device.type != "cuda":
+            raise ValueError("--batch_norm sync needs GPUs (PyTorch's SyncBatchNorm has no CPU version); use frozen.")
+        convert_sync_batchnorm(model)
+    parts = accumulation_steps * (1 if mode == "sync" else num_processes)
+    if mode != "frozen" and (parts > 1 or size == 1):
+        logger.warning(
+            "The model has BatchNorm, with statistics of the %d images of a forward pass, not of the global batch. "
+            "Another batch size per device or number of processes trains another model. --batch_norm frozen (for "
+            "pretrained backbones)%s avoids that.",
+            size,
+            "" if mode == "sync" else " or sync (several GPUs)",
+        )
+
+
+def set_train_mode(model: nn.Module, mode: str) -> None:
+    """``model.train()``, but for frozen BatchNorm layers."""
+    model.train()
+    if mode == "frozen":
+        for module in batch_norms(model):
+            module.eval()
