@@ -11,7 +11,7 @@ stands below it, in the same order; what both scripts share lives in common/. tr
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -27,12 +27,10 @@ from torch.utils.data import DataLoader
 from transformers import SegformerImageProcessor
 
 from common.checkpoint.state import TrainState
-from common.data.decoded_cache import open_cache
-from common.data.masks import MaskedImageRows, MaskedImages, MaskReader
+from common.data.masks import MaskedImageRows, MaskedImages, MaskReader, masks_to_labels
 from common.data.rows import ImageRows, ProblemLog, make_loader
 from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, seed_step
 from common.data.splits import check_groups, choose_rows, get_split
-from common.images.mask_files import IGNORED_PIXEL
 from common.images.mask_transforms import (
     RESIZE_MODES,
     Geometry,
@@ -47,13 +45,13 @@ from common.losses.segmentation import SegmentationLoss
 from common.metrics.report_data import EVIDENCE_FILE, Evidence
 from common.metrics.segmentation import SegmentationMetrics
 from common.model.decoders import DECODERS
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForSemanticSegmentation
 from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
-from common.predict.windows import Resampler, check_windows, dense_labels, image_scores
+from common.predict.windows import Resampler, check_windows, dense_labels, image_scores, labels_at_stride
 from common.publish.models import save_model
 from common.report.mask_pictures import ExampleKeeper, PredictionFolder, draw_plots, keep_for_plots
 from common.report.plots import Example
@@ -63,6 +61,7 @@ from common.run.arguments import option, parse_arguments
 from common.run.dry_run import dry_run
 from common.run.evaluation import EvaluationBatches
 from common.run.identity import run_facts, run_identity
+from common.run.mask_setup import cached_rows, look_at_masks
 from common.run.options import (
     AugmentationArguments,
     CommonArguments,
@@ -71,7 +70,7 @@ from common.run.options import (
     ModelArguments,
     RunArguments,
 )
-from common.run.processes import make_accelerator, num_workers, on_main_process, sync_buffers
+from common.run.processes import make_accelerator, num_workers, sync_buffers
 from common.run.run import Run
 from common.run.setup import (
     check_images,
@@ -89,7 +88,6 @@ logger = logging.getLogger(__name__)
 DEMO_CONFIG = Path(__file__).parent / "configs" / "segmentation_demo.yaml"
 EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "decoding")  # kept by a saved model
 LOSSES = ("dice_focal", "cross_entropy", "dice")
-MASKS_LOOKED_AT = 2_000  # before training, for values that mean nothing; all of them where weights depend on counts
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -392,42 +390,6 @@ def load_data(args: SegmentationArguments, accelerator: Accelerator) -> Segmenta
     )
 
 
-def look_at_masks(
-    args: SegmentationArguments, accelerator: Accelerator, data: SegmentationData, problems: ProblemLog
-) -> None:
-    """Read masks before any training: for values that are no class, and to know how common the classes are."""
-    looked = data.train_rows if args.class_weighting != "none" else spread(data.train_rows, MASKS_LOOKED_AT)
-    data.eval_looked = spread(data.eval_rows, MASKS_LOOKED_AT)
-    threads = max(1, num_workers(args, accelerator))
-
-    def count() -> tuple[Any, ...]:
-        train = (None, []) if data.train_images is None else data.train_images.count_pixels(looked, threads)
-        return *train, *data.eval_images.count_pixels(data.eval_looked, threads)
-
-    counts, train_problems, data.eval_pixels, eval_problems = on_main_process(accelerator, count, share=True)
-    problems.add([*train_problems, *eval_problems])
-    if counts is None:
-        return
-    data.train_pixels = counts.sum(0)
-    unseen = np.flatnonzero((data.train_pixels == 0) & (data.eval_pixels.sum(0) > 0))
-    names = data.hierarchy.leaf_names()
-    if len(unseen) and len(data.train_rows) == len(counts):
-        logger.warning("validation has classes that training lacks: %s.", ", ".join(names[leaf] for leaf in unseen))
-    missing = np.flatnonzero(data.train_pixels == 0)
-    if len(missing):
-        logger.warning(
-            "label tree: %d leaves have no pixel in the %d training masks looked at: %s.",
-            len(missing),
-            len(counts),
-            ", ".join(names[leaf] for leaf in missing[:5]),
-        )
-
-
-def spread(rows: np.ndarray, most: int) -> np.ndarray:
-    """The rows, or so many of them at even distances."""
-    return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
-
-
 def draw_demo() -> Path:
     """The folder of the demo data, drawn if it is not there yet."""
     from data_prep.make_demo import make_artworks  # only the demo needs what draws it
@@ -455,7 +417,7 @@ def make_train_loader(
         mean=spec["mean"],
     )
     largest = max(args.scale_jitter)
-    rows = decoded(
+    rows = cached_rows(
         args,
         accelerator,
         data.train_images,
@@ -472,7 +434,7 @@ def make_eval_loader(
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     shown = geometry(args, args.eval_crop or spec["image_size"])
-    rows = decoded(
+    rows = cached_rows(
         args,
         accelerator,
         data.eval_images,
@@ -488,26 +450,6 @@ def make_eval_loader(
 def geometry(args: SegmentationArguments, size: int) -> Geometry:
     """At which size images are shown, for windows or whole images of ``size``."""
     return Geometry(size, args.resize_mode, bool(args.eval_crop), args.resize_longer)
-
-
-def decoded(
-    args: SegmentationArguments,
-    accelerator: Accelerator,
-    rows: MaskedImageRows,
-    shrink: Callable[[Any, np.ndarray], tuple[Any, np.ndarray]],
-    settings: str,
-) -> Any:
-    """The rows themselves, or with ``--cache_decoded`` the cache that takes their place."""
-    if not args.cache_decoded:
-        return rows
-    with accelerator.local_main_process_first():
-        return open_cache(Path(HF_HOME) / "label_tree_cache", rows, shrink, settings, num_workers(args, accelerator))
-
-
-def masks_to_labels(masks: torch.Tensor) -> torch.Tensor:
-    """uint8 masks -> int64 leaf labels, IGNORE where the mask is 255."""
-    labels = masks.long()
-    return torch.where(labels == IGNORED_PIXEL, IGNORE, labels)
 
 
 def training_facts(args: SegmentationArguments, data: SegmentationData) -> dict[str, str]:
@@ -665,13 +607,6 @@ def evaluate_model(
         masks=masks,
         examples=examples.gather(accelerator),
     )
-
-
-def labels_at_stride(labels: torch.Tensor, logits: torch.Tensor, stride: int) -> torch.Tensor:
-    """Labels (batch, height, width) in the middle of what each of the logits stands for, ignored beyond the image."""
-    labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]
-    missing = [have - want for have, want in zip(logits.shape[2:], labels.shape[1:], strict=True)]
-    return torch.nn.functional.pad(labels, (0, missing[1], 0, missing[0]), value=IGNORE)
 
 
 def save_best(

@@ -18,7 +18,7 @@ from ..data.rows import Samples
 from ..images.files import BAD_IMAGE, BadSampleError, explain, upright_size
 from ..images.mask_files import IGNORED_PIXEL, read_mask, read_mask_file
 from ..labels.hierarchy_files import StrictLoader
-from ..model.hierarchy import Hierarchy, fold_name
+from ..model.hierarchy import IGNORE, Hierarchy, fold_name
 from .rows import ImageRows
 
 MaskSource = tuple[Any, Any]
@@ -225,3 +225,9 @@ class MaskedImages(Samples):
 
     def prepare(self, row: int, source: Any) -> dict[str, Any]:
         return self.transform(*self.images.load(row, source))
+
+
+def masks_to_labels(masks: torch.Tensor) -> torch.Tensor:
+    """uint8 masks -> int64 leaf labels, IGNORE where the mask is 255."""
+    labels = masks.long()
+    return torch.where(labels == IGNORED_PIXEL, IGNORE, labels)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from ..model.hierarchy import IGNORE
+
 # Scores enlarged at a time, (CPU, GPU): what stays in a CPU's cache, or keeps every processor of a GPU busy.
 STRIP = (2**20, 2**24)
 
@@ -183,3 +185,10 @@ def dense_labels(
     small = max(tensor.shape[0] for tensor in scores) < 256
     dtype = torch.uint8 if small else torch.int16
     return [torch.cat([part[0].to(dtype) for part in column]) for column in zip(*strips, strict=True)]
+
+
+def labels_at_stride(labels: torch.Tensor, logits: torch.Tensor, stride: int) -> torch.Tensor:
+    """Labels (batch, height, width) in the middle of what each of the logits stands for, ignored beyond the image."""
+    labels = labels[:, stride // 2 :: stride, stride // 2 :: stride]
+    missing = [have - want for have, want in zip(logits.shape[2:], labels.shape[1:], strict=True)]
+    return torch.nn.functional.pad(labels, (0, missing[1], 0, missing[0]), value=IGNORE)

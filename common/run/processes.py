@@ -4,29 +4,33 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import sys
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
 
 import datasets
 import huggingface_hub
 import torch
+import torch.distributed as dist
 import transformers
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    broadcast,
-    broadcast_object_list,
-    set_seed,
-)
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, set_seed
 from torch import nn
 
 from .command import run as run
 from .options import CommonArguments
 
+logger = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
+
+MIN_SHARED_MEMORY = 256 << 20
+"""Bytes free in /dev/shm, below which a warning is due; Docker gives 64 MB unless told otherwise"""
 
 QUIET = ("httpx", "httpx2", "httpcore", "matplotlib", "PIL", "fsspec", "datasets", "timm", "accelerate", "filelock")
 """Libraries whose lines would drown ours"""
@@ -44,6 +48,7 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
     known = [str(tracker) for tracker in get_available_trackers()]
     if args.report_to not in {"none", "all", *known}:
         raise ValueError(f"--report_to {args.report_to}: that package is not installed; pip install {args.report_to}.")
+    _check_environment(args)
     accelerator = Accelerator(
         cpu=not gpu,  # otherwise torchrun's processes on a CPU would each train alone
         mixed_precision=precision,
@@ -51,7 +56,7 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
         project_dir=os.environ.get("LOSSY_ARTIFACT_PATH") or args.output_dir,  # the ISC copies that one all the time
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-    asked = int(os.environ.get("WORLD_SIZE", accelerator.num_processes))
+    asked = int(os.environ.get("WORLD_SIZE") or accelerator.num_processes)
     if accelerator.distributed_type not in SUPPORTED:
         raise ValueError(
             f"{accelerator.distributed_type.value} is not supported: checkpoints could not keep their promises. "
@@ -68,6 +73,31 @@ def make_accelerator(args: CommonArguments) -> Accelerator:
     torch.set_float32_matmul_precision("highest" if args.deterministic else "high")  # high: TF32 on GPUs
     torch.backends.cudnn.allow_tf32 = torch.backends.cudnn.benchmark = not args.deterministic
     return accelerator
+
+
+def _check_environment(args: CommonArguments) -> None:
+    """ValueError for launches that cannot work, a warning for a machine that is set up too tightly."""
+    world_size = os.environ.get("WORLD_SIZE")
+    if world_size is not None and not world_size.isdecimal():
+        if world_size:
+            raise ValueError(f"WORLD_SIZE is {world_size!r} in the environment, not a number of processes; unset it.")
+        del os.environ["WORLD_SIZE"]
+    tasks = os.environ.get("SLURM_NTASKS", "1")
+    inside_step = os.environ.get("SLURM_STEP_ID", "").isdecimal()  # started by srun itself
+    if inside_step and tasks.isdecimal() and int(tasks) > 1 and not os.environ.get("WORLD_SIZE"):
+        raise ValueError(
+            f"srun started {tasks} tasks, and each would train alone. Start one task per node with accelerate launch "
+            "or torchrun, as launch/slurm/train.sbatch does."
+        )
+    shared_memory = Path("/dev/shm")
+    if args.dataloader_num_workers != 0 and shared_memory.is_dir():
+        free = shutil.disk_usage(shared_memory).free
+        if free < MIN_SHARED_MEMORY:
+            logger.warning(
+                "/dev/shm has %d MB free; loader processes hand batches over there and may die of a bus error. Give "
+                "the container more (docker run --shm-size=8g), or use --dataloader_num_workers 0.",
+                free >> 20,
+            )
 
 
 def _setup_logging() -> None:
@@ -98,6 +128,41 @@ def sync_buffers(model: nn.Module, accelerator: Accelerator) -> None:
             buffer.copy_(broadcast(buffer.detach().clone()))
 
 
+_host: tuple[Any, Any] = (None, None)  # the default group, and the one made beside it
+
+
+def host_group() -> Any:
+    """A process group on the hosts that waits as long as it takes; ``None`` with one process.
+
+    One process loads, counts masks or draws a report while the others wait; NCCL gives up after ten minutes.
+    """
+    global _host
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return None
+    if _host[0] is not dist.group.WORLD:
+        _host = dist.group.WORLD, dist.new_group(backend="gloo", timeout=timedelta(days=30))
+    return _host[1]
+
+
+def wait_for_all() -> None:
+    """Wait until every process is here, as long as it takes."""
+    if (group := host_group()) is not None:
+        dist.barrier(group)
+
+
+@contextmanager
+def local_main_first(accelerator: Accelerator) -> Iterator[None]:
+    """Inside, one process of each node goes first; the others find what it has prepared."""
+    group = host_group()
+    if group is not None and not accelerator.is_local_main_process:
+        dist.barrier(group)
+    try:
+        yield
+    finally:
+        if group is not None and accelerator.is_local_main_process:
+            dist.barrier(group)
+
+
 def on_main_process(accelerator: Accelerator, function: Callable[[], Result], share: bool = False) -> Result | None:
     """Call a function on the main process alone; what it raises for users is raised on every process.
 
@@ -118,7 +183,8 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Result], sh
     if accelerator.num_processes > 1:
         kind = OSError if isinstance(failed, OSError) else ValueError
         outcome = [(failed and (kind, str(failed)), result if share else None)]
-        problem, shared = broadcast_object_list(outcome)[0]
+        dist.broadcast_object_list(outcome, group=host_group())
+        problem, shared = outcome[0]
         result = shared if share else result
         if problem and failed is None:
             failed = problem[0](problem[1])

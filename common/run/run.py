@@ -34,7 +34,7 @@ from ..report.summary import RunSummary
 from .arguments import save_arguments
 from .lock import RunLock
 from .options import CommonArguments
-from .processes import on_main_process
+from .processes import on_main_process, wait_for_all
 from .progress import Progress, banner
 from .stopping import EvaluationAbandoned, RunStatus, Stopped, StopRequest
 from .trackers import log_pictures, start_trackers, tracked
@@ -298,6 +298,7 @@ class Run:
             if trained:
                 write_card(summary)
             self.progress.write(f"Results are in {args.output_dir}.")
-        self.accelerator.end_training()  # before the upload, which other processes need not wait for
         if self.publisher is not None and self.publisher.finish("Trained model"):
             self.progress.write(f"The model is at {self.publisher.url}.")
+        wait_for_all()  # launchers and srun kill the others soon after the first process has ended
+        self.accelerator.end_training()

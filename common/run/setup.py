@@ -26,7 +26,7 @@ from ..publish.onnx_export import check_export_packages
 from ..report.tables import find_classes
 from .arguments import changed
 from .options import CommonArguments
-from .processes import on_main_process
+from .processes import local_main_first, on_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def open_splits(
         accelerator: one process of a node draws, the others wait.
         draw_demo: draws the demo data if they are not there yet, and returns their folder.
     """
-    with accelerator.local_main_process_first():
+    with local_main_first(accelerator):
         files = {args.train_split: args.train_file, args.validation_split: args.validation_file}
         name = args.dataset_name
         if name == "demo" and not args.validation_file:

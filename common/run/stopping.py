@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from ..files import write_json
+from .processes import host_group
 
 STOPPED_STATUS = 85
 """Exit status of a run that stopped early with a checkpoint; BSD's and Slurm's range of free use."""
@@ -51,7 +52,7 @@ class StopRequest:
         self._deadline = time.monotonic() + 60 * max_minutes if max_minutes else None
         self._before: dict[int, Any] = {}
         # On the host, so that asking everyone does not wait for the device.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = host_group()
 
     def __enter__(self) -> StopRequest:
         for number in SIGNALS:
@@ -125,6 +126,7 @@ class RunStatus:
             self.set("stopped", stop.reason)
             raise
         except (ValueError, OSError) as error:  # for the user to fix; other errors may be gone the next time
+            self._write = True  # also on another process than the first, which may never learn of it
             self.set("failed", str(error) or type(error).__name__)
             raise
         self.set("finished")
