@@ -42,7 +42,7 @@ from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification
 from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
-from common.optim.schedule import make_curriculum, set_learning_rate
+from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
 from common.publish.models import image_processor, save_model
 from common.report.predictions import gather_predictions, prediction_columns, write_predictions
@@ -219,7 +219,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         model.compile()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     rate_at = partial(curriculum.learning_rate_factor, args.lr_scheduler_type, warmup_ratio=args.warmup_ratio)
-    state = TrainState(accelerator, model, optimizer, ema, sampler, problems)
+    plateau = Plateau(args.plateau_factor, args.plateau_patience) if args.lr_scheduler_type == "plateau" else None
+    state = TrainState(accelerator, model, optimizer, ema, sampler, problems, plateau)
     identity = run_identity(args, data, sampler)
     run = Run(args, accelerator, stop, summary, problems, state, identity)
 
@@ -234,7 +235,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 candidate = model if ema is None else ema.module
                 sync_buffers(candidate, accelerator)
                 evaluation = evaluate(candidate)
-                run.log_evaluation(evaluation.results, args.learning_rate * rate_at(max(step - 1, 0)))
+                rate = rate_at(max(step - 1, 0)) * (1 if plateau is None else plateau.factor)  # of the last step
+                run.log_evaluation(evaluation.results, args.learning_rate * rate)
                 if run.is_best:
                     save_best(args, accelerator, candidate, evaluation)
                     save_evaluation(args, accelerator, data, evaluation)
@@ -245,12 +247,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if run.done:
                 break
 
-            # Weights of the levels and learning rate are functions of the step: there is nothing to restore.
+            # Weights of the levels and learning rate are functions of the step (but for plateau): nothing to restore.
             if curriculum.stage(step) is not stage:
                 stage = curriculum.stage(step)
                 run.log_stage(curriculum, stage)
             loss_fn.weights = stage.weights
-            set_learning_rate(optimizer, rate_at(step))
+            rate = rate_at(step) * (1 if plateau is None else plateau.factor)
+            set_learning_rate(optimizer, rate)
 
             # Each level's mean is over the labelled elements of the global batch, not of each micro-batch.
             micro_batches = [next(batches) for _ in range(sampler.accumulation_steps)]
@@ -282,7 +285,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if ema is not None:
                 update_ema(ema, model, step + 1, nonfinite)
             sampler.advance()
-            run.log_step(total_loss, nonfinite, args.learning_rate * rate_at(step))
+            run.log_step(total_loss, nonfinite, args.learning_rate * rate)
 
         # ----------------------------------------------------------------------------------------------------- results
         results = {"train": run.train_results(), "eval": state.best_results}

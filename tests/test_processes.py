@@ -61,7 +61,8 @@ def test_two_processes_share_results_and_errors(tmp_path):
 
             accelerator = Accelerator(cpu=True)
             index = accelerator.process_index
-            said = [on_main_process(accelerator, lambda: index + 7, share=True), on_main_process(accelerator, lambda: 1)]
+            said = [on_main_process(accelerator, lambda: index + 7, share=True)]
+            said.append(on_main_process(accelerator, lambda: 1))
             for kind in (ValueError, OSError):
                 def fail():
                     raise kind("broken")

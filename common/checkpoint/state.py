@@ -13,6 +13,7 @@ from torch import nn
 
 from ..data.rows import ProblemLog
 from ..data.sampling import GlobalBatchSampler
+from ..optim.schedule import Plateau
 
 
 class StepCounts:
@@ -84,6 +85,7 @@ class TrainState:
         ema: timm's ``ModelEmaV3``, or ``None``.
         sampler: the position: epoch and samples seen.
         problems: broken images met so far.
+        plateau: lowers the learning rate when the loss stops falling, or ``None``.
         counts: losses and skipped steps.
         best: value of the metric that chooses the best model; ``None`` if there is none yet, or it was NaN.
         best_results: ``eval`` of all_results.json, of the best model.
@@ -100,6 +102,7 @@ class TrainState:
     ema: nn.Module | None
     sampler: GlobalBatchSampler
     problems: ProblemLog
+    plateau: Plateau | None = None
     counts: StepCounts = field(init=False)
     best: float | None = None
     best_results: dict[str, Any] = field(default_factory=dict)
@@ -140,6 +143,7 @@ class TrainState:
             "scaler": scaler.state_dict() if scaler else None,
             "sums": self.counts.gathered(),
             "problems": sorted(set(gather_object(list(self.problems.found)))),
+            "plateau": self.plateau and self.plateau.state_dict(),
             **{name: getattr(self, name) for name in self.PLAIN},
         }
         ema = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
@@ -157,6 +161,8 @@ class TrainState:
         self.sampler.load_state_dict(state["sampler"])
         self.counts.restore(state["sums"], accelerator.process_index, accelerator.num_processes)
         self.problems.found.update(dict.fromkeys(state["problems"]))
+        if self.plateau is not None and state.get("plateau"):
+            self.plateau.load_state_dict(state["plateau"])
         for name in self.PLAIN:
             setattr(self, name, state[name])
 

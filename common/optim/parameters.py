@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import re
+from difflib import get_close_matches
 from typing import Any
 
 import torch
 from timm.models._manipulate import group_with_matcher
+from timm.optim import create_optimizer_v2, get_optimizer_info, list_optimizers
 from torch import nn
+
+FUSED = (torch.optim.AdamW, torch.optim.Adam, torch.optim.SGD)
 
 _HEADS = "label_tree.heads"  # stands for our heads among the encoder's parameters
 
@@ -30,15 +34,20 @@ _NO_DECAY = re.compile(r".*(?:_tokens?|position_embeddings?(?:\.weight)?|relativ
 
 
 def parameter_groups(
-    model: nn.Module, learning_rate: float, weight_decay: float, layer_decay: float = 1.0
+    model: nn.Module,
+    learning_rate: float,
+    weight_decay: float,
+    layer_decay: float = 1.0,
+    head_lr_scale: float = 1.0,
 ) -> list[dict]:
     """Groups for AdamW: no decay on biases, norms, tokens and positions; lower rates for early layers.
 
     Args:
         model: with a ``backbone`` whose ``model`` is the encoder; whatever else it has gets the full rate.
-        learning_rate: of the heads; stored in each group as ``base_lr`` times its ``lr_scale``.
+        learning_rate: of the backbone's last layer; each group has its own as ``base_lr``.
         weight_decay: of matrices and filters.
         layer_decay: the rate of each layer relative to the next one, counted from the heads (BEiT uses 0.65 to 0.9).
+        head_lr_scale: the rate of what is new (heads, decoder) relative to the backbone's.
     """
     encoder = model.backbone.model
     excluded = set(getattr(encoder, "no_weight_decay", set)())
@@ -50,7 +59,7 @@ def parameter_groups(
         inner = name.removeprefix("backbone.model.")
         named = _NO_DECAY.match(inner) or any(inner.endswith(entry) for entry in excluded)
         plain = parameter.dim() <= 1 or (inner != name and named)
-        key = (0.0 if plain else weight_decay, scales.get(inner, 1.0) if inner != name else 1.0)
+        key = (0.0 if plain else weight_decay, scales.get(inner, 1.0) if inner != name else head_lr_scale)
         base = learning_rate * key[1]
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "base_lr": base, "lr": base})
         group["params"].append(parameter)
@@ -71,6 +80,25 @@ def _layer_scales(encoder: nn.Module, layer_decay: float) -> dict[str, float]:
 
 
 def make_optimizer(args: Any, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
-    """AdamW over :func:`parameter_groups`, fused where PyTorch can."""
-    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay)
-    return torch.optim.AdamW(groups, betas=(args.adam_beta1, args.adam_beta2), fused=device.type in ("cpu", "cuda"))
+    """``--optimizer`` from timm's factory over :func:`parameter_groups`; fused where PyTorch can."""
+    info = get_optimizer_info(args.optimizer)
+    groups = parameter_groups(
+        model, args.learning_rate, args.weight_decay, args.layer_decay, head_lr_scale=args.head_lr_scale
+    )
+    options: dict[str, Any] = {}
+    if info.has_betas and info.num_betas == 2:
+        options["betas"] = (args.adam_beta1, args.adam_beta2)
+    if info.opt_class in FUSED:
+        options["fused"] = device.type in ("cpu", "cuda")
+    return create_optimizer_v2(groups, args.optimizer, lr=args.learning_rate, momentum=args.momentum, **options)
+
+
+def check_optimizer(name: str) -> None:
+    """ValueError if timm's factory has no such optimizer."""
+    known = list_optimizers()
+    if name not in known:
+        near = get_close_matches(name, known, 1)
+        raise ValueError(
+            f"--optimizer {name} is unknown to timm's factory; "
+            + (f"did you mean {near[0]}?" if near else "adamw, sgd, momentum, lion, lamb and others are.")
+        )

@@ -15,7 +15,7 @@ from ..model.hierarchy import Hierarchy
 
 logger = logging.getLogger(__name__)
 
-SCHEDULES = ("cosine", "linear", "onecycle", "constant")
+SCHEDULES = ("cosine", "linear", "onecycle", "constant", "plateau")
 
 
 def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_steps: int = 0) -> float:
@@ -37,7 +37,7 @@ def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_st
         return 0.5 * (1 + math.cos(math.pi * progress))
     if schedule == "linear":
         return 1 - progress
-    if schedule == "constant":
+    if schedule in ("constant", "plateau"):  # of plateau, the rest depends on evaluations: see Plateau
         return 1.0
     raise ValueError(f"Unknown schedule {schedule!r}; choose from {', '.join(SCHEDULES)}.")
 
@@ -51,6 +51,39 @@ def _one_cycle(step: int, num_steps: int, num_warmup_steps: int) -> float:
     else:
         low, progress = end, min((step - rising) / max(num_steps - 1 - rising, 1e-9), 1.0)
     return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+class Plateau:
+    """PyTorch's ReduceLROnPlateau as a factor of the learning rate, which a checkpoint can hold.
+
+    Args:
+        factor: what the rate is multiplied by.
+        patience: evaluations without a better loss before that.
+    """
+
+    def __init__(self, factor: float, patience: int) -> None:
+        self._optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+        self._scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(
+            self._optimizer, factor=factor, patience=patience, eps=0
+        )
+
+    @property
+    def factor(self) -> float:
+        """Multiple of the learning rate now."""
+        return self._optimizer.param_groups[0]["lr"]
+
+    def step(self, loss: float) -> None:
+        """After an evaluation with this loss."""
+        self._scheduler.step(loss)
+
+    def state_dict(self) -> dict[str, float]:
+        """What has to be remembered, as JSON."""
+        return {"factor": self.factor, "best": self._scheduler.best, "bad": self._scheduler.num_bad_epochs}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self._optimizer.param_groups[0]["lr"] = state["factor"]
+        self._scheduler.best, self._scheduler.num_bad_epochs = state["best"], state["bad"]
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -133,7 +166,10 @@ def make_curriculum(args: Any, hierarchy: Hierarchy, sampler: Any | None, normal
             ``None`` to evaluate only, with the weights of the last stage.
         normalize: whether weights are scaled to sum to 1.
     """
-    epochs, weights = [1], [level_weights(args.level_weights, hierarchy, normalize)]
+    given = args.level_weights
+    if list(given) == ["auto"]:
+        given = ["equal" if args.head == "independent" else "leaf"]
+    epochs, weights = [1], [level_weights(given, hierarchy, normalize)]
     if args.curriculum:
         epochs = stage_epochs(args.curriculum)
         weights = stage_weights(args.curriculum, hierarchy, normalize)

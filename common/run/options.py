@@ -6,15 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from timm.optim import get_optimizer_info
+
 from ..data.prepared import read_image_root
 from ..data.selection import source_root
 from ..losses.class_weights import CLASS_WEIGHTINGS
 from ..model.encoders import TIMM_PREFIXES
 from ..model.heads import KINDS
 from ..optim.batch_norm import BATCH_NORM_MODES
+from ..optim.parameters import check_optimizer
 from ..optim.schedule import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
 from .arguments import changed, option, out_of_range
 
+PLATEAU = ("plateau_factor", "plateau_patience")
 HUB_OPTIONS = ("hub_model_id", "hub_private", "hub_strategy")
 
 
@@ -89,7 +93,9 @@ class LossArguments:
     _argument_group_name = "Loss"
 
     level_weights: list[str] = option(
-        ["leaf"], "A number per level, or leaf, equal, leaf_heavy or rising; see common/losses/cross_entropy.py."
+        ["auto"],
+        "A number per level, or leaf (the last level alone), equal, leaf_heavy or rising; auto: equal for independent "
+        "heads, leaf for the others, whose upper levels follow from the leaves.",
     )
     curriculum: list[str] | None = option(
         None, "Stages with level weights of their own instead: EPOCHS=WEIGHT,WEIGHT,... for each."
@@ -114,19 +120,31 @@ class OptimizationArguments:
     )
     per_device_train_batch_size: int | None = option(
         None,
-        "Images per forward pass of a process; accumulation follows. 32, or the process's share, by default.",
+        "Images per forward pass of a process; accumulation follows. By default 32, or the process's share of the "
+        "global batch; fewer if there are less than 256 images.",
         "greater than 0",
     )
     per_device_eval_batch_size: int = option(64, "The same in evaluation.", "greater than 0")
-    learning_rate: float = option(1e-4, "Peak learning rate of the heads.", "greater than 0")
-    weight_decay: float = option(0.05, "AdamW's; none on biases and norms.", "at least 0")
-    adam_beta1: float = option(0.9, "AdamW's first beta.", "at least 0 and less than 1")
-    adam_beta2: float = option(0.999, "AdamW's second beta.", "at least 0 and less than 1")
+    optimizer: str = option("adamw", "Of timm's factory: adamw, sgd, momentum, lion, lamb, ...")
+    learning_rate: float = option(1e-4, "Peak learning rate of the backbone.", "greater than 0")
+    head_lr_scale: float = option(
+        1.0, "Learning rate of heads and decoder, which are new, relative to the backbone's.", "greater than 0"
+    )
+    weight_decay: float = option(0.05, "None on biases and norms.", "at least 0")
+    momentum: float = option(0.9, "Of sgd, and other optimizers that have one.", "at least 0 and less than 1")
+    adam_beta1: float = option(0.9, "First beta of adamw, lion and the like.", "at least 0 and less than 1")
+    adam_beta2: float = option(0.999, "Second beta.", "at least 0 and less than 1")
     layer_decay: float = option(
         1.0, "Learning rate of each layer relative to the next one; BEiT: 0.65 to 0.9.", "over 0 and up to 1"
     )
-    lr_scheduler_type: Literal[SCHEDULES] = option("cosine", "Course of the learning rate.")
+    lr_scheduler_type: Literal[SCHEDULES] = option(
+        "cosine", "Course of the learning rate; plateau lowers it when the evaluation's loss stops falling."
+    )
     warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises.", "from 0 up to 1")
+    plateau_factor: float = option(
+        0.9, "plateau: what the learning rate is multiplied by.", "at least 0 and less than 1"
+    )
+    plateau_patience: int = option(1, "plateau: evaluations without a better loss before that.", "at least 0")
     max_grad_norm: float = option(1.0, "Clip gradients to this norm; 0 for none.", "at least 0")
     batch_norm: Literal[BATCH_NORM_MODES] = option(
         "local",
@@ -216,6 +234,7 @@ class CommonArguments(
         if bool(self.train_file) != bool(self.validation_file) and not (self.validation_file and self.eval_only):
             problems.append("--train_file and --validation_file go together")
         try:
+            check_optimizer(self.optimizer)
             stage_epochs(self.curriculum or [])
         except ValueError as error:
             problems.append(str(error))
@@ -239,6 +258,8 @@ class CommonArguments(
 
     def idle(self) -> list[tuple[str, bool, str]]:
         """(option, whether it cannot take effect beside the others, why)."""
+        info = get_optimizer_info(self.optimizer)
+        has_betas = info.has_betas and info.num_betas == 2
         return [
             ("curriculum_schedule", not self.curriculum, "there is no --curriculum"),
             ("num_train_epochs", bool(self.curriculum), "--curriculum has epochs of its own"),
@@ -254,6 +275,10 @@ class CommonArguments(
             *((name, not self.push_to_hub, "there is no --push_to_hub") for name in HUB_OPTIONS),
             ("watch", self.no_report, "there is to be no report"),
             ("warmup_ratio", self.eval_only, "--eval_only trains nothing"),
+            ("adam_beta1", not has_betas, f"{self.optimizer} has no betas"),
+            ("adam_beta2", not has_betas, f"{self.optimizer} has no betas"),
+            ("momentum", not info.has_momentum, f"{self.optimizer} has no momentum"),
+            *((name, self.lr_scheduler_type != "plateau", "--lr_scheduler_type is another") for name in PLATEAU),
         ]
 
     def without_effect(self) -> list[str]:

@@ -215,6 +215,8 @@ class Run:
         self.progress.write(f"evaluation after step {step}\n{results_table(results)}")
         entry = {"train/epoch_loss": state.epoch_loss, "train/learning_rate": learning_rate}
         self._record({**entry, **{f"eval/{name}": value for name, value in flatten(results)}}, step)
+        if state.plateau is not None:
+            state.plateau.step(results["loss"])
         value = dict(flatten(results))[args.metric_for_best_model]
         if state.best_results and not is_better(args.metric_for_best_model, value, state.best):
             state.evaluations_without_gain += 1

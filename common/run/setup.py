@@ -70,7 +70,11 @@ def make_sampler(
 ) -> GlobalBatchSampler:
     """Batch sizes that fit together, the number of optimizer steps, and the order of the samples."""
     processes = accelerator.num_processes
-    micro = args.per_device_train_batch_size or (args.global_batch_size or 32 * processes) // processes or 1
+    micro = args.per_device_train_batch_size or (args.global_batch_size or 0) // processes
+    if not micro:  # small data: eight steps an epoch rather than large batches
+        share = num_samples // processes
+        micro = max(1, min(32, share, max(4, share // 8)))
+        micro -= micro % 2 if micro > 1 else 0
     if mix_pairs and micro % 2:
         raise ValueError(f"mixup and cutmix mix pairs: {micro} images per device and forward pass are not even.")
     return GlobalBatchSampler(
@@ -163,5 +167,7 @@ def evaluated_as_saved(args: Arguments, names: Sequence[str]) -> Arguments:
     """With ``--eval_only``: the options, those of ``names`` that were not given as the saved model was evaluated."""
     if not args.eval_only:
         return args
-    before = LabelTreeConfig.from_pretrained(args.model_name_or_path).evaluation or {}
-    return replace(args, **{name: before[name] for name in names if name in before and not changed(args, name)})
+    config = LabelTreeConfig.from_pretrained(args.model_name_or_path)
+    before = config.evaluation or {}
+    kept = {name: before[name] for name in names if name in before and not changed(args, name)}
+    return replace(args, head=config.head, **kept)

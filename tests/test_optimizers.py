@@ -1,0 +1,98 @@
+"""--optimizer, --head_lr_scale, --lr_scheduler_type plateau, and the batch sizes that people did not give."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.optim.lr_scheduler import ReduceLROnPlateau
+
+import train_taxonomy
+from common.optim.parameters import check_optimizer
+from common.optim.schedule import Plateau
+from common.run.setup import make_sampler
+
+
+@pytest.mark.parametrize("name", ["sgd", "lion", "lamb"])
+def test_optimizers_of_timm_train_and_resume(options, tmp_path, name):
+    words = {"optimizer": name, "num_train_epochs": 2, "logging_steps": 1, "head_lr_scale": 3.0}
+    train_taxonomy.main(options(**words, output_dir=tmp_path / "straight"))
+    train_taxonomy.main(
+        options(**{**words, "max_train_steps": 6, "num_train_epochs": None}, output_dir=tmp_path / "cut")
+    )
+    history = [json.loads(line) for line in (tmp_path / "straight" / "history.jsonl").read_text().splitlines()]
+    assert history[0]["train/loss"] == pytest.approx(history[0]["train/loss"])  # finite
+    assert len([line for line in history if "train/loss" in line]) == 24
+
+
+def test_unknown_optimizer():
+    check_optimizer("adamw")
+    with pytest.raises(ValueError, match="--optimizer lyon.*did you mean lion"):
+        check_optimizer("lyon")
+
+
+def test_heads_have_a_rate_of_their_own(options, monkeypatch):
+    groups = []
+    original = train_taxonomy.make_optimizer
+
+    def remembered(args, model, device):
+        optimizer = original(args, model, device)
+        groups.extend((len(group["params"]), group["base_lr"]) for group in optimizer.param_groups)
+        return optimizer
+
+    monkeypatch.setattr(train_taxonomy, "make_optimizer", remembered)
+    train_taxonomy.main(options(head_lr_scale=10, learning_rate=1e-3, max_train_steps=1))
+    rates = {rate for _, rate in groups}
+    assert rates == {1e-3, 1e-2} and sum(count for count, rate in groups if rate == 1e-2) == 2
+
+
+def test_plateau_is_pytorchs_also_after_a_resume():
+    losses = [3.0, 2.0, 2.0, 2.1, 2.2, 1.9, 1.95, 2.0, 2.0, float("nan"), 1.0, 1.0]
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=1.0)
+    theirs, ours, expected, found = (
+        ReduceLROnPlateau(optimizer, factor=0.5, patience=1, eps=0),
+        Plateau(0.5, 1),
+        [],
+        [],
+    )
+    for loss in losses:
+        theirs.step(loss)
+        expected.append(optimizer.param_groups[0]["lr"])
+        ours.step(loss)
+        found.append(ours.factor)
+        again = Plateau(0.5, 1)
+        again.load_state_dict(json.loads(json.dumps(ours.state_dict())))
+        ours = again
+    assert found == expected and expected[-1] < 1
+
+
+def test_plateau_lowers_the_rate_in_a_run(options, tmp_path):
+    train_taxonomy.main(
+        options(
+            lr_scheduler_type="plateau", plateau_patience=0, learning_rate=1e-12, num_train_epochs=4, warmup_ratio=0
+        )
+    )
+    history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
+    rates = [line["train/learning_rate"] for line in history if "train/loss" in line]
+    assert rates[0] == 1e-12 and rates[-1] <= 0.9e-12
+
+
+@pytest.mark.parametrize(
+    "num_samples, expected", [(16, 4), (3, 2), (1, 1), (100, 12), (256, 32), (20_000, 32), (300, 32)]
+)
+def test_batches_shrink_with_the_data(num_samples, expected):
+    args = argparse.Namespace(
+        per_device_train_batch_size=None, global_batch_size=None, max_train_steps=None, epochs=1, seed=0
+    )
+    sampler = make_sampler(args, Accelerator(cpu=True), num_samples)
+    assert sampler.micro_batch_size == sampler.global_batch_size == expected
+
+
+def test_level_weights_fit_the_head(options, tmp_path):
+    """Independent heads all train at the defaults."""
+    train_taxonomy.main(options(head="independent", num_train_epochs=8))
+    results = json.loads((tmp_path / "out" / "all_results.json").read_text())["eval"]
+    assert results["levels"]["order"]["accuracy"] > 0.9
