@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 
 from common.checkpoint.state import TrainState
 from common.data.rows import ImageRows, LabelledImages, ProblemLog, make_loader
-from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, seed_step
+from common.data.sampling import SAMPLINGS, EvaluationBatchSampler, GlobalBatchSampler, sample_weights, seed_step
 from common.data.splits import LabelColumns, check_groups, check_unseen, choose_rows, get_split, leaves_without_images
 from common.files import write_json
 from common.images.transforms import RESIZE_MODES, EvaluationTransform, MixImages, Normalize, TrainTransform
@@ -127,6 +127,9 @@ class TaxonomyLossArguments(LossArguments):
     logit_adjustment: float = option(
         0.0, "Multiple of the log-prior added to the logits in training; usually 0 or 1.", "at least 0"
     )
+    sampling: Literal[SAMPLINGS] = option(
+        "natural", "How often images of rare classes are drawn: as they come, by the square root, balanced, repeated."
+    )
     label_smoothing: float = option(
         0.0, "Share of the target spread over all classes of a level.", "at least 0 and less than 1"
     )
@@ -146,6 +149,8 @@ class TaxonomyArguments(
         problems = super().problems()
         if self.class_weighting != "none" and self.logit_adjustment:
             problems.append("--class_weighting and --logit_adjustment correct the same thing twice; choose one")
+        if self.sampling != "natural" and (self.class_weighting != "none" or self.logit_adjustment):
+            problems.append("--sampling and --class_weighting or --logit_adjustment correct the same thing twice")
         if self.mixes and (self.per_device_train_batch_size or 2) % 2:
             problems.append("mixup and cutmix mix pairs: --per_device_train_batch_size must be even")
         return problems
@@ -173,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     # ------------------------------------------------------------------------------------------------------------ data
     data = load_data(args, accelerator)
-    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows), args.mixes)
+    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows), **sampling(args, data))
     curriculum = make_curriculum(args, data.hierarchy, sampler)
     check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy))
 
@@ -346,6 +351,15 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> TaxonomyData
         eval_labels=eval_labels,
         eval_rows=choose_rows(len(eval_labels), args.max_eval_samples, args.seed),
     )
+
+
+def sampling(args: TaxonomyArguments, data: TaxonomyData) -> dict[str, Any]:
+    """How batches are drawn: pairs if neighbours are mixed, and rare classes more often if asked."""
+    labels = data.train_labels[data.train_rows]
+    depth = np.where(labels >= 0, np.arange(labels.shape[1]), -1).max(1)  # an image's class: its finest label
+    classes = np.stack([depth, labels[np.arange(len(labels)), depth]], 1)
+    _, classes = np.unique(classes, axis=0, return_inverse=True)
+    return {"mix_pairs": args.mixes, "weights": sample_weights(classes.ravel(), args.sampling)}
 
 
 def draw_demo() -> Path:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import counted_randomness
 
-from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, epoch_order, seed_step
+from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, epoch_order, sample_weights, seed_step
 
 # (num_samples, global_batch_size): with and without an incomplete batch at the end of an epoch
 SIZES = [(24, 8), (31, 8), (8, 8), (45, 16)]
@@ -228,3 +228,39 @@ def test_seed_step():
     values = [drawn(*position) for position in positions]
     assert [drawn(*position) for position in positions] == values
     assert len({tuple(value) for value in values}) == 5
+
+
+# ---- rare classes more often
+
+
+@pytest.mark.parametrize("sampling", ["sqrt", "balanced", "repeat_factor"])
+def test_classes_are_drawn_as_often_as_asked(sampling):
+    sizes = np.array([1000, 100, 10, 1])
+    classes = np.repeat(np.arange(4), sizes)
+    weights = sample_weights(classes, sampling, threshold=0.1)
+    per_class = {
+        "sqrt": np.sqrt(sizes),
+        "balanced": np.ones(4),
+        "repeat_factor": sizes * np.maximum(1, np.sqrt(0.1 / (sizes / sizes.sum()))),
+    }[sampling]
+    expected = per_class / per_class.sum() * sizes.sum()
+    for epoch in range(3):
+        order = epoch_order(len(classes), 3, epoch, weights)
+        counts = np.bincount(order, minlength=len(classes))
+        share = weights / weights.sum() * len(classes)
+        assert ((counts == np.floor(share)) | (counts == np.ceil(share)) | (np.abs(counts - share) < 1)).all()
+        assert np.abs(np.bincount(classes[order], minlength=4) - expected).max() < 1.5
+
+
+def test_weighted_order_is_a_function_of_seed_and_epoch():
+    weights = np.linspace(1, 3, 50)
+    first = epoch_order(50, 1, 2, weights)
+    assert (first == epoch_order(50, 1, 2, weights)).all()
+    assert not (first == epoch_order(50, 1, 3, weights)).all() and not (first == epoch_order(50, 2, 2, weights)).all()
+    assert sample_weights(np.zeros(3), "natural") is None
+    equal = epoch_order(50, 1, 2, np.ones(50))
+    assert sorted(equal) == list(range(50))
+    sampler = GlobalBatchSampler(50, 10, 5, num_epochs=2, weights=weights)
+    keys = [key for batch in sampler for key in batch]
+    sampler.load_state_dict({"epoch": 1, "samples_seen": 20})
+    assert [key for batch in sampler for key in batch] == keys[70:]

@@ -20,9 +20,41 @@ Key = tuple[int, int]
 """(epoch, index of the sample in the data set)"""
 
 
-def epoch_order(num_samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The permutation of the samples in one epoch: int64 (num_samples,), the same on every machine."""
-    return np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(num_samples)
+SAMPLINGS = ("natural", "sqrt", "balanced", "repeat_factor")
+
+
+def sample_weights(classes: np.ndarray, sampling: str, threshold: float = 1e-3) -> np.ndarray | None:
+    """How often each sample is to be drawn, relative to the others: float64 (samples,); ``None`` for equally often.
+
+    Args:
+        classes: int (samples,) class of each sample.
+        sampling: ``natural``; ``sqrt`` (classes by the square root of their size, Mahajan et al., ECCV 2018);
+            ``balanced`` (every class as often); ``repeat_factor`` (max(1, sqrt(threshold / frequency)), Gupta et al.,
+            LVIS, CVPR 2019).
+        threshold: frequency of a class below which ``repeat_factor`` repeats it.
+    """
+    if sampling == "natural":
+        return None
+    _, inverse, counts = np.unique(classes, return_inverse=True, return_counts=True)
+    if sampling == "repeat_factor":
+        return np.maximum(1.0, np.sqrt(threshold * len(classes) / counts))[inverse]
+    return (counts ** (-0.5 if sampling == "sqrt" else -1.0))[inverse]
+
+
+def epoch_order(num_samples: int, seed: int, epoch: int, weights: np.ndarray | None = None) -> np.ndarray:
+    """The samples of one epoch in order: int64 (num_samples,), the same on every machine.
+
+    Without weights, a permutation. With them a sample occurs as often as its weight asks for, rounded up or down by
+    systematic resampling (which sample is rounded which way differs from epoch to epoch).
+    """
+    rng = np.random.Generator(np.random.Philox(key=[seed, epoch]))
+    order = rng.permutation(num_samples)
+    if weights is None:
+        return order
+    order = order[np.argsort(weights[order], kind="stable")]  # classes of one size together: their sum is exact
+    ends = np.cumsum(weights[order]) * (num_samples / weights.sum())
+    drawn = np.searchsorted(ends, np.arange(num_samples) + rng.random(), side="right").clip(max=num_samples - 1)
+    return order[drawn][rng.permutation(num_samples)]
 
 
 class GlobalBatchSampler:
@@ -37,6 +69,7 @@ class GlobalBatchSampler:
         seed: of the order.
         process_index, num_processes: this process, of how many.
         num_epochs: passes over the training set, if ``num_steps`` is not given.
+        weights: of the samples, see :func:`epoch_order`.
 
     Raises:
         ValueError: if the sizes do not divide, or there are fewer samples than a global batch. The incomplete batch at
@@ -53,6 +86,7 @@ class GlobalBatchSampler:
         process_index: int = 0,
         num_processes: int = 1,
         num_epochs: int = 1,
+        weights: np.ndarray | None = None,
     ) -> None:
         if global_batch_size % (micro_batch_size * num_processes):
             raise ValueError(
@@ -68,7 +102,7 @@ class GlobalBatchSampler:
         self.global_batch_size = global_batch_size
         self.micro_batch_size = micro_batch_size
         self.num_steps = num_epochs * self.steps_per_epoch if num_steps is None else num_steps
-        self.seed = seed
+        self.seed, self.weights = seed, weights
         self.process_index = process_index
         self.num_processes = num_processes
         self.epoch = 0
@@ -106,7 +140,7 @@ class GlobalBatchSampler:
     def global_batch(self, step: int) -> list[Key]:
         """All keys of the global batch of optimizer step ``step`` (counted from 0)."""
         epoch, batch = divmod(step, self.steps_per_epoch)
-        return self._batch(epoch, epoch_order(self.num_samples, self.seed, epoch), batch)
+        return self._batch(epoch, epoch_order(self.num_samples, self.seed, epoch, self.weights), batch)
 
     def __len__(self) -> int:
         return max(self.num_steps - self.global_step, 0) * self.accumulation_steps
@@ -118,7 +152,7 @@ class GlobalBatchSampler:
         for step in range(self.global_step, self.num_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != order_of:
-                order_of, order = epoch, epoch_order(self.num_samples, self.seed, epoch)
+                order_of, order = epoch, epoch_order(self.num_samples, self.seed, epoch, self.weights)
             keys = self._batch(epoch, order, batch)[first : first + share]
             for start in range(0, share, self.micro_batch_size):
                 yield keys[start : start + self.micro_batch_size]

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 from accelerate import Accelerator
 from datasets import DatasetDict
 from torch import nn
@@ -66,9 +67,24 @@ def image_root(args: CommonArguments, file: str | None) -> Path:
 
 
 def make_sampler(
-    args: CommonArguments, accelerator: Accelerator, num_samples: int, mix_pairs: bool = False
+    args: CommonArguments,
+    accelerator: Accelerator,
+    num_samples: int,
+    mix_pairs: bool = False,
+    weights: np.ndarray | None = None,
 ) -> GlobalBatchSampler:
-    """Batch sizes that fit together, the number of optimizer steps, and the order of the samples."""
+    """Batch sizes that fit together, the number of optimizer steps, and the order of the samples.
+
+    Args:
+        args: the options.
+        accelerator: knows the processes.
+        num_samples: of the training set.
+        mix_pairs: whether neighbours in a batch are mixed.
+        weights: how often samples are drawn, see :func:`common.data.sampling.epoch_order`.
+
+    Raises:
+        ValueError: the sizes do not fit together.
+    """
     processes = accelerator.num_processes
     micro = args.per_device_train_batch_size or (args.global_batch_size or 0) // processes
     if not micro:  # small data: eight steps an epoch rather than large batches
@@ -86,6 +102,7 @@ def make_sampler(
         seed=args.seed,
         process_index=accelerator.process_index,
         num_processes=processes,
+        weights=weights,
     )
 
 
