@@ -52,7 +52,7 @@ from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
 from common.predict.windows import Resampler, check_windows, dense_labels, image_scores, labels_at_stride
-from common.publish.models import save_model
+from common.publish.models import load_weights, save_model
 from common.report.mask_pictures import ExampleKeeper, PredictionFolder, draw_plots, keep_for_plots
 from common.report.plots import Example
 from common.report.summary import RunSummary
@@ -80,6 +80,7 @@ from common.run.setup import (
     make_sampler,
     open_splits,
     start_from,
+    test_split,
 )
 from common.run.stopping import StopRequest
 
@@ -224,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     # ------------------------------------------------------------------------------------------------------------ data
     data = load_data(args, accelerator)
-    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows))
+    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train.rows))
     curriculum = make_curriculum(args, data.hierarchy, sampler, normalize=False)
     check_settings(args, accelerator, SegmentationMetrics(data.hierarchy))
 
@@ -239,29 +240,33 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         dry_run(args, accelerator, model, partial(random_loss, args, accelerator, data, model), size)
 
     # ------------------------------------------------------------------------------------------------ files and masks
-    check_images(accelerator, [data.train_images, data.eval_images], problems)
+    check_images(accelerator, [data.train, data.validation, data.test], problems)
     look_at_masks(args, accelerator, data, problems)
     loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device)
 
     # ------------------------------------------------------------------------------------------------------ evaluation
     stop = StopRequest(args.max_train_minutes)
-    eval_batches = EvaluationBatches(make_eval_loader(args, accelerator, data, spec), stop, problems, accelerator)
     eval_loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device).eval()
-    evaluate = partial(evaluate_model, args, accelerator, data, eval_batches, normalize, eval_loss_fn)
+
+    def evaluate(part: SegmentationPart, loader: DataLoader, model: LabelTreeForSemanticSegmentation) -> Evaluation:
+        batches = EvaluationBatches(loader, stop, problems, accelerator)
+        return evaluate_model(args, accelerator, part, batches, normalize, eval_loss_fn, model)
+
+    eval_loader = make_eval_loader(args, accelerator, data.validation, spec)
     facts = run_facts(args, accelerator, model, curriculum, sampler, data, **training_facts(args, data))
     summary = RunSummary(Path(args.output_dir), asdict(args), data.hierarchy, "pixels", ("mean_iou", "mean_f1"), facts)
     draw = partial(draw_plots, Path(args.output_dir), hierarchy=data.hierarchy)
     if args.eval_only:
         run = Run(args, accelerator, stop, summary, problems)
         with run.started():
-            evaluation = evaluate(model)
-            save_evaluation(args, accelerator, data, evaluation)
+            evaluation = evaluate(data.validation, eval_loader, model)
+            save_evaluation(args, accelerator, data.hierarchy, data.validation, evaluation)
             results = {"train": None, "eval": evaluation.results}
             run.finish(results, model, draw=draw)
         return results
 
     # ------------------------------------------------------------------------------------------------------- optimizer
-    train_loader = make_train_loader(args, accelerator, data, spec, sampler)
+    train_loader = make_train_loader(args, accelerator, data.train, spec, sampler)
     ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
     optimizer, statistics = make_optimizer(args, model, device), RunningStatistics(model)
     if args.compile:
@@ -283,12 +288,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if run.evaluation_due():
                 candidate = model if ema is None else ema.module
                 sync_buffers(candidate, accelerator)
-                evaluation = evaluate(candidate)
+                evaluation = evaluate(data.validation, eval_loader, candidate)
                 rate = rate_at(max(step - 1, 0)) * (1 if plateau is None else plateau.factor)  # of the last step
                 run.log_evaluation(evaluation.results, args.learning_rate * rate)
                 if run.is_best:
                     save_best(args, accelerator, candidate, evaluation)
-                    save_evaluation(args, accelerator, data, evaluation)
+                    save_evaluation(args, accelerator, data.hierarchy, data.validation, evaluation)
                     run.best_saved()
 
             # A checkpoint is due by steps, epochs or seconds, or because of a signal, which ends the run here.
@@ -336,7 +341,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             run.log_step(total_loss, nonfinite, args.learning_rate * rate)
 
         # ----------------------------------------------------------------------------------------------------- results
+        run.save_end()
         results = {"train": run.train_results(), "eval": state.best_results}
+        if data.test is not None:  # once, by the best model
+            load_weights(model, args.output_dir, accelerator)
+            test = evaluate(data.test, make_eval_loader(args, accelerator, data.test, spec), model)
+            save_evaluation(args, accelerator, data.hierarchy, data.test, test)
+            run.show_test(test.results)
+            results["test"] = test.results
         run.finish(results, model, draw=draw)
     return results
 
@@ -347,50 +359,59 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 @dataclass
+class SegmentationPart:
+    """One split: its images with masks, the row numbers in use, and what was found in some of its masks."""
+
+    images: MaskedImageRows
+    rows: np.ndarray
+    looked: np.ndarray | None = None  # row numbers
+    pixels: np.ndarray | None = None  # int64 (of these, leaves)
+    suffix: str = ""  # of names of files
+
+
+@dataclass
 class SegmentationData:
-    """Images with masks, and the row numbers in use; ``train_images`` is ``None`` with ``--eval_only``."""
+    """The label tree and the splits; ``train`` is ``None`` with ``--eval_only``, ``test`` unless asked for."""
 
     hierarchy: Hierarchy
-    train_rows: np.ndarray
-    eval_rows: np.ndarray
-    train_images: MaskedImageRows | None
-    eval_images: MaskedImageRows
+    train: SegmentationPart | None
+    validation: SegmentationPart
+    test: SegmentationPart | None
     train_pixels: np.ndarray | None = None  # int64 (leaves,)
-    eval_looked: np.ndarray | None = None  # row numbers
-    eval_pixels: np.ndarray | None = None  # int64 (of these, leaves)
 
 
 def load_data(args: SegmentationArguments, accelerator: Accelerator) -> SegmentationData:
     """Data set, label tree, and all checks that need no model and no pixel."""
     splits, name = open_splits(args, accelerator, draw_demo)
-    validation = get_split(splits, args.validation_split, "--validation_split")
-    train = None if args.eval_only else get_split(splits, args.train_split, "--train_split")
     if args.eval_only:
         hierarchy = LabelTreeForSemanticSegmentation.read_hierarchy(args.model_name_or_path)
     else:
         hierarchy, resolved = load_hierarchy(args.hierarchy or find_hierarchy(name))
         for line in resolved:
             logger.warning("label tree: %s", line)
-        if args.group_column:
-            check_groups(train, validation, args.group_column)
     if "last" not in hierarchy.levels:
         args.metric_for_best_model = args.metric_for_best_model.replace(".last.", f".{hierarchy.levels[-1]}.")
     reader = MaskReader(hierarchy, args.mask_palette)
 
-    def rows(dataset: Any, split: str, file: str | None) -> MaskedImageRows:
-        root = image_root(args, file)
-        columns = (ImageRows(dataset, column, split, root) for column in (args.image_column, args.mask_column))
-        return MaskedImageRows(*columns, reader)
+    test = test_split(args, splits)
 
-    eval_images = rows(validation, args.validation_split, args.validation_file)
-    train_images = None if train is None else rows(train, args.train_split, args.train_file)
-    return SegmentationData(
+    def part(name: str, option: str, file: str | None, max_samples: int | None) -> SegmentationPart:
+        rows, root = get_split(splits, name, option), image_root(args, file)
+        columns = (ImageRows(rows, column, name, root) for column in (args.image_column, args.mask_column))
+        chosen = choose_rows(len(rows), max_samples, args.seed)
+        return SegmentationPart(MaskedImageRows(*columns, reader), chosen, suffix="_test" if name == test else "")
+
+    data = SegmentationData(
         hierarchy=hierarchy,
-        train_images=train_images,
-        train_rows=choose_rows(len(train_images or ()), args.max_train_samples, args.seed),
-        eval_images=eval_images,
-        eval_rows=choose_rows(len(eval_images), args.max_eval_samples, args.seed),
+        train=None
+        if args.eval_only
+        else part(args.train_split, "--train_split", args.train_file, args.max_train_samples),
+        validation=part(args.validation_split, "--validation_split", args.validation_file, args.max_eval_samples),
+        test=part(test, "--test_split", args.test_file, args.max_eval_samples) if test else None,
     )
+    if data.train is not None and args.group_column:
+        check_groups(splits[args.train_split], splits[args.validation_split], args.group_column)
+    return data
 
 
 def draw_demo() -> Path:
@@ -403,7 +424,7 @@ def draw_demo() -> Path:
 def make_train_loader(
     args: SegmentationArguments,
     accelerator: Accelerator,
-    data: SegmentationData,
+    part: SegmentationPart,
     spec: Mapping[str, Any],
     sampler: GlobalBatchSampler,
 ) -> DataLoader:
@@ -423,28 +444,28 @@ def make_train_loader(
     rows = cached_rows(
         args,
         accelerator,
-        data.train_images,
+        part.images,
         lambda image, mask: resize_pair(image, mask, shown.largest(*mask.shape, largest)),
         f"train {shown} {largest}",
     )
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
-    images = MaskedImages(rows, data.train_rows, transform, args.seed, on_bad_sample)
+    images = MaskedImages(rows, part.rows, transform, args.seed, on_bad_sample)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
 
 
 def make_eval_loader(
-    args: SegmentationArguments, accelerator: Accelerator, data: SegmentationData, spec: Mapping[str, Any]
+    args: SegmentationArguments, accelerator: Accelerator, part: SegmentationPart, spec: Mapping[str, Any]
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     shown = geometry(args, args.eval_crop or spec["image_size"])
     rows = cached_rows(
         args,
         accelerator,
-        data.eval_images,
+        part.images,
         lambda image, mask: (resize_pair(image, mask, shown.resized(*mask.shape))[0], mask),
         f"evaluation {shown}",
     )
-    images = MaskedImages(rows, data.eval_rows, MaskEvaluationTransform(shown, spec["mean"]), on_bad_sample="drop")
+    images = MaskedImages(rows, part.rows, MaskEvaluationTransform(shown, spec["mean"]), on_bad_sample="drop")
     batch_size = 1 if shown.windows else args.per_device_eval_batch_size
     sampler = EvaluationBatchSampler(len(images), batch_size, accelerator.process_index, accelerator.num_processes)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
@@ -554,7 +575,7 @@ class Evaluation:
 def evaluate_model(
     args: SegmentationArguments,
     accelerator: Accelerator,
-    data: SegmentationData,
+    part: SegmentationPart,
     batches: Iterable[dict[str, Any]],
     normalize: Normalize,
     loss_fn: SegmentationLoss,
@@ -564,9 +585,9 @@ def evaluate_model(
     model.eval()
     hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
     metrics = SegmentationMetrics(hierarchy, device)
-    masks = PredictionFolder(Path(args.output_dir) / "predictions", hierarchy, args.save_predictions)
+    masks = PredictionFolder(Path(args.output_dir) / f"predictions{part.suffix}", hierarchy, args.save_predictions)
     masks.start(accelerator)
-    examples = ExampleKeeper(data.eval_looked, data.eval_pixels)
+    examples = ExampleKeeper(part.looked, part.pixels)
     sums = torch.zeros(2, loss_fn.num_levels, 2, dtype=torch.float64, device=device)
     # With one softmax over leaves, the last level's most probable class is the leaf of the best path.
     only_leaves = hierarchy.num_leaves == hierarchy.num_classes[-1]
@@ -627,12 +648,16 @@ def save_best(
 
 
 def save_evaluation(
-    args: SegmentationArguments, accelerator: Accelerator, data: SegmentationData, evaluation: Evaluation
+    args: SegmentationArguments,
+    accelerator: Accelerator,
+    hierarchy: Hierarchy,
+    part: SegmentationPart,
+    evaluation: Evaluation,
 ) -> None:
     """Write what belongs to an evaluation: predicted masks, data for plots and report."""
     folder = Path(args.output_dir)
     evaluation.masks.keep(accelerator)
-    if accelerator.is_main_process:
+    if accelerator.is_main_process and not part.suffix:
         keep_for_plots(folder, evaluation.results, evaluation.examples)
         evaluation.report_data.save(folder / EVIDENCE_FILE)
 

@@ -44,7 +44,7 @@ from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
-from common.publish.models import image_processor, save_model
+from common.publish.models import image_processor, load_weights, save_model
 from common.report.predictions import gather_predictions, prediction_columns, write_predictions
 from common.report.report import load_pictures
 from common.report.summary import RunSummary
@@ -64,6 +64,7 @@ from common.run.setup import (
     make_sampler,
     open_splits,
     start_from,
+    test_split,
 )
 from common.run.stopping import StopRequest
 
@@ -178,7 +179,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     # ------------------------------------------------------------------------------------------------------------ data
     data = load_data(args, accelerator)
-    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train_rows), **sampling(args, data))
+    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train.rows), **sampling(args, data))
     curriculum = make_curriculum(args, data.hierarchy, sampler)
     check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy))
 
@@ -193,30 +194,34 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         dry_run(args, accelerator, model, partial(random_loss, args, accelerator, data, model), size)
 
     # ------------------------------------------------------------------------------------------------ files and masks
-    check_images(accelerator, [data.train_images, data.eval_images], problems)
+    check_images(accelerator, [data.train, data.validation, data.test], problems)
     loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device)
 
     # ------------------------------------------------------------------------------------------------------ evaluation
     stop = StopRequest(args.max_train_minutes)
-    eval_batches = EvaluationBatches(make_eval_loader(args, accelerator, data, spec), stop, problems, accelerator)
     eval_loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device).eval()
-    evaluate = partial(evaluate_model, args, accelerator, eval_batches, normalize, eval_loss_fn)
+
+    def evaluate(part: TaxonomyPart, loader: DataLoader, model: LabelTreeForImageClassification) -> Evaluation:
+        batches = EvaluationBatches(loader, stop, problems, accelerator)
+        return evaluate_model(args, accelerator, part, batches, normalize, eval_loss_fn, model)
+
+    eval_loader = make_eval_loader(args, accelerator, data.validation, spec)
     facts = run_facts(args, accelerator, model, curriculum, sampler, data)
     summary = RunSummary(
         Path(args.output_dir), asdict(args), data.hierarchy, "images", ("accuracy", "macro_f1"), facts
     )
-    load_examples = partial(load_pictures, data.eval_images, data.hierarchy)
+    load_examples = partial(load_pictures, data.validation.images, data.hierarchy)
     if args.eval_only:
         run = Run(args, accelerator, stop, summary, problems)
         with run.started():
-            evaluation = evaluate(model)
-            save_evaluation(args, accelerator, data, evaluation)
+            evaluation = evaluate(data.validation, eval_loader, model)
+            save_evaluation(args, accelerator, data.hierarchy, data.validation, evaluation)
             results = {"train": None, "eval": evaluation.results}
             run.finish(results, model, load_examples)
         return results
 
     # ------------------------------------------------------------------------------------------------------- optimizer
-    train_loader = make_train_loader(args, accelerator, data, spec, sampler)
+    train_loader = make_train_loader(args, accelerator, data.train, spec, sampler)
     mix = MixImages(args.mixup, args.cutmix, args.mix_probability, args.seed)
     ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
     optimizer, statistics = make_optimizer(args, model, device), RunningStatistics(model)
@@ -239,12 +244,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if run.evaluation_due():
                 candidate = model if ema is None else ema.module
                 sync_buffers(candidate, accelerator)
-                evaluation = evaluate(candidate)
+                evaluation = evaluate(data.validation, eval_loader, candidate)
                 rate = rate_at(max(step - 1, 0)) * (1 if plateau is None else plateau.factor)  # of the last step
                 run.log_evaluation(evaluation.results, args.learning_rate * rate)
                 if run.is_best:
                     save_best(args, accelerator, candidate, evaluation)
-                    save_evaluation(args, accelerator, data, evaluation)
+                    save_evaluation(args, accelerator, data.hierarchy, data.validation, evaluation)
                     run.best_saved()
 
             # A checkpoint is due by steps, epochs or seconds, or because of a signal, which ends the run here.
@@ -293,7 +298,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             run.log_step(total_loss, nonfinite, args.learning_rate * rate)
 
         # ----------------------------------------------------------------------------------------------------- results
+        run.save_end()
         results = {"train": run.train_results(), "eval": state.best_results}
+        if data.test is not None:  # once, by the best model
+            load_weights(model, args.output_dir, accelerator)
+            test = evaluate(data.test, make_eval_loader(args, accelerator, data.test, spec), model)
+            save_evaluation(args, accelerator, data.hierarchy, data.test, test)
+            run.show_test(test.results)
+            results["test"] = test.results
         run.finish(results, model, load_examples)
     return results
 
@@ -304,27 +316,33 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 @dataclass
+class TaxonomyPart:
+    """One split: its images, int64 labels (rows, levels), the row numbers in use, and how its files are marked."""
+
+    images: ImageRows
+    labels: np.ndarray
+    rows: np.ndarray
+    suffix: str = ""
+
+
+@dataclass
 class TaxonomyData:
-    """Images and labels, and the row numbers in use; ``train_images`` is ``None`` with ``--eval_only``."""
+    """The label tree and the splits; ``train`` is ``None`` with ``--eval_only``, ``test`` unless asked for."""
 
     hierarchy: Hierarchy
-    train_rows: np.ndarray
-    eval_rows: np.ndarray
-    train_images: ImageRows | None
-    train_labels: np.ndarray
-    eval_images: ImageRows
-    eval_labels: np.ndarray
+    train: TaxonomyPart | None
+    validation: TaxonomyPart
+    test: TaxonomyPart | None
 
 
 def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> TaxonomyData:
     """Data set, label tree, labels of every level, and all checks that need no model."""
     splits, _ = open_splits(args, accelerator, draw_demo)
-    validation = get_split(splits, args.validation_split, "--validation_split")
     columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy)
+    validation = get_split(splits, args.validation_split, "--validation_split")
     if args.eval_only:
         hierarchy = LabelTreeForImageClassification.read_hierarchy(args.model_name_or_path)
         columns.level_columns = columns.level_columns or (None if columns.label_column else hierarchy.levels)
-        train, train_labels = None, np.empty((0, hierarchy.num_levels), dtype=np.int64)
     else:
         train = get_split(splits, args.train_split, "--train_split")
         columns.check(train, args.train_split)
@@ -332,30 +350,37 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> TaxonomyData
         hierarchy, resolved = columns.read_hierarchy(train)
         for line in resolved:
             logger.warning("label tree: %s", line)
-        train_labels = columns.read_labels(train, hierarchy, args.train_split)
-    eval_labels = columns.read_labels(validation, hierarchy, args.validation_split)
-    if train is not None:
-        check_unseen(train_labels, eval_labels, hierarchy)
-        empty = leaves_without_images(train_labels, hierarchy)
+
+    test = test_split(args, splits)
+
+    def part(name: str, option: str, file: str | None, max_samples: int | None) -> TaxonomyPart:
+        rows = get_split(splits, name, option)
+        images = ImageRows(rows, args.image_column, name, image_root(args, file))
+        labels = columns.read_labels(rows, hierarchy, name)
+        chosen = choose_rows(len(labels), max_samples, args.seed)
+        return TaxonomyPart(images, labels, chosen, "_test" if name == test else "")
+
+    data = TaxonomyData(
+        hierarchy=hierarchy,
+        train=None
+        if args.eval_only
+        else part(args.train_split, "--train_split", args.train_file, args.max_train_samples),
+        validation=part(args.validation_split, "--validation_split", args.validation_file, args.max_eval_samples),
+        test=part(test, "--test_split", args.test_file, args.max_eval_samples) if test else None,
+    )
+    if data.train is not None:
+        check_unseen(data.train.labels, data.validation.labels, hierarchy)
+        empty = leaves_without_images(data.train.labels, hierarchy)
         if empty:
             logger.warning("label tree: %d leaves have no training image: %s.", len(empty), ", ".join(empty[:5]))
         if args.group_column:
-            check_groups(train, validation, args.group_column)
-    root, eval_root = image_root(args, args.train_file), image_root(args, args.validation_file)
-    return TaxonomyData(
-        hierarchy=hierarchy,
-        train_images=train and ImageRows(train, args.image_column, args.train_split, root),
-        train_labels=train_labels,
-        train_rows=choose_rows(len(train_labels), args.max_train_samples, args.seed),
-        eval_images=ImageRows(validation, args.image_column, args.validation_split, eval_root),
-        eval_labels=eval_labels,
-        eval_rows=choose_rows(len(eval_labels), args.max_eval_samples, args.seed),
-    )
+            check_groups(splits[args.train_split], validation, args.group_column)
+    return data
 
 
 def sampling(args: TaxonomyArguments, data: TaxonomyData) -> dict[str, Any]:
     """How batches are drawn: pairs if neighbours are mixed, and rare classes more often if asked."""
-    labels = data.train_labels[data.train_rows]
+    labels = data.train.labels[data.train.rows]
     depth = np.where(labels >= 0, np.arange(labels.shape[1]), -1).max(1)  # an image's class: its finest label
     classes = np.stack([depth, labels[np.arange(len(labels)), depth]], 1)
     _, classes = np.unique(classes, axis=0, return_inverse=True)
@@ -372,7 +397,7 @@ def draw_demo() -> Path:
 def make_train_loader(
     args: TaxonomyArguments,
     accelerator: Accelerator,
-    data: TaxonomyData,
+    part: TaxonomyPart,
     spec: Mapping[str, Any],
     sampler: GlobalBatchSampler,
 ) -> DataLoader:
@@ -390,12 +415,12 @@ def make_train_loader(
         mean=spec["mean"],
     )
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
-    images = LabelledImages(data.train_images, data.train_labels, data.train_rows, transform, args.seed, on_bad_sample)
+    images = LabelledImages(part.images, part.labels, part.rows, transform, args.seed, on_bad_sample)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
 
 
 def make_eval_loader(
-    args: TaxonomyArguments, accelerator: Accelerator, data: TaxonomyData, spec: Mapping[str, Any]
+    args: TaxonomyArguments, accelerator: Accelerator, part: TaxonomyPart, spec: Mapping[str, Any]
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     transform = EvaluationTransform(
@@ -404,7 +429,7 @@ def make_eval_loader(
         crop_pct=args.crop_pct,
         interpolation=spec["interpolation"],
     )
-    images = LabelledImages(data.eval_images, data.eval_labels, data.eval_rows, transform, on_bad_sample="drop")
+    images = LabelledImages(part.images, part.labels, part.rows, transform, on_bad_sample="drop")
     sampler = EvaluationBatchSampler(
         len(images), args.per_device_eval_batch_size, accelerator.process_index, accelerator.num_processes
     )
@@ -440,12 +465,12 @@ def make_loss(
     args: TaxonomyArguments, data: TaxonomyData, model: LabelTreeForImageClassification, level_weights: Sequence[float]
 ) -> LevelCrossEntropy:
     """Cross-entropy of every level that has weight, corrected for rare classes if asked."""
-    labels = torch.from_numpy(data.train_labels[data.train_rows])
-    counts = count_labels(labels, data.hierarchy)
+    parts = [part for part in (data.train, data.validation) if part is not None]
+    labels = [torch.from_numpy(part.labels[part.rows]) for part in parts]
+    counts = count_labels(labels[0] if data.train is not None else labels[0][:0], data.hierarchy)
     backoff_levels: list[int] = []
     if model.heads.leaf_softmax:  # independent levels just train those above
-        eval_labels = torch.from_numpy(data.eval_labels[data.eval_rows])
-        backoff_levels = levels_where_labels_end(torch.cat([labels, eval_labels]))
+        backoff_levels = levels_where_labels_end(torch.cat(labels))
     return LevelCrossEntropy(
         model.heads,
         level_weights,
@@ -492,6 +517,7 @@ class Evaluation:
 def evaluate_model(
     args: TaxonomyArguments,
     accelerator: Accelerator,
+    part: TaxonomyPart,
     batches: Iterable[dict[str, Any]],
     normalize: Normalize,
     loss_fn: LevelCrossEntropy,
@@ -538,7 +564,11 @@ def save_best(
 
 
 def save_evaluation(
-    args: TaxonomyArguments, accelerator: Accelerator, data: TaxonomyData, evaluation: Evaluation
+    args: TaxonomyArguments,
+    accelerator: Accelerator,
+    hierarchy: Hierarchy,
+    part: TaxonomyPart,
+    evaluation: Evaluation,
 ) -> None:
     """Write what belongs to an evaluation: predictions, data for the report, thresholds that no model keeps."""
     folder = Path(args.output_dir)
@@ -547,8 +577,9 @@ def save_evaluation(
     if args.eval_only:
         write_json(folder / "calibration.json", evaluation.calibration)
     if evaluation.predictions:
-        write_predictions(folder / "predictions.parquet", data.hierarchy, evaluation.predictions)
-    evaluation.report_data.save(folder / EVIDENCE_FILE)
+        write_predictions(folder / f"predictions{part.suffix}.parquet", hierarchy, evaluation.predictions)
+    if not part.suffix:
+        evaluation.report_data.save(folder / EVIDENCE_FILE)
 
 
 if __name__ == "__main__":

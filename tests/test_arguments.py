@@ -31,9 +31,9 @@ def config(tmp_path, text, name="config.yaml"):
 # fmt: off
 SHARED = [
     "dataset_name", "dataset_config_name", "train_file", "validation_file", "image_root", "train_split",
-    "validation_split", "image_column", "hierarchy", "group_column", "max_train_samples", "max_eval_samples",
-    "on_bad_sample", "exclude_rows", "image_size", "resize_mode", "hflip", "vflip", "color_jitter",
-    "model_name_or_path", "no_pretrained", "backbone_weights", "head", "dropout", "drop_path_rate",
+    "validation_split", "test_split", "test_file", "image_column", "hierarchy", "group_column", "max_train_samples",
+    "max_eval_samples", "on_bad_sample", "exclude_rows", "image_size", "resize_mode", "hflip", "vflip",
+    "color_jitter", "model_name_or_path", "no_pretrained", "backbone_weights", "head", "dropout", "drop_path_rate",
     "trust_remote_code", "level_weights", "curriculum", "curriculum_schedule", "class_weighting",
     "class_weight_max_ratio", "num_train_epochs", "max_train_steps", "global_batch_size",
     "per_device_train_batch_size", "per_device_eval_batch_size", "optimizer", "learning_rate", "head_lr_scale",

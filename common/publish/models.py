@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
 from transformers import BitImageProcessor, ImageProcessingMixin, PreTrainedModel
 
 from ..model.encoders import first_line
@@ -78,3 +81,16 @@ def settle_evaluation(args: CommonArguments, model: LabelTreeModel, names: Seque
         if args.eval_only and name in before and not changed(args, name):
             setattr(args, name, before[name])
     model.config.evaluation = {name: getattr(args, name) for name in names}
+
+
+def load_weights(model: LabelTreeModel, folder: str | Path, accelerator: Accelerator) -> None:
+    """Put the weights of a saved model into a model of the same kind; only the main process needs to see the folder.
+
+    A collective: every process calls it.
+    """
+    if accelerator.is_main_process:
+        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+    if accelerator.num_processes > 1:
+        with torch.no_grad():
+            for value in model.state_dict().values():
+                value.copy_(broadcast(value.clone()))

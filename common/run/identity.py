@@ -23,17 +23,24 @@ MAY_CHANGE = {
     "max_skipped_steps", "cache_decoded", "image_root", "dataset_name", "train_file", "validation_file", "hierarchy",
     "backbone_weights", "no_pretrained", "compile", "save_predictions", "early_stopping_patience", "on_bad_sample",
     "trust_remote_code", "watch", "no_report", "push_to_hub", "hub_model_id", "export",
-    "hub_private", "hub_strategy", "license",
+    "hub_private", "hub_strategy", "license", "test_split", "test_file",
 }
 # fmt: on
 
 
+class Part(Protocol):
+    """One split of a script's data, as far as a run knows it: the row numbers in use."""
+
+    rows: np.ndarray
+
+
 class Data(Protocol):
-    """What a script's ``load_data`` returns, as far as a run knows it: the label tree, and the row numbers in use."""
+    """What a script's ``load_data`` returns, as far as a run knows it."""
 
     hierarchy: Hierarchy
-    train_rows: np.ndarray
-    eval_rows: np.ndarray
+    train: Part | None
+    validation: Part
+    test: Part | None
 
 
 def run_identity(args: CommonArguments, data: Data, sampler: GlobalBatchSampler) -> dict[str, Any]:
@@ -41,8 +48,8 @@ def run_identity(args: CommonArguments, data: Data, sampler: GlobalBatchSampler)
     return {
         **{name: value for name, value in asdict(args).items() if name not in MAY_CHANGE},
         "global_batch_size": sampler.global_batch_size,
-        "training images": len(data.train_rows),
-        "validation images": len(data.eval_rows),
+        "training images": len(data.train.rows),
+        "validation images": len(data.validation.rows),
         "label tree": data.hierarchy.to_dict(),
     }
 
@@ -61,8 +68,8 @@ def run_facts(
     ``more`` are a script's own lines about training.
     """
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    images = [f"{len(data.train_rows):,} for training"] * (sampler is not None)
-    images.append(f"{len(data.eval_rows):,} for validation")
+    parts = {"training": data.train if sampler is not None else None, "validation": data.validation, "test": data.test}
+    images = [f"{len(part.rows):,} for {name}" for name, part in parts.items() if part is not None]
     levels = model.hierarchy.levels
     facts = {
         "model": f"{shareable(args.model_name_or_path)}, {parameters / 1e6:.1f} M parameters, "

@@ -23,22 +23,26 @@ MASKS_LOOKED_AT = 2_000  # before training, for values that mean nothing; all of
 
 def look_at_masks(args: Any, accelerator: Accelerator, data: Any, problems: ProblemLog) -> None:
     """Read masks before any training: for values that are no class, and to know how common the classes are."""
-    looked = data.train_rows if args.class_weighting != "none" else spread(data.train_rows, MASKS_LOOKED_AT)
-    data.eval_looked = spread(data.eval_rows, MASKS_LOOKED_AT)
+    train, validation = data.train, data.validation
+    if train is not None:
+        looked = train.rows if args.class_weighting != "none" else spread(train.rows, MASKS_LOOKED_AT)
+    validation.looked = spread(validation.rows, MASKS_LOOKED_AT)
+    if data.test is not None:  # its pictures are not drawn, its masks are checked as they are read
+        data.test.looked, data.test.pixels = data.test.rows[:0], np.zeros((0, data.hierarchy.num_leaves), dtype=int)
     threads = max(1, num_workers(args, accelerator))
 
     def count() -> tuple[Any, ...]:
-        train = (None, []) if data.train_images is None else data.train_images.count_pixels(looked, threads)
-        return *train, *data.eval_images.count_pixels(data.eval_looked, threads)
+        found = (None, []) if train is None else train.images.count_pixels(looked, threads)
+        return *found, *validation.images.count_pixels(validation.looked, threads)
 
-    counts, train_problems, data.eval_pixels, eval_problems = on_main_process(accelerator, count, share=True)
+    counts, train_problems, validation.pixels, eval_problems = on_main_process(accelerator, count, share=True)
     problems.add([*train_problems, *eval_problems])
     if counts is None:
         return
     data.train_pixels = counts.sum(0)
-    unseen = np.flatnonzero((data.train_pixels == 0) & (data.eval_pixels.sum(0) > 0))
+    unseen = np.flatnonzero((data.train_pixels == 0) & (validation.pixels.sum(0) > 0))
     names = data.hierarchy.leaf_names()
-    if len(unseen) and len(data.train_rows) == len(counts):
+    if len(unseen) and len(train.rows) == len(counts):
         logger.warning("validation has classes that training lacks: %s.", ", ".join(names[leaf] for leaf in unseen))
     missing = np.flatnonzero(data.train_pixels == 0)
     if len(missing):

@@ -39,6 +39,10 @@ class DataArguments:
     )
     train_split: str = option("train", "Split to train on.")
     validation_split: str = option("validation", "Split to evaluate and to choose the best model on.")
+    test_split: str | None = option(
+        None, "Split to score once, by the best model, when training is done; in all_results.json, report and card."
+    )
+    test_file: str | None = option(None, "The same from a file, beside train_file and validation_file.")
     image_column: str = option("image", "Column with the images, or their paths.")
     hierarchy: str | None = option(None, "File with the label tree: CSV of paths, JSON or YAML.")
     group_column: str | None = option(None, "Column (observation, artwork) whose values must not cross splits.")
@@ -233,6 +237,10 @@ class CommonArguments(
         problems = out_of_range(self)
         if bool(self.train_file) != bool(self.validation_file) and not (self.validation_file and self.eval_only):
             problems.append("--train_file and --validation_file go together")
+        if self.test_file and not self.train_file:
+            problems.append("--test_file goes with --train_file and --validation_file")
+        if self.test_file and self.test_split:
+            problems.append("give --test_file or --test_split, not both")
         try:
             check_optimizer(self.optimizer)
             stage_epochs(self.curriculum or [])
@@ -270,6 +278,8 @@ class CommonArguments(
             ("trust_remote_code", self.model_name_or_path.startswith(TIMM_PREFIXES), "timm runs no remote code"),
             ("no_pretrained", bool(self.backbone_weights), "--backbone_weights are loaded"),
             ("export", self.eval_only, "--eval_only writes no model; use export_onnx.py"),
+            ("test_split", self.eval_only, "--eval_only evaluates --validation_split alone"),
+            ("test_file", self.eval_only, "--eval_only evaluates --validation_file alone"),
             ("push_to_hub", self.eval_only, "--eval_only writes no model"),
             ("license", self.eval_only, "--eval_only writes no model card"),
             *((name, not self.push_to_hub, "there is no --push_to_hub") for name in HUB_OPTIONS),

@@ -261,6 +261,18 @@ class Run:
             "images_per_second": seen / self.seconds,
         }
 
+    def save_end(self) -> None:
+        """Save the end of the training, so that the same command finds it done. A collective."""
+        self.progress.close()
+        unsaved = self.checkpoints.saved_step != self.state.sampler.global_step
+        if unsaved and self.state.is_good(last_step_counts=False):
+            self._save()
+        self.checkpoints.close()
+
+    def show_test(self, results: Mapping[str, Any]) -> None:
+        """Print the evaluation of the test split."""
+        self.progress.write(f"test, by the best model\n{results_table(results)}")
+
     def finish(
         self,
         results: dict[str, Any],
@@ -268,7 +280,7 @@ class Run:
         examples: Callable[[ReportData], dict[str, list[Picture]]] | None = None,
         draw: Callable[[Path], None] | None = None,
     ) -> None:
-        """Save the end; write all_results.json, report and model card; export and upload if asked. A collective.
+        """Write all_results.json, report and model card; export and upload if asked. A collective.
 
         Args:
             results: what all_results.json is to hold.
@@ -277,12 +289,6 @@ class Run:
             draw: draws plots of the script's own into a folder.
         """
         args, trained = self.args, results["train"] is not None
-        self.progress.close()
-        unsaved = trained and self.checkpoints.saved_step != self.state.sampler.global_step
-        if unsaved and self.state.is_good(last_step_counts=False):
-            self._save()
-        if trained:
-            self.checkpoints.close()
         skipped = sorted(set(gather_object(list(self.problems.found))))
         summary = replace(self.summary, results=results, skipped=skipped)
         if self.is_main:

@@ -31,6 +31,8 @@ from .processes import local_main_first, on_main_process
 
 logger = logging.getLogger(__name__)
 
+TEST = "test"
+
 Arguments = TypeVar("Arguments", bound=CommonArguments)
 
 
@@ -48,11 +50,22 @@ def open_splits(
     """
     with local_main_first(accelerator):
         files = {args.train_split: args.train_file, args.validation_split: args.validation_file}
+        files |= {TEST: args.test_file} if args.test_file else {}
         name = args.dataset_name
         if name == "demo" and not args.validation_file:
             name = str(draw_demo())
         splits = load_splits(name, args.dataset_config_name, files)
     return leave_out(splits, args.exclude_rows or [], args.image_column), name
+
+
+def test_split(args: CommonArguments, splits: DatasetDict) -> str | None:
+    """Name of the split to score once at the end, if any; a line names one that is there and not asked for."""
+    if args.eval_only:
+        return None
+    asked = TEST if args.test_file else args.test_split
+    if asked is None and TEST in set(splits) - {args.train_split, args.validation_split}:
+        logger.info("The data have a split %s: --test_split %s scores the best model on it, at the end.", TEST, TEST)
+    return asked
 
 
 def image_root(args: CommonArguments, file: str | None) -> Path:
@@ -125,18 +138,18 @@ def check_settings(args: CommonArguments, accelerator: Accelerator, metrics: Any
         args.hub_model_id = on_main_process(accelerator, lambda: publisher.check(args.license), share=True)
 
 
-def check_images(accelerator: Accelerator, images: Sequence[Any], problems: ProblemLog) -> None:
+def check_images(accelerator: Accelerator, parts: Sequence[Any], problems: ProblemLog) -> None:
     """Look for broken image files before hours of training; one process of a node looks.
 
     Args:
         accelerator: knows the processes.
-        images: each with ``check_headers``; ``None`` is passed over.
+        parts: splits with ``images``; ``None`` is passed over.
         problems: gets what is wrong.
     """
     if accelerator.is_local_main_process:
-        for rows in images:
-            if rows is not None:
-                problems.add(rows.check_headers())
+        for part in parts:
+            if part is not None:
+                problems.add(part.images.check_headers())
 
 
 def start_from(
