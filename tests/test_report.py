@@ -1,100 +1,107 @@
-"""Files that are whole or absent, numbers that every parser reads."""
+"""The reports that runs of both scripts end with."""
 
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
-import pyarrow.parquet
+import pandas as pd
 import pytest
-from conftest import png
-from PIL import Image
+from pages import Page, look_in_browser
 
-from common.files import append_history, write_json
-from common.images.transforms import EvaluationTransform
-from common.metrics.results import check_metric_name, flatten, is_better, results_table
-from common.model.hierarchy import IGNORE, Hierarchy
-from common.publish.models import image_processor
-from common.report.predictions import write_predictions
+import train_segmentation
+import train_taxonomy
+from common.metrics.report_data import EVIDENCE_FILE, Evidence
+from common.report import report as reporting
+from common.report.summary import shareable, shareable_line
+
+pytestmark = pytest.mark.with_report
 
 
-def test_json_is_strict_and_replaces_in_one_step(tmp_path):
-    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1.5, {"z": math.inf}]})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [1.5, {"z": None}]}
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a.json", {"x": object()})
-    assert json.loads((tmp_path / "a.json").read_text())["x"] is None  # the old file is whole
-    append_history(tmp_path / "h.jsonl", {"a": math.nan})
-    append_history(tmp_path / "h.jsonl", {"a": 1})
-    assert [json.loads(line) for line in (tmp_path / "h.jsonl").read_text().splitlines()] == [{"a": None}, {"a": 1}]
+def test_report_of_a_classifier(options, tmp_path):
+    results = train_taxonomy.main(options(watch=["cherry", "round"], save_predictions=True, num_train_epochs=2))
+    folder = tmp_path / "out"
+    page = Page(folder / "report.html")
+    assert page.wrong == []
+    sections = {"run", "levels", "training", "watched", "classes", "confused", "examples", "reliability", "confusion"}
+    assert page.ids == sections | {"skipped", "settings"}
+    table = pd.read_parquet(folder / "predictions.parquet")
+    cherries = table[table.species_label == "cherry"]
+    assert f"{len(cherries)} images of this species" in page.text
+    recall = (cherries.species_best_path == "cherry").mean()
+    assert f"species {recall:.1%}" in page.text
+    assert "96 for training, 41 for validation" in page.text and "No broken images" in page.text
+    assert f"{100 * results['eval']['levels']['order']['accuracy']:.1f}%" in page.text
+    assert str(tmp_path) not in page.text.replace(page.text[page.text.index("args.yaml") :], "")
+    # The evidence agrees with the predictions that were saved.
+    evidence = Evidence.load(folder / EVIDENCE_FILE)
+    assert evidence.count.sum() == 41
+    ece = np.abs(evidence.reliability[:, 1] - evidence.reliability[:, 2]).sum(1) / evidence.reliability[:, 0].sum(1)
+    assert ece == pytest.approx([level["ece"] for level in results["eval"]["levels"].values()])
+    labelled = [level["num_labelled"] for level in results["eval"]["levels"].values()]
+    assert evidence.reliability[:, 0].sum(1).tolist() == labelled
+    for kind, rows in evidence.examples.items():
+        for row, *_, probability in rows:
+            entry = table.iloc[int(row)]
+            assert (entry.species_label == entry.species_best_path) == (kind == "right")
+            assert kind == "right" or (entry.family_label == entry.family_best_path) == (kind == "near")
+            assert entry.species_best_path_probability == pytest.approx(probability, abs=1e-6)
+    look_in_browser(folder / "report.html", tmp_path)
+
+
+def test_report_of_a_segmentation_model(dense_options, tmp_path):
+    results = train_segmentation.main(dense_options(watch=["scratch"]))
+    folder = tmp_path / "out"
+    page = Page(folder / "report.html")
+    assert page.wrong == [] and {"watched", "classes", "confused", "examples", "confusion"} <= page.ids
+    scratch = results["eval"]["levels"]["fine"]["per_class"]["scratch"]
+    assert f"{scratch['num_pixels']:,.0f} pixels of this fine" in page.text
+    assert f"fine {scratch['recall']:.1%}" in page.text
+    plots = {file.name for file in (folder / "plots").iterdir()}
+    shown = {f"{kind}_{level}.png" for kind in ("examples", "worst") for level in ("binary", "coarse", "fine")}
+    assert shown | {"iou.png", "history.png"} <= plots
+    assert len(page.images) == len(plots)
+    look_in_browser(folder / "report.html", tmp_path)
+
+
+def test_evaluation_alone_has_a_report_too(options, tmp_path):
+    train_taxonomy.main(options(no_report=True, output_dir=tmp_path / "model"))
+    assert not (tmp_path / "model" / "report.html").exists() and not (tmp_path / "model" / "plots").exists()
+    changes = {"eval_only": True, "model_name_or_path": tmp_path / "model", "no_pretrained": None, "image_size": None}
+    train_taxonomy.main(options(**changes, output_dir=tmp_path / "again"))
+    page = Page(tmp_path / "again" / "report.html")
+    assert page.wrong == [] and "training" not in page.ids and "confusion" in page.ids
+    assert page.text.startswith("Evaluation report")
+
+
+def test_a_report_that_fails_loses_nothing(options, tmp_path, monkeypatch, capfd):
+    def fail(*_):
+        raise MemoryError("no room to draw")
+
+    monkeypatch.setattr(reporting, "draw_history", fail)
+    train_taxonomy.main(options())
+    assert "could not be drawn (MemoryError: no room to draw)" in capfd.readouterr().err
+    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval"]["num_samples"] == 41
+    assert not (tmp_path / "out" / "report.html").exists()
+
+
+def test_watching_what_is_not_there_is_told_before_training(options, monkeypatch):
+    monkeypatch.setattr(train_taxonomy, "build_model", lambda *_: pytest.fail("a model was built"))
+    with pytest.raises(ValueError, match="--watch chery: .* Did you mean cherry"):
+        train_taxonomy.main(options(watch=["chery"]))
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "best", "expected"),
+    "line, shown",
     [
-        ("loss", 1.0, 2.0, True),
-        ("loss", 2.0, 1.0, False),
-        ("levels.species.accuracy", 0.6, 0.5, True),
-        ("levels.species.ece", 0.6, 0.5, False),
-        ("path.hierarchical_distance", 0.4, 0.5, True),
-        ("path.tree_inconsistency", 0.4, 0.5, True),
-        ("levels.species.accuracy", 0.5, 0.5, False),
-        ("loss", math.nan, 1.0, False),
-        ("loss", 3.0, None, True),
+        ("row 3 of the train split, file /home/me/my images/a b.jpg: cut off", "file .../a b.jpg: cut off"),
+        ("row 3 of the train split, file images/a.jpg: cut off", "file images/a.jpg: cut off"),
     ],
 )
-def test_is_better(name, value, best, expected):
-    assert is_better(name, value, best) is expected
+def test_broken_images_are_named_without_their_folders(line, shown):
+    assert shareable_line(line).endswith(f"split, {shown}")
 
 
-def test_metric_names():
-    names = [name for name, _ in flatten({"path": {"a": 1}, "b": 2})]
-    assert names == ["path.a", "b"]
-    with pytest.raises(ValueError, match="path.c is not among the results: path.a, b"):
-        check_metric_name("path.c", names)
-
-
-def test_table_shows_every_level():
-    level = {"accuracy": 0.5, "top5_accuracy": 1.0, "macro_f1": 0.25, "mean_confidence": 0.4, "ece": 0.1}
-    path = {"full_path_accuracy": 0.5, "tree_inconsistency": 0.0, "hierarchical_distance": 1.25}
-    levels = {"genus": {**level, "num_labelled": 1234}, "species": {**level, "num_labelled": 0}}
-    text = results_table({"loss": 1.0, "num_samples": 5, "levels": levels, "path": path, "argmax": path})
-    lines = text.splitlines()
-    assert lines[1].split() == ["genus", "50.00%", "100.00%", "25.00%", "40.00%", "0.100", "1,234"]
-    assert len({len(line) for line in lines[:3]}) == 1 and "distance 1.250" in text
-
-
-def test_predictions_name_classes_and_are_sorted_by_row(tmp_path):
-    tree = Hierarchy(["g", "s"], [["A", "B"], ["x", "x"]], [[None, None], [0, 1]])
-    columns = {
-        "row": np.array([7, 2]),
-        "label": np.array([[0, IGNORE], [1, 1]]),
-        "best_path": np.array([[0, 0], [1, 1]]),
-        "argmax": np.array([[1, 0], [1, 1]]),
-        "best_path_probability": np.array([[0.5, 0.25], [1, 1]]),
-        "argmax_probability": np.array([[0.6, 0.25], [1, 1]]),
-        "top_leaves": np.array([[0, 1], [1, 0]]),
-        "top_probabilities": np.array([[0.25, 0.1], [1, 0]], dtype=np.float32),
-    }
-    write_predictions(tmp_path / "p.parquet", tree, columns)
-    table = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pydict()
-    assert table["row"] == [2, 7]
-    assert table["s_label"] == ["x (B)", None] and table["g_argmax"] == ["B", "B"] and table["g_label"] == ["B", "A"]
-    assert table["top5_leaves"] == [["x (B)", "x (A)"], ["x (A)", "x (B)"]]
-    assert table["g_best_path_probability"] == [1, 0.5]
-
-
-@pytest.mark.parametrize("mode", ["center", "squash"])
-@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
-def test_saved_processor_prepares_images_as_evaluation_does(mode, crop_pct):
-    spec = {"image_size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "interpolation": "bilinear"}
-    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
-    image = Image.fromarray(pixels).resize((90, 70), Image.Resampling.BICUBIC)
-    ours = EvaluationTransform(32, resize_mode=mode, crop_pct=crop_pct, interpolation="bilinear")
-    expected = (ours(png(image)).float() / 255 - np.array(spec["mean"])[:, None, None]) / np.array(spec["std"])[
-        :, None, None
-    ]
-    theirs = image_processor(spec, mode, crop_pct)(image, return_tensors="pt")["pixel_values"][0]
-    assert theirs.shape == expected.shape
-    assert (theirs - expected).abs().mean() < 0.02  # of values with a deviation of about 1
+def test_settings_are_shown_without_folders():
+    assert shareable("/home/me/data") == ".../data" and shareable("org/model") == "org/model"
+    assert shareable(["/a/b", 3]) == [".../b", 3] and shareable(0.5) == 0.5
