@@ -40,15 +40,16 @@ from common.images.mask_transforms import (
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import class_weights
 from common.losses.segmentation import SegmentationLoss
-from common.metrics.report_data import Evidence
+from common.metrics.report_data import ReportData
 from common.metrics.segmentation import SegmentationMetrics
 from common.model.decoders import DECODERS
 from common.model.hierarchy import IGNORE, Hierarchy
 from common.model.modeling import LabelTreeForSemanticSegmentation
 from common.optim import make_curriculum
 from common.predict.windows import Resampler, check_windows, dense_labels, image_scores
-from common.publish.models import save_model, settle_evaluation
-from common.report.mask_pictures import ExampleKeeper, PredictionFolder, draw_plots, keep_for_plots
+from common.publish.models import save_model
+from common.report.mask_examples import ExampleKeeper, draw_plots, keep_for_plots
+from common.report.prediction_masks import PredictionFolder
 from common.run.arguments import option, parse_arguments
 from common.run.command import run
 from common.run.options import (
@@ -60,7 +61,7 @@ from common.run.options import (
     RunArguments,
 )
 from common.run.processes import make_accelerator, num_workers
-from common.run.setup import check_settings, image_root, make_sampler, open_splits, start_from
+from common.run.setup import check_settings, image_root, make_sampler, open_splits, settle_evaluation, start_from
 from common.run.task import Data, Evaluation
 from common.run.training import Trainer
 from data_prep.make_demo import make_artworks
@@ -463,8 +464,8 @@ class SegmentationTrainer(Trainer):
         for level, row in self.metrics.argmax_levels().items():
             means = {name: value for name, value in row.items() if name != "per_class"}
             results["argmax"].setdefault("levels", {})[level] = means
-        evidence = Evidence.of_leaf_matrix(hierarchy, self.metrics.leaf_confusion())
-        return Evaluation(results, (folder, examples.gather(self.accelerator)), evidence)
+        report_data = ReportData.of_leaf_matrix(hierarchy, self.metrics.leaf_confusion())
+        return Evaluation(results, (folder, examples.gather(self.accelerator)), report_data)
 
     def last_level_is_leaf(self, model: LabelTreeForSemanticSegmentation) -> bool:
         """Whether the last level's most probable class is always the leaf of the best path: no need to look twice."""

@@ -19,7 +19,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
 from common.data.rows import ImageRows, LabelledImages, ProblemLog, make_loader
@@ -37,22 +36,20 @@ from common.images.transforms import RESIZE_MODES, EvaluationTransform, MixImage
 from common.labels.encoding import read_class_order
 from common.losses.class_weights import class_weights, count_labels, levels_where_labels_end
 from common.losses.cross_entropy import LevelCrossEntropy
-from common.metrics.backoff import path_probabilities
-from common.metrics.calibration import CalibrationCounter
-from common.metrics.report_data import Evidence, EvidenceCollector
+from common.metrics.calibration import calibrate
+from common.metrics.prediction_table import PredictionTable
+from common.metrics.report_data import ReportData
 from common.metrics.taxonomy import TaxonomyMetrics
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification
 from common.optim import make_curriculum
-from common.publish.models import image_processor, save_model, settle_evaluation
-from common.report.figures import Picture
-from common.report.predictions import write_predictions
-from common.report.report import load_pictures
+from common.publish.models import image_processor, save_model
+from common.report.image_examples import Picture, load_pictures
 from common.run.arguments import option, parse_arguments
 from common.run.command import run
 from common.run.options import AugmentationArguments, CommonArguments, DataArguments, LossArguments, ModelArguments
 from common.run.processes import make_accelerator, num_workers
-from common.run.setup import check_settings, image_root, make_sampler, open_splits, start_from
+from common.run.setup import check_settings, image_root, make_sampler, open_splits, settle_evaluation, start_from
 from common.run.task import Data, Evaluation
 from common.run.training import Trainer
 from data_prep.make_demo import make_taxonomy
@@ -331,9 +328,7 @@ class TaxonomyTrainer(Trainer):
     def evaluate(self, model: LabelTreeForImageClassification) -> Evaluation:
         accelerator, loss_fn, heads = self.accelerator, self.loss_fn, model.heads
         sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=accelerator.device)
-        evidence = EvidenceCollector(model.hierarchy, accelerator.device)
-        parts: list[dict[str, np.ndarray]] = []
-        calibration = CalibrationCounter()
+        table = PredictionTable(model.hierarchy, accelerator.device, complete=self.args.save_predictions)
         for batch in self.evaluation_batches(model):
             labels = self.to_labels(batch["labels"])
             with accelerator.autocast():
@@ -343,22 +338,13 @@ class TaxonomyTrainer(Trainer):
             leaf = heads.path_scores(scores, log_probs, self.args.decoding).argmax(1)
             path = model.hierarchy.lift(leaf)
             self.metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)
-            calibration.add(path_probabilities(log_probs, path), path, labels)
-            evidence.add(batch["rows"], labels, leaf_scores, leaf)
-            if self.args.save_predictions:
-                parts.append(prediction_columns(batch["rows"], labels, log_probs, path, leaf_scores))
-        model.config.calibration = calibration.calibrate(accelerator, model.hierarchy, self.args.decoding).to_dict()
+            table.add(batch["rows"], labels, log_probs, leaf_scores, leaf)
+        table.gather(accelerator)
+        model.config.calibration = calibrate(table, self.args.decoding).to_dict()
         results = self.computed(*sums)
-        evidence = evidence.gather(accelerator)
-        evidence.reliability = self.metrics.reliability().numpy()
-        return Evaluation(results, self.gather(parts) if self.args.save_predictions else None, evidence)
-
-    def gather(self, parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
-        """All processes' predictions in one table."""
-        merged = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
-        everyone = gather_object([merged]) if self.accelerator.num_processes > 1 else [merged]
-        everyone = [part for part in everyone if part]
-        return {name: np.concatenate([part[name] for part in everyone]) for name in everyone[0]} if everyone else {}
+        report_data = ReportData.of_predictions(table)
+        report_data.reliability = self.metrics.reliability().numpy()
+        return Evaluation(results, table, report_data)
 
     # ---- results
 
@@ -370,34 +356,11 @@ class TaxonomyTrainer(Trainer):
         """predictions.parquet, if asked for; and with ``--eval_only`` the calibration, which no model then keeps."""
         if self.args.eval_only and self.accelerator.is_main_process:
             write_json(self.output_dir / "calibration.json", self.model.config.calibration)
-        if evaluation.extras and self.accelerator.is_main_process:
-            write_predictions(self.output_dir / "predictions.parquet", self.data.hierarchy, evaluation.extras)
+        if self.args.save_predictions and self.accelerator.is_main_process:
+            evaluation.extras.write(self.output_dir / "predictions.parquet")
 
-    def pictures(self, evidence: Evidence) -> dict[str, list[Picture]]:
-        return load_pictures(self.data.eval_images, self.data.hierarchy, evidence)
-
-
-def prediction_columns(
-    rows: torch.Tensor,
-    labels: torch.Tensor,
-    log_probs: list[torch.Tensor],
-    path: list[torch.Tensor],
-    leaf_scores: torch.Tensor,
-) -> dict[str, np.ndarray]:
-    """A batch of predictions as host arrays, in the form that :func:`common.report.files.write_predictions` takes."""
-    top = leaf_scores.float().softmax(1).topk(min(5, leaf_scores.shape[1]))
-    argmax = [level.max(1) for level in log_probs]
-    columns = {
-        "row": rows,
-        "label": labels,
-        "best_path": torch.stack(path, 1),
-        "best_path_probability": path_probabilities(log_probs, path),
-        "argmax": torch.stack([best.indices for best in argmax], 1),
-        "argmax_probability": torch.stack([best.values.exp() for best in argmax], 1),
-        "top_leaves": top.indices,
-        "top_probabilities": top.values,
-    }
-    return {name: values.cpu().numpy() for name, values in columns.items()}
+    def pictures(self, data: ReportData) -> dict[str, list[Picture]]:
+        return load_pictures(self.data.eval_images, self.data.hierarchy, data)
 
 
 if __name__ == "__main__":

@@ -1,91 +1,145 @@
-"""The reports that runs of both scripts end with."""
+"""The report: complete, self-contained, harmless whatever names are in it, and readable on a phone."""
 
 from __future__ import annotations
 
-import json
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from pages import Page, look_in_browser
+from PIL import Image
+from summaries import HOSTILE, TREE, run_summary
 
-import train_segmentation
 import train_taxonomy
-from common.metrics.report_data import EVIDENCE_FILE, Evidence
-from common.report import report as reporting
-from common.report.summary import shareable, shareable_line
+from common.files import append_history
+from common.metrics.report_data import REPORT_DATA_FILE, ReportData
+from common.report.image_examples import Picture
+from common.report.mask_examples import MaskExample, draw_plots, keep_for_plots
+from common.report.report import draw_report, thumbnail
+from common.report.summary import RunSummary, data_name, shareable, shareable_line
 
-pytestmark = pytest.mark.with_report
+SECTIONS = {"run", "levels", "training", "watched", "classes", "confused", "examples", "reliability", "confusion"}
+ALWAYS = {"run", "levels", "skipped", "settings"}
 
 
-def test_report_of_a_classifier(options, tmp_path):
-    results = train_taxonomy.main(options(watch=["cherry", "round"], save_predictions=True, num_train_epochs=2))
-    folder = tmp_path / "out"
+def picture(row: int) -> Picture:
+    noise = np.random.default_rng(row).integers(0, 255, (80, 300, 3)).astype(np.uint8)
+    return Picture(Image.fromarray(noise), row, HOSTILE[row % 6], HOSTILE[(row + 1) % 6], 0.5)
+
+
+def examples(data: ReportData) -> dict[str, list[Picture]]:
+    assert data.count.sum() == 36 * 37 // 2
+    return {"right": [picture(row) for row in range(8)], "near": [], "far": [picture(9)]}
+
+
+@pytest.fixture
+def summary(tmp_path) -> RunSummary:
+    """Of a trained classifier: every section, with names that would like to be more than text."""
+    found = run_summary(tmp_path / "out")
+    truth, predicted = np.indices((6, 6)).reshape(2, -1)
+    data = ReportData(truth + 2, predicted, np.arange(36) + 1, reliability=np.ones((2, 3, 15)) / [[4], [8], [10]])
+    data.save(found.output_dir / REPORT_DATA_FILE)
+    for step in (10, 20):
+        append_history(found.output_dir / "history.jsonl", {"global_step": step, "train/loss": 1 / step})
+    return found
+
+
+def test_a_classifier(summary):
+    draw_report(summary, examples)
+    page = Page(summary.output_dir / "report.html")
+    assert page.wrong == [] and page.ids == SECTIONS | ALWAYS
+    assert "Training report: out" in page.text and "the model is the best by loss" in page.text
+    assert "2.0 minutes of training" in page.text and "25.0% every level right" in page.text
+    assert "5 training steps, because their loss was NaN or infinite." in page.text
+    # The class n...n is watched: the fifth of six, whose row of the matrix has the counts 25 to 30.
+    assert f"{sum(range(25, 31))} images of this class. Right at <b>group</b>" in page.text
+    assert f"class {29 / sum(range(25, 31)):.1%}." in page.text
+    assert "Wrong but near" not in page.text and page.text.count("Wrong and far") == 1
+    assert page.text.count("predicted as") == 9 + 3 + 2  # examples, watched classes, confused pairs and matrices
+    plots = {file.name for file in (summary.output_dir / "plots").iterdir()}
+    assert plots == {
+        "confusion__b_group__b_.png",
+        "confusion_class.png",
+        "examples.jpg",
+        "history.png",
+        "reliability.png",
+    }
+    assert len(page.images) == 9 + len(plots) - 1  # examples.jpg is for the model card
+    assert not list(summary.output_dir.glob("**/*.tmp"))
+
+
+def test_hostile_names_stay_text(summary):
+    draw_report(summary, examples)
+    page = Page(summary.output_dir / "report.html")
+    for name in HOSTILE:
+        assert name in page.text or name in page.text.replace(" ", "")
+    assert "default-src 'none'" in page.source
+
+
+@pytest.mark.slow
+def test_in_a_browser(summary, tmp_path):
+    draw_report(summary, examples)
+    look_in_browser(summary.output_dir / "report.html", tmp_path)
+
+
+def test_sections_without_content_are_left_out(summary):
+    for name in (REPORT_DATA_FILE, "history.jsonl"):
+        (summary.output_dir / name).unlink()
+    results = {"train": None, "eval": summary.results["eval"]}  # as of --eval_only
+    draw_report(replace(summary, results=results, skipped=[]), lambda data: pytest.fail("nothing to load"))
+    page = Page(summary.output_dir / "report.html")
+    assert page.wrong == [] and page.ids == ALWAYS and 'href="#watched"' not in page.source
+    assert page.text.startswith("Evaluation report: out") and "No broken images skipped" in page.text
+    assert "No training step." in page.text and "minutes of training" not in page.text
+
+
+@pytest.mark.parametrize("in_browser", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_segmentation_model(summary, tmp_path, in_browser):
+    folder = summary.output_dir
+    scores = {"mean_iou": 0.5, "mean_f1": 0.5, "per_class": {name: {"iou": 0.5, "num_pixels": 7} for name in HOSTILE}}
+    results = {**summary.results["eval"], "levels": dict.fromkeys(TREE.levels, scores)}
+    masks = np.random.default_rng(0).integers(0, 6, (2, 30, 40)).astype(np.uint8)
+    shown = [MaskExample(np.zeros((30, 40, 3), np.uint8), *masks, name=HOSTILE[0])]
+    keep_for_plots(folder, results, {"examples": shown, "worst": shown * 2})
+    ReportData.of_leaf_matrix(TREE, np.arange(36).reshape(6, 6)).save(folder / REPORT_DATA_FILE)
+    changes = {"unit": "pixels", "measures": ("mean_iou", "mean_f1"), "results": {**summary.results, "eval": results}}
+    draw_report(replace(summary, **changes), draw=partial(draw_plots, folder, hierarchy=TREE))
     page = Page(folder / "report.html")
-    assert page.wrong == []
-    sections = {"run", "levels", "training", "watched", "classes", "confused", "examples", "reliability", "confusion"}
-    assert page.ids == sections | {"skipped", "settings"}
-    table = pd.read_parquet(folder / "predictions.parquet")
-    cherries = table[table.species_label == "cherry"]
-    assert f"{len(cherries)} images of this species" in page.text
-    recall = (cherries.species_best_path == "cherry").mean()
-    assert f"species {recall:.1%}" in page.text
-    assert "96 for training, 41 for validation" in page.text and "No broken images" in page.text
-    assert f"{100 * results['eval']['levels']['order']['accuracy']:.1f}%" in page.text
-    assert str(tmp_path) not in page.text.replace(page.text[page.text.index("args.yaml") :], "")
-    # The evidence agrees with the predictions that were saved.
-    evidence = Evidence.load(folder / EVIDENCE_FILE)
-    assert evidence.count.sum() == 41
-    ece = np.abs(evidence.reliability[:, 1] - evidence.reliability[:, 2]).sum(1) / evidence.reliability[:, 0].sum(1)
-    assert ece == pytest.approx([level["ece"] for level in results["eval"]["levels"].values()])
-    labelled = [level["num_labelled"] for level in results["eval"]["levels"].values()]
-    assert evidence.reliability[:, 0].sum(1).tolist() == labelled
-    for kind, rows in evidence.examples.items():
-        for row, *_, probability in rows:
-            entry = table.iloc[int(row)]
-            assert (entry.species_label == entry.species_best_path) == (kind == "right")
-            assert kind == "right" or (entry.family_label == entry.family_best_path) == (kind == "near")
-            assert entry.species_best_path_probability == pytest.approx(probability, abs=1e-6)
-    look_in_browser(folder / "report.html", tmp_path)
-
-
-def test_report_of_a_segmentation_model(dense_options, tmp_path):
-    results = train_segmentation.main(dense_options(watch=["scratch"]))
-    folder = tmp_path / "out"
-    page = Page(folder / "report.html")
-    assert page.wrong == [] and {"watched", "classes", "confused", "examples", "confusion"} <= page.ids
-    scratch = results["eval"]["levels"]["fine"]["per_class"]["scratch"]
-    assert f"{scratch['num_pixels']:,.0f} pixels of this fine" in page.text
-    assert f"fine {scratch['recall']:.1%}" in page.text
+    assert page.wrong == [] and page.ids == (SECTIONS | ALWAYS) - {"reliability"}
+    assert f"{sum(range(24, 30))} pixels of this class" in page.text and "50.0% class mean IoU" in page.text
     plots = {file.name for file in (folder / "plots").iterdir()}
-    shown = {f"{kind}_{level}.png" for kind in ("examples", "worst") for level in ("binary", "coarse", "fine")}
-    assert shown | {"iou.png", "history.png"} <= plots
-    assert len(page.images) == len(plots)
-    look_in_browser(folder / "report.html", tmp_path)
+    assert {f"{kind}_{level}.png" for kind in ("examples", "worst") for level in ("_b_group__b_", "class")} < plots
+    assert "iou.png" in plots and len(page.images) == len(plots)
+    if in_browser:
+        look_in_browser(folder / "report.html", tmp_path)
 
 
-def test_evaluation_alone_has_a_report_too(options, tmp_path):
-    train_taxonomy.main(options(no_report=True, output_dir=tmp_path / "model"))
-    assert not (tmp_path / "model" / "report.html").exists() and not (tmp_path / "model" / "plots").exists()
-    changes = {"eval_only": True, "model_name_or_path": tmp_path / "model", "no_pretrained": None, "image_size": None}
-    train_taxonomy.main(options(**changes, output_dir=tmp_path / "again"))
-    page = Page(tmp_path / "again" / "report.html")
-    assert page.wrong == [] and "training" not in page.ids and "confusion" in page.ids
-    assert page.text.startswith("Evaluation report")
+def test_older_plots_go(summary):
+    plots = summary.output_dir / "plots"
+    plots.mkdir()
+    (plots / "confusion_of_another_tree.png").write_text("old")
+    draw_report(summary)
+    assert not (plots / "confusion_of_another_tree.png").exists() and (plots / "history.png").is_file()
 
 
-def test_a_report_that_fails_loses_nothing(options, tmp_path, monkeypatch, capfd):
-    def fail(*_):
-        raise MemoryError("no room to draw")
+def test_a_report_that_fails_is_a_warning(summary, caplog):
+    def fail(folder: Path) -> None:
+        raise MemoryError("no memory to draw")
 
-    monkeypatch.setattr(reporting, "draw_history", fail)
-    train_taxonomy.main(options())
-    assert "could not be drawn (MemoryError: no room to draw)" in capfd.readouterr().err
-    assert json.loads((tmp_path / "out" / "all_results.json").read_text())["eval"]["num_samples"] == 41
-    assert not (tmp_path / "out" / "report.html").exists()
+    draw_report(summary, draw=fail)
+    assert "could not be drawn (MemoryError: no memory to draw)" in caplog.text
+    assert not (summary.output_dir / "report.html").exists()
 
 
-def test_watching_what_is_not_there_is_told_before_training(options, monkeypatch):
+def test_thumbnails_are_small():
+    found = thumbnail(picture(1))
+    assert found["source"].startswith("data:image/jpeg;base64,") and len(found["source"]) < 30_000
+    assert found["row"] == 1 and (found["width"], found["height"]) == (200, 53)
+
+
+def test_a_wrong_name_to_watch_is_an_error_before_training(options, monkeypatch):
     monkeypatch.setattr(train_taxonomy, "build_model", lambda *_: pytest.fail("a model was built"))
     with pytest.raises(ValueError, match="--watch chery: .* Did you mean cherry"):
         train_taxonomy.main(options(watch=["chery"]))
@@ -102,6 +156,16 @@ def test_broken_images_are_named_without_their_folders(line, shown):
     assert shareable_line(line).endswith(f"split, {shown}")
 
 
-def test_settings_are_shown_without_folders():
+def test_settings_are_shown_without_folders(summary):
     assert shareable("/home/me/data") == ".../data" and shareable("org/model") == "org/model"
     assert shareable(["/a/b", 3]) == [".../b", 3] and shareable(0.5) == 0.5
+    draw_report(summary)
+    page = Page(summary.output_dir / "report.html")
+    assert ".../out" in page.text and "/home/me" not in page.source
+
+
+def test_data_have_a_name(tmp_path):
+    named = {"validation_file": None, "train_file": None, "dataset_name": "org/set", "dataset_config_name": "small"}
+    assert data_name(named) == "org/set (small)"
+    assert data_name({**named, "dataset_name": str(tmp_path), "dataset_config_name": None}) == tmp_path.name
+    assert data_name({**named, "train_file": "/a/t.csv", "validation_file": "/a/v.csv"}) == "t.csv, v.csv"

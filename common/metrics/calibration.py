@@ -13,19 +13,17 @@ Test, 2021, arXiv 2110.01052); from several starts, which share the error allowe
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from scipy.special import betainc
+from scipy.special import bdtrc
 
 from ..model.hierarchy import Hierarchy
 from .backoff import is_right
+from .prediction_table import PredictionTable
 
 TARGETS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 """Precisions that thresholds are found for"""
@@ -100,51 +98,18 @@ def read_calibration(path: str | Path, hierarchy: Hierarchy) -> Calibration:
         raise ValueError(f"Cannot read the calibration {path}: {error}") from error
 
 
-class CalibrationCounter:
-    """What an evaluation has to keep for :func:`calibrate`: twelve bytes per image and level, where it was predicted.
-
-    For 100,000 images and six levels that is 7 MB. Counters in bins would not do: which images are left for a level
-    depends on the probabilities at all finer ones.
-    """
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-
-    def add(self, probabilities: torch.Tensor, path: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
-        """Keep a batch: probabilities of the best path (batch, levels), the path, and labels (batch, levels)."""
-        self.parts.append((probabilities, torch.stack(path, 1).int(), labels.int()))
-
-    def calibrate(self, accelerator: Accelerator, hierarchy: Hierarchy, decoding: str) -> Calibration:
-        """Thresholds from the images of all processes; every process calls it, and gets the same."""
-        shape = (0, hierarchy.num_levels)
-        empty = [torch.empty(shape), torch.empty(shape, dtype=torch.int), torch.empty(shape, dtype=torch.int)]
-        columns = zip(*self.parts, strict=True) if self.parts else [[part] for part in empty]
-        probabilities, path, labels = (torch.cat(list(column)).cpu().numpy() for column in columns)
-        mine = (probabilities, *is_right(path, labels))
-        everyone = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
-        return calibrate(*(np.concatenate(column) for column in zip(*everyone, strict=True)), hierarchy, decoding)
-
-
-def calibrate(
-    probabilities: np.ndarray, judged: np.ndarray, right: np.ndarray, hierarchy: Hierarchy, decoding: str
-) -> Calibration:
+def calibrate(table: PredictionTable, decoding: str) -> Calibration:
     """Thresholds for every target; see the top of the file.
 
     Args:
-        probabilities: (n, levels) of the best path; 0 where it has no class.
-        judged: (n, levels) whether a label can judge the path's class.
-        right: (n, levels) whether it is right.
-        hierarchy: names the levels.
+        table: predictions for the evaluated images.
         decoding: of the best path.
     """
-    rows = {target: _cascade(probabilities, judged, right, target) for target in TARGETS}
-
-    def table(column: int) -> list[list[Any]]:
-        return [[rows[target][level][column] for target in TARGETS] for level in range(hierarchy.num_levels)]
-
-    return Calibration(
-        len(probabilities), decoding, list(TARGETS), list(hierarchy.levels), table(0), table(1), table(2)
-    )
+    judged, right = is_right(table.best_path, table.columns["label"])
+    probabilities, levels = table.columns["best_path_probability"], list(table.hierarchy.levels)
+    found = [_cascade(probabilities, judged, right, target) for target in TARGETS]
+    columns = np.array(found, dtype=object).transpose(2, 1, 0).tolist()  # from (targets, levels, columns)
+    return Calibration(len(probabilities), decoding, list(TARGETS), levels, *columns)
 
 
 def _cascade(
@@ -186,9 +151,8 @@ def lowest_threshold(
         return None
     sizes = np.unique(np.linspace(fewest, len(chances), NUM_STEPS).round().astype(int))
     sizes = np.unique(np.searchsorted(-chances, -chances[sizes - 1], side="right"))  # equal ones are answered alike
-    counts = num_right[sizes - 1]
-    luck = betainc(counts, sizes - counts + 1, target)  # chance of so many right ones or more if the share is target
-    failures = np.flatnonzero((counts == 0) | (luck > error / NUM_STARTS))
+    luck = bdtrc(num_right[sizes - 1] - 1, sizes, target)  # chance of so many right or more if the share is target
+    failures = np.flatnonzero(luck > error / NUM_STARTS)
     starts = np.unique(np.linspace(0, len(sizes), NUM_STARTS, endpoint=False).astype(int))
     ends = [min([*failures[failures >= start], len(sizes)]) for start in starts]
     reached = max((end for start, end in zip(starts, ends, strict=True) if end > start), default=0)

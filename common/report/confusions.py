@@ -1,36 +1,36 @@
-"""What an evaluation says about classes: the hardest, what they are taken for, and those that are watched."""
+"""Which classes are confused with which: the hardest classes, the most confused pairs, the watched classes."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import takewhile
-from typing import Any
 
 import numpy as np
 
-from ..metrics.report_data import Evidence
+from ..metrics.report_data import ReportData, leaf_of_nodes
 from ..model.hierarchy import Hierarchy, fold_name
 
 
-class Pairs:
-    """The evidence's pairs of truth and prediction, at every level.
+class ConfusionPairs:
+    """Pairs of true and predicted class with their counts, at every level of the label tree.
 
-    Args:
-        hierarchy: the label tree.
-        evidence: of an evaluation.
+    Attributes:
+        truth, predicted: int64 (pairs, levels), IGNORE where a level has no value.
+        true_leaf, predicted_leaf: int64 (pairs,); the true one is -1 where the label ends above the leaves.
+        count: int64 (pairs,) images or pixels.
     """
 
-    def __init__(self, hierarchy: Hierarchy, evidence: Evidence) -> None:
-        nodes = [(level, index) for level, size in enumerate(hierarchy.num_classes) for index in range(size)]
-        paths = np.array([hierarchy.path(*node) for node in nodes])
-        self.hierarchy, self.count = hierarchy, evidence.count
-        self.truth = paths[evidence.truth]  # (n, levels)
-        self.predicted = hierarchy.ancestors.numpy()[evidence.predicted]  # (n, levels)
-        leaf_of = {leaf: index for index, leaf in enumerate(hierarchy.leaves)}
-        self.true_leaf = np.array([leaf_of.get(node, -1) for node in nodes])[evidence.truth]
-        self.predicted_leaf = evidence.predicted
+    def __init__(self, hierarchy: Hierarchy, data: ReportData) -> None:
+        self.hierarchy, self.count = hierarchy, data.count
+        self.true_leaf, self.predicted_leaf = leaf_of_nodes(hierarchy)[data.truth], data.predicted
+        paths = [
+            hierarchy.path(level, index) for level, size in enumerate(hierarchy.num_classes) for index in range(size)
+        ]
+        self.truth = np.array(paths)[data.truth]
+        self.predicted = hierarchy.ancestors.numpy()[data.predicted]
 
     def of_level(self, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Truth, prediction (negative for no class at this level) and count, where the level is labelled."""
@@ -45,55 +45,42 @@ class Pairs:
         np.add.at(matrix, (truth, np.where(predicted < 0, size, predicted)), count)
         return matrix
 
-    def per_class(self, level: int) -> dict[str, np.ndarray]:
-        """``labelled``, ``predicted`` and ``right``, int64 (classes,) each, where the level is labelled."""
-        size = self.hierarchy.num_classes[level]
+    def per_class(self, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """How often each class is the truth, is predicted, and is both: int64 (classes,) each."""
         truth, predicted, count = self.of_level(level)
-        chosen = {"labelled": truth >= 0, "predicted": predicted >= 0, "right": truth == predicted}
-        of = {"labelled": truth, "predicted": predicted, "right": truth}
-        return {name: np.bincount(of[name][mask], count[mask], size).astype(np.int64) for name, mask in chosen.items()}
+        chosen = [(truth, truth >= 0), (predicted, predicted >= 0), (truth, truth == predicted)]
+        size = self.hierarchy.num_classes[level]
+        return tuple(np.bincount(label[mask], count[mask], size).astype(np.int64) for label, mask in chosen)
 
 
 @dataclass
 class ClassScore:
-    """How well one class is found."""
+    """How well a class is recognised; NaN for a precision without predictions."""
 
     path: list[str]
     labelled: int
-    predicted: int
-    right: int
-
-    @property
-    def recall(self) -> float:
-        """Share of its images (pixels) that were found."""
-        return self.right / self.labelled if self.labelled else float("nan")
-
-    @property
-    def precision(self) -> float:
-        """Share of the answers with this class that were right."""
-        return self.right / self.predicted if self.predicted else float("nan")
-
-    @property
-    def f1(self) -> float:
-        """Harmonic mean of both."""
-        return 2 * self.right / (self.labelled + self.predicted) if self.labelled + self.predicted else float("nan")
+    f1: float
+    recall: float
+    precision: float
 
 
-def hardest_classes(pairs: Pairs, level: int, num_classes: int = 15) -> list[ClassScore]:
+def hardest_classes(pairs: ConfusionPairs, level: int, num_classes: int = 15) -> list[ClassScore]:
     """The classes of a level with the lowest F1 of those that occur; of equals, the commonest first."""
-    counts = pairs.per_class(level)
-    f1 = 2 * counts["right"] / np.maximum(counts["labelled"] + counts["predicted"], 1)
-    order = np.lexsort((-counts["labelled"], f1))
-    order = order[counts["labelled"][order] > 0][:num_classes]
+    labelled, predicted, right = pairs.per_class(level)
+    occurring = np.flatnonzero(labelled)
+    labelled, predicted, right = labelled[occurring], predicted[occurring], right[occurring]
+    with np.errstate(invalid="ignore"):
+        columns = labelled, 2 * right / (labelled + predicted), right / labelled, right / predicted
+    order = np.lexsort((-labelled, columns[1]))[:num_classes]
     return [
-        ClassScore(path_of(pairs.hierarchy, level, index), *(int(counts[name][index]) for name in counts))
-        for index in order
+        ClassScore(path_of(pairs.hierarchy, level, occurring[place]), *(column[place].item() for column in columns))
+        for place in order
     ]
 
 
 @dataclass
-class Confusion:
-    """One leaf taken for another: their paths after the part that they share, and how often."""
+class ConfusedPair:
+    """One leaf predicted as another: their paths after the part that they share, and how often."""
 
     shared: list[str]
     truth: list[str]
@@ -102,27 +89,21 @@ class Confusion:
     share: float  # of the true leaf's images or pixels
 
 
-def confused_pairs(pairs: Pairs, num_pairs: int = 15) -> list[Confusion]:
+def confused_pairs(pairs: ConfusionPairs, num_pairs: int = 15) -> list[ConfusedPair]:
     """The pairs of different leaves that were confused most often."""
     known = pairs.true_leaf >= 0
     totals = np.bincount(pairs.true_leaf[known], pairs.count[known], pairs.hierarchy.num_leaves)
     wrong = np.flatnonzero(known & (pairs.true_leaf != pairs.predicted_leaf))
-    order = wrong[np.argsort(-pairs.count[wrong], kind="stable")][:num_pairs]
     found = []
-    for index in order:
-        truth, predicted = int(pairs.true_leaf[index]), int(pairs.predicted_leaf[index])
-        count = int(pairs.count[index])
-        found.append(Confusion(*branches(pairs.hierarchy, truth, predicted), count, count / totals[truth]))
+    for place in wrong[np.argsort(-pairs.count[wrong], kind="stable")][:num_pairs]:
+        leaves, count = (pairs.true_leaf[place], pairs.predicted_leaf[place]), int(pairs.count[place])
+        nodes = [pairs.hierarchy.leaves[leaf] for leaf in leaves]
+        classes = [[pair for pair in enumerate(pairs.hierarchy.path(*node)) if pair[1] >= 0] for node in nodes]
+        shared = len(os.path.commonprefix(classes))  # of (level, class), because names may occur twice
+        truth, predicted = (path_of(pairs.hierarchy, *node) for node in nodes)
+        share = float(count / totals[leaves[0]])
+        found.append(ConfusedPair(truth[:shared], truth[shared:], predicted[shared:], count, share))
     return found
-
-
-def branches(hierarchy: Hierarchy, first: int, second: int) -> tuple[list[str], list[str], list[str]]:
-    """The names that two leaves' paths share from the root down, and the rest of either."""
-    paths = [hierarchy.path(*hierarchy.leaves[leaf]) for leaf in (first, second)]
-    nodes = [[(level, label) for level, label in enumerate(path) if label >= 0] for path in paths]
-    shared = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(*nodes, strict=False))))
-    names = [path_of(hierarchy, *hierarchy.leaves[leaf]) for leaf in (first, second)]
-    return names[0][:shared], names[0][shared:], names[1][shared:]
 
 
 def path_of(hierarchy: Hierarchy, level: int, index: int) -> list[str]:
@@ -134,15 +115,15 @@ def path_of(hierarchy: Hierarchy, level: int, index: int) -> list[str]:
 
 
 @dataclass
-class Watched:
-    """How one class fared: of its images (pixels), which levels were right, and what it was confused with."""
+class WatchedClass:
+    """What became of a class's images (pixels), and which others were predicted as it; paths with their counts."""
 
     path: list[str]
     level: str
     labelled: int
     recall: dict[str, float]  # per level
-    taken_for: list[tuple[list[str], int]]  # path and count, the commonest first
-    others_taken_for_it: list[tuple[list[str], int]]
+    predicted_as: list[tuple[tuple[str, ...], int]]
+    others_predicted_as_it: list[tuple[tuple[str, ...], int]]
 
 
 def find_classes(hierarchy: Hierarchy, names: Sequence[str]) -> list[tuple[int, int]]:
@@ -163,42 +144,36 @@ def find_classes(hierarchy: Hierarchy, names: Sequence[str]) -> list[tuple[int, 
     return found
 
 
-def watched(pairs: Pairs, level: int, index: int, num_others: int = 5) -> Watched:
-    """What became of a class's images, and which others were taken for it."""
-    hierarchy = pairs.hierarchy
-    mine = pairs.truth[:, level] == index
-    total = int(pairs.count[mine].sum())
+def watched_class(pairs: ConfusionPairs, level: int, index: int, num_others: int = 5) -> WatchedClass:
+    """Recall of a class at every level, and the classes of its level that it is confused with most often."""
+    hierarchy, name = pairs.hierarchy, pairs.hierarchy.levels[level]
+    true, predicted = pairs.truth[:, level] == index, pairs.predicted[:, level] == index
     recall = {}
-    for depth, name in enumerate(hierarchy.levels):
-        labelled = mine & (pairs.truth[:, depth] >= 0)
+    for depth, depth_name in enumerate(hierarchy.levels):
+        labelled = true & (pairs.truth[:, depth] >= 0)
         right = labelled & (pairs.truth[:, depth] == pairs.predicted[:, depth])
-        known = pairs.count[labelled].sum()
-        recall[name] = float(pairs.count[right].sum() / known) if known else float("nan")
-    answered = pairs.predicted[:, level] == index
-    elsewhere = ~mine & answered & (pairs.truth[:, level] >= 0)
-    true_names = [path_of(hierarchy, level, label) for label in pairs.truth[elsewhere, level]]
-    wrong = mine & ~answered
-    predicted_names = [_path_up_to(hierarchy, leaf, level) for leaf in pairs.predicted_leaf[wrong]]
-    return Watched(
+        total = pairs.count[labelled].sum()
+        recall[depth_name] = float(pairs.count[right].sum() / total) if total else float("nan")
+
+    def commonest(paths: Iterable[Sequence[str]], mask: np.ndarray) -> list[tuple[tuple[str, ...], int]]:
+        totals: Counter[tuple[str, ...]] = Counter()
+        for path, count in zip(paths, pairs.count[mask].tolist(), strict=True):
+            totals[tuple(path)] += count
+        return totals.most_common(num_others)
+
+    missed, others = true & ~predicted, ~true & predicted & (pairs.truth[:, level] >= 0)
+    leaves = (hierarchy.leaves[leaf] for leaf in pairs.predicted_leaf[missed])
+    names = (hierarchy.path_names(*leaf)[: level + 1] for leaf in leaves)
+    predicted_as = ([part for part in path if part is not None] or ["no class at this level"] for path in names)
+    others_paths = (path_of(hierarchy, level, label) for label in pairs.truth[others, level])
+    return WatchedClass(
         path_of(hierarchy, level, index),
-        hierarchy.levels[level],
-        total,
+        name,
+        int(pairs.count[true].sum()),
         recall,
-        _commonest(predicted_names, pairs.count[wrong], num_others),
-        _commonest(true_names, pairs.count[elsewhere], num_others),
+        commonest(predicted_as, missed),
+        commonest(others_paths, others),
     )
-
-
-def _path_up_to(hierarchy: Hierarchy, leaf: int, level: int) -> list[str]:
-    names = hierarchy.path_names(*hierarchy.leaves[leaf])[: level + 1]
-    return [name for name in names if name is not None] or ["no class at this level"]
-
-
-def _commonest(paths: Sequence[list[str]], counts: np.ndarray, most: int) -> list[tuple[list[str], int]]:
-    totals: dict[tuple[str, ...], int] = {}
-    for path, count in zip(paths, counts.tolist(), strict=True):
-        totals[tuple(path)] = totals.get(tuple(path), 0) + count
-    return [(list(path), count) for path, count in sorted(totals.items(), key=lambda item: -item[1])[:most]]
 
 
 # ---- matrices of many classes
@@ -210,16 +185,15 @@ def in_tree_order(hierarchy: Hierarchy, level: int) -> np.ndarray:
     return np.lexsort(paths.T[::-1])
 
 
-def density(pairs: Pairs, level: int, num_cells: int) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def density(pairs: ConfusionPairs, level: int, num_cells: int) -> tuple[np.ndarray, np.ndarray, dict[float, str]]:
     """A confusion matrix of many classes, row-normalised and then averaged over cells of neighbouring classes.
 
     Returns:
-        float64 (cells, cells): the share of a class in the row's cell that is answered with any in the column's, mean
-        over the classes that occur (nan where none does); where the top level's classes begin, in cells; and their
+        float64 (cells, cells): the share of a class in the row's cell that is predicted as any in the column's, mean
+        over the classes that occur (NaN where none does); where the top level's classes begin, in cells; and their
         names by the middle of their range.
     """
-    hierarchy = pairs.hierarchy
-    order = in_tree_order(hierarchy, level)
+    hierarchy, order = pairs.hierarchy, in_tree_order(pairs.hierarchy, level)
     size = len(order)
     cells = min(num_cells, size)
     cell_of = np.empty(size, dtype=np.int64)
@@ -227,16 +201,14 @@ def density(pairs: Pairs, level: int, num_cells: int) -> tuple[np.ndarray, np.nd
     truth, predicted, count = pairs.of_level(level)
     totals = np.bincount(truth, count, size)
     occurring = np.bincount(cell_of[totals > 0], minlength=cells)
-    answered = predicted >= 0
+    has_class = predicted >= 0
+    truth, predicted, shares = truth[has_class], predicted[has_class], (count / totals[truth])[has_class]
     matrix = np.zeros((cells, cells))
-    shares = count[answered] / totals[truth[answered]]
-    np.add.at(matrix, (cell_of[truth[answered]], cell_of[predicted[answered]]), shares)
-    matrix = np.where(occurring[:, None] > 0, matrix / np.maximum(occurring, 1)[:, None], np.nan)
+    np.add.at(matrix, (cell_of[truth], cell_of[predicted]), shares)
+    with np.errstate(invalid="ignore"):
+        matrix /= occurring[:, None]
     tops = np.array([hierarchy.path(level, index)[0] for index in order])
     starts = np.flatnonzero(np.diff(tops, prepend=tops[0] - 1))
-    ends = np.append(starts[1:], size)
-    names = {
-        (start + end) / 2 * cells / size: hierarchy.names[0][tops[start]] if tops[start] >= 0 else "no class"
-        for start, end in zip(starts, ends, strict=True)
-    }
-    return matrix, starts * cells / size, names
+    middles = (starts + np.append(starts[1:], size)) / 2 * cells / size
+    names = [hierarchy.names[0][top] if top >= 0 else "no class" for top in tops[starts]]
+    return matrix, starts * cells / size, dict(zip(middles.tolist(), names, strict=True))

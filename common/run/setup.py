@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from ..model.modeling import (
 )
 from ..publish.hub import Publisher
 from ..publish.onnx_export import check_export_packages
-from ..report.tables import find_classes
+from ..report.confusions import find_classes
+from .arguments import changed
 from .options import CommonArguments
 
 logger = logging.getLogger(__name__)
@@ -164,3 +165,12 @@ def start_from(
         return model, None, None
     logger.warning("%s has other classes or another head: only its backbone is used.", name)
     return None, model.backbone, None
+
+
+def settle_evaluation(args: CommonArguments, model: LabelTreeModel, names: Sequence[str]) -> None:
+    """Evaluate a saved model as it was evaluated, unless told otherwise; and let it keep how it is evaluated now."""
+    before = model.config.evaluation or {}
+    for name in names:
+        if args.eval_only and name in before and not changed(args, name):
+            setattr(args, name, before[name])
+    model.config.evaluation = {name: getattr(args, name) for name in names}

@@ -17,10 +17,10 @@ from transformers import PreTrainedModel
 
 from ..data.rows import ProblemLog
 from ..images.transforms import Normalize
-from ..metrics.report_data import Evidence
+from ..metrics.report_data import ReportData
 from ..model.hierarchy import Hierarchy
 from ..optim import Curriculum
-from ..report.figures import Picture
+from ..report.image_examples import Picture
 from .options import CommonArguments
 from .processes import sync_buffers
 from .progress import evaluation_bar
@@ -42,7 +42,7 @@ class Evaluation:
 
     results: dict[str, Any]
     extras: Any = None
-    evidence: Evidence | None = None
+    report_data: ReportData | None = None
 
 
 class Task(ABC):
@@ -120,7 +120,7 @@ class Task(ABC):
     def write(self, evaluation: Evaluation) -> None:
         """Write what comes with an evaluation that is kept: predictions, pictures (called by every process)."""
 
-    def pictures(self, evidence: Evidence) -> dict[str, list[Picture]]:
+    def pictures(self, data: ReportData) -> dict[str, list[Picture]]:
         """Evaluation images that show how the model errs, by kind; for the report (main process only)."""
         return {}
 

@@ -6,6 +6,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,14 @@ from ..checkpoint.state import StepCounts
 from ..data.rows import ProblemLog
 from ..data.sampling import GlobalBatchSampler, seed_step
 from ..files import append_history, write_json
-from ..metrics.report_data import EVIDENCE_FILE
+from ..metrics.report_data import REPORT_DATA_FILE
 from ..metrics.results import flatten, is_better, results_table
 from ..optim import Curriculum, Stage, parameter_groups, set_learning_rate
 from ..publish.card import write_card
 from ..publish.hub import Publisher
 from ..publish.onnx_export import export_onnx
 from ..report.report import PLOTS, draw_report
-from ..report.summary import run_facts
+from ..report.summary import RunSummary, shareable
 from .arguments import save_arguments
 from .lock import RunLock
 from .options import CommonArguments
@@ -272,7 +273,7 @@ class Trainer(Task):
             self.save_model(model)
         self.keep(evaluation)
         if self.publisher is not None and args.hub_strategy == "best":
-            write_card(self, results)
+            write_card(self.summary({"train": None, "eval": results}, []))
             self.publisher.start_upload(f"Best model so far, step {step}")
         self.accelerator.wait_for_everyone()
         self.saver.best_found()
@@ -280,8 +281,14 @@ class Trainer(Task):
     def keep(self, evaluation: Evaluation) -> None:
         """Write what comes with an evaluation that counts."""
         self.write(evaluation)
-        if evaluation.evidence is not None and self.accelerator.is_main_process:
-            evaluation.evidence.save(self.output_dir / EVIDENCE_FILE)
+        if evaluation.report_data is not None and self.accelerator.is_main_process:
+            evaluation.report_data.save(self.output_dir / REPORT_DATA_FILE)
+
+    def summary(self, results: dict[str, Any], skipped: list[str]) -> RunSummary:
+        """What report and card are made from."""
+        options = asdict(self.args)
+        hierarchy, facts = self.data.hierarchy, run_facts(self)
+        return RunSummary(self.output_dir, options, hierarchy, self.unit, self.measures, facts, results, skipped)
 
     # ---- the end
 
@@ -300,14 +307,41 @@ class Trainer(Task):
                 )
                 self.progress.write(f"model.onnx differs by at most {difference:.1e} from the model.")
             if not args.no_report:
-                draw_report(self, results, skipped)
+                draw_report(self.summary(results, skipped), self.pictures, self.draw)
                 log_pictures(accelerator, self.output_dir / PLOTS, (results["train"] or {}).get("global_step", 0))
             if results["train"] is not None:
-                write_card(self, results["eval"])
+                write_card(self.summary(results, skipped))
             self.progress.write(f"Results are in {args.output_dir}.")
         accelerator.end_training()  # before the upload, which other processes need not wait for
         if self.publisher is not None and self.publisher.finish("Trained model"):
             self.progress.write(f"The model is at {self.publisher.url}.")
+
+
+def run_facts(trainer: Trainer) -> dict[str, str]:
+    """What is trained, on what, for how long, by title."""
+    args, data, sampler = trainer.args, trainer.data, trainer.sampler
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
+    images = [f"{len(data.train_rows):,} for training"] * (sampler is not None)
+    images.append(f"{len(data.eval_rows):,} for validation")
+    facts = {
+        "model": f"{shareable(args.model_name_or_path)}, {parameters / 1e6:.1f} M parameters, "
+        f"{trainer.model.config.head} head",
+        "image size": f"{trainer.spec['image_size']} px",
+        "label tree": str(data.hierarchy)[len("Hierarchy(") : -1],
+        "level weights": ", then ".join(
+            trainer.curriculum.describe(stage, data.hierarchy.levels) for stage in trainer.curriculum.stages
+        ),
+        "images": ", ".join(images),
+    }
+    if sampler is not None:
+        facts |= trainer.facts()
+        facts["global batch"] = (
+            f"{sampler.global_batch_size} = {sampler.micro_batch_size} per device x "
+            f"{sampler.num_processes} processes x {sampler.accumulation_steps} accumulated"
+        )
+        facts["steps"] = f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs"
+    facts["device"] = f"{trainer.accelerator.device}, mixed precision {trainer.accelerator.mixed_precision}"
+    return facts
 
 
 @contextmanager
