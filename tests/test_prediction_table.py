@@ -74,6 +74,13 @@ def test_batches_and_processes_change_nothing(monkeypatch):
     assert all(whole[name].dtype == table.columns[name].dtype for name in whole)
 
 
+def test_adding_never_waits_for_the_device():
+    """Tensors of the meta device have no values, so that whatever looks at them raises."""
+    rows, labels, log_probs, leaf_logits, leaf = random_batch()
+    there = [labels.to("meta"), [level.to("meta") for level in log_probs], leaf_logits.to("meta"), leaf.to("meta")]
+    PredictionTable(TREE, "meta", complete=True).add(rows, *there)
+
+
 def test_written_table_names_classes_and_is_sorted_by_row(tmp_path):
     log_probs = [
         torch.tensor([[0.25, 0.6, 0.15], [0.0, 1.0, 0.0]]).log(),

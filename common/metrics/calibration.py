@@ -1,13 +1,15 @@
-"""From which probability on answers at a level are right often enough: found in evaluation, stored with the model.
+"""Thresholds for back-off: the probability from which on answers at a level are right often enough.
 
-The finest level is calibrated first: its threshold is the lowest at which the answers given are right as often as
-asked. Those left unanswered go on to the level above, and so on. So the precision holds for the answers at *each*
-level that are given there, and by that for all answers together.
+They are found in evaluation and stored with the model.
 
-A threshold is only taken if the share of right answers is surely high enough, not just on the images at hand: the
-exact binomial test must say so. Looking at many thresholds would find one that passes by luck, so they are tested from
-the strictest on and the first failure ends the search (fixed-sequence testing, as in Angelopoulos et al., Learn then
-Test, 2021, arXiv 2110.01052); from several starts, which share the error allowed.
+The finest level is calibrated first: its threshold is the lowest at which the answers reach the precision asked for.
+Images left unanswered pass to the level above, and so on. So the precision holds for the answers given at *each*
+level, and therefore for all answers together.
+
+A threshold must reach the precision not just on the images at hand: the exact binomial test has to confirm it. Among
+many thresholds one would pass by chance, so they are tested from the strictest on and the first failure ends the
+search (fixed-sequence testing, as in Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052); from several
+starts, which share the error allowed.
 """
 
 from __future__ import annotations
@@ -133,30 +135,32 @@ def _cascade(
 def lowest_threshold(
     probabilities: np.ndarray, right: np.ndarray, target: float, error: float = ERROR
 ) -> float | None:
-    """The lowest probability from which on answers are right with a share of at least ``target``, almost surely.
+    """The lowest probability from which on the precision is at least ``target``, but for the ``error`` allowed.
 
     Args:
         probabilities: (n,).
         right: (n,) whether the answer is right.
-        target: share asked for.
-        error: probability of finding one although the share is lower.
+        target: the precision.
+        error: probability of finding a threshold although its precision is lower.
 
     Returns:
-        ``None`` if there is none that the images at hand suffice to show it for.
+        ``None`` if the images at hand are too few to confirm any, or too often wrong.
     """
     order = np.argsort(-probabilities, kind="stable")
     chances, num_right = probabilities[order], np.cumsum(right[order])
-    fewest = int(np.ceil(np.log(error / NUM_STARTS) / np.log(target)))  # all of so many right would just do
+    fewest = int(
+        np.ceil(np.log(error / NUM_STARTS) / np.log(target))
+    )  # with fewer, even all of them right would not be enough
     if len(chances) < fewest:
         return None
     sizes = np.unique(np.linspace(fewest, len(chances), NUM_STEPS).round().astype(int))
     sizes = np.unique(np.searchsorted(-chances, -chances[sizes - 1], side="right"))  # equal ones are answered alike
-    luck = bdtrc(num_right[sizes - 1] - 1, sizes, target)  # chance of so many right or more if the share is target
-    failures = np.flatnonzero(luck > error / NUM_STARTS)
+    p_values = bdtrc(num_right[sizes - 1] - 1, sizes, target)  # of so many right or more if the share is target
+    failures = np.flatnonzero(p_values > error / NUM_STARTS)
     starts = np.unique(np.linspace(0, len(sizes), NUM_STARTS, endpoint=False).astype(int))
     ends = [min([*failures[failures >= start], len(sizes)]) for start in starts]
     reached = max((end for start, end in zip(starts, ends, strict=True) if end > start), default=0)
     if not reached:
         return None
     threshold = float(chances[sizes[reached - 1] - 1])
-    return threshold - 1e-5 * threshold * (1 - threshold) - 1e-7  # in other batches numbers are rounded otherwise
+    return threshold - 1e-5 * threshold * (1 - threshold) - 1e-7  # in other batches numbers are rounded differently

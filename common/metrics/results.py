@@ -34,7 +34,7 @@ def is_better(name: str, value: float, best: float | None) -> bool:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """The evaluation as text: a row a level, and the measures of the whole path for both decodings."""
+    """The evaluation as text: a row a level, and the measures of complete paths for both decodings."""
     rows = level_rows(results)
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -54,7 +54,7 @@ def level_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def path_measures(results: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Per decoding, the measures of the whole path as (words, value)."""
+    """Per decoding, the measures of complete paths as (words, value)."""
     return {
         label: [(words, cell(key, results[name][key])) for key, words in MEASURES.items() if key in results[name]]
         for name, label in (("path", "best path"), ("argmax", "per-level argmax"))

@@ -26,7 +26,7 @@ _LANES, _BLOCK = 4, 1024  # see _count
 _CLASS_SCORES = ("iou", "precision", "recall", "f1", "num_pixels")
 
 _DESCRIPTION = """Intersection over union, F1 and pixel accuracy of every level of a label tree, and how well the
-levels agree with each other, for two decodings: the leaf with the best path, and the argmax of each level alone.
+levels agree with each other, for two decodings: the leaf of the best path, and the per-level argmax.
 
 All numbers are of the data set: pixels are counted over all images and divided once, never averaged over images or
 batches. Counts are 64-bit integers. With TP, FP and FN the pixels of a class that are predicted correctly, predicted
@@ -272,12 +272,12 @@ def _count(counts: torch.Tensor, columns: Sequence[torch.Tensor]) -> None:
     for column, stride in zip(columns[:-1], counts.stride()[:-1], strict=True):
         index.add_(column.to(dtype), alpha=stride)
     if lanes > 1:
-        whole = len(index) - len(index) % _BLOCK
-        index[:whole].view(-1, _BLOCK).add_((torch.arange(_BLOCK) % lanes * size).to(dtype))
+        full = len(index) - len(index) % _BLOCK  # without the last, incomplete block
+        index[:full].view(-1, _BLOCK).add_((torch.arange(_BLOCK) % lanes * size).to(dtype))
         counts += torch.bincount(index, minlength=lanes * size).view(lanes, *counts.shape).sum(0)
     else:  # bincount would wait for other devices to find the largest index
         counts.view(-1).index_add_(0, index, counts.new_ones(1).expand(len(index)))
 
 
-def _share(part: torch.Tensor, whole: torch.Tensor) -> float:
-    return (part.double() / whole).item()  # 0 / 0 is NaN
+def _share(part: torch.Tensor, total: torch.Tensor) -> float:
+    return (part.double() / total).item()  # 0 / 0 is NaN

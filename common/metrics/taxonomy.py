@@ -24,7 +24,7 @@ TOP_K = 5
 _PATH, _ARGMAX = 0, 1  # the two decodings, in the order in which every counter holds them
 
 _DESCRIPTION = """Accuracy, F1 and calibration of every level of a label tree, and how well the levels agree with each
-other, for two decodings of the same probabilities: the best path of the tree and the argmax of each level alone.
+other, for two decodings of the same probabilities: the best path of the tree and the per-level argmax.
 
 Per level, over the samples labelled there:
     num_labelled: how many these are.
@@ -76,7 +76,7 @@ class TaxonomyMetrics(CountingMetric):
 
     Args:
         hierarchy: the label tree.
-        device: where the counters live and where every tensor given must be; it must know float64.
+        device: where the counters live and where every tensor given must be; it must support float64.
         num_bins: number of bins of the calibration error.
 
     Raises:
@@ -186,12 +186,12 @@ class TaxonomyMetrics(CountingMetric):
         references: torch.Tensor,
         right: torch.Tensor,
     ) -> None:
-        found = [_in_top(scores, references[:, level]) for level, scores in enumerate(log_probs)]
+        found = [_in_top(column, references[:, level]) for level, column in enumerate(log_probs)]
         counters["top"] += torch.stack(found).sum(1)
         # The references' probabilities are not used: reading them is what stops a class out of range on a device whose
         # values are not looked at, where it would be counted as a class of the next level.
         index = torch.cat([decoded, references.unsqueeze(0)]).clamp(min=0)
-        chosen = [scores.gather(1, index[:, :, level].T) for level, scores in enumerate(log_probs)]
+        chosen = [column.gather(1, index[:, :, level].T) for level, column in enumerate(log_probs)]
         confidence = torch.stack(chosen, 2).transpose(0, 1)[:2].double().exp()
         answered = (references >= 0) & (decoded >= 0)
         confidence = torch.where(answered, confidence, 0.0)

@@ -109,7 +109,7 @@ class Publisher:
         with suppress(IndexError):
             shutil.rmtree(self._waiting.pop()[0])  # this one replaces it
         self._waiting.append((self._stage(), message))
-        # Daemons, unlike the threads of HfApi.run_as_future: a run that is told to stop does not wait for the network.
+        # Daemons, unlike the threads of HfApi.run_as_future: a run that is stopped does not wait for the network.
         threading.Thread(target=self._upload_waiting, daemon=True).start()
 
     def _upload_waiting(self) -> None:
@@ -125,7 +125,7 @@ class Publisher:
     def finish(self, message: str) -> bool:
         """Upload everything, after what is still under way; whether it is there now.
 
-        A failure is a warning with the command to do it by hand; it is no error of the run.
+        A failure is a warning with the command to upload by hand; it does not end the run with an error.
         """
         self._waiting.clear()
         with self._uploading:

@@ -33,7 +33,7 @@ def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_d
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)
     processor.save_pretrained(staging)
-    mode = (staging / "config.json").stat().st_mode  # safetensors lets the owner alone read what it writes
+    mode = (staging / "config.json").stat().st_mode  # safetensors writes files that only the owner may read
     for file in sorted(staging.iterdir()):
         file.chmod(mode)
         os.replace(file, folder / file.name)

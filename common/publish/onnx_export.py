@@ -41,7 +41,7 @@ def export_onnx(model: LabelTreeModel, path: str | Path) -> float:
     """Write a model as ONNX, and check what it computes for one and for three images.
 
     Its input is ``pixel_values``, float32 (batch, 3, side, side), resized and normalised as preprocessor_config.json
-    says, and any batch. Its outputs are ``leaf_log_probs`` and, per level, ``log_probs_LEVEL``,
+    says; the batch may have any size. Its outputs are ``leaf_log_probs`` and, per level, ``log_probs_LEVEL``,
     float32 (batch, classes, ...). The label tree is in the file's metadata, as JSON under ``hierarchy``.
 
     Args:

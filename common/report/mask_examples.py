@@ -99,14 +99,14 @@ class ExampleKeeper:
         for row, pixels, resized, *masks in self.waiting:
             truth, leaf = (mask.cpu().numpy() for mask in masks)
             recall = mean_recall(truth, leaf)
-            is_bad = len(self.worst) < self.num_worst or (recall, row) < self.worst[-1][:2]
-            if row not in self.order and not is_bad:
+            among_worst = len(self.worst) < self.num_worst or (recall, row) < self.worst[-1][:2]
+            if row not in self.order and not among_worst:
                 continue
             image = pixels[:, : resized[0], : resized[1]].permute(1, 2, 0).cpu().numpy()
             image = np.asarray(Image.fromarray(image).resize(truth.shape[::-1], Image.Resampling.BILINEAR))
             if row in self.order:
                 self.kept[row] = MaskExample(image, truth, leaf, f"row {row}")
-            if is_bad and not math.isnan(recall):
+            if among_worst and not math.isnan(recall):
                 self.worst.append((recall, row, MaskExample(image, truth, leaf, f"row {row}: recall {recall:.0%}")))
                 self.worst = sorted(self.worst, key=lambda entry: entry[:2])[: self.num_worst]
         self.waiting = []
