@@ -24,8 +24,9 @@ import yaml
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.metrics.results import cell, flatten
-from common.report.plots import DPI, GREY, in_words, save_figure, shortened
+from common.files import atomic_write
+from common.metrics.results import cell, flatten, in_words
+from common.report.figures import DPI, GREY, save_figure, shortened
 
 # Options that name things of a run, or how it was carried out, rather than what it was.
 # fmt: off
@@ -78,8 +79,10 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     shown = printable(table, runs, metrics, args.group_by)
     print(shown.to_string(index=False))
     columns = [" ".join(filter(None, column)) if isinstance(column, tuple) else column for column in table]
-    replace_text(folder / "comparison.csv", table.set_axis(columns, axis=1).to_csv())
-    replace_text(folder / "comparison.md", markdown(shown))
+    with atomic_write(folder / "comparison.csv") as file:
+        table.set_axis(columns, axis=1).to_csv(file)
+    with atomic_write(folder / "comparison.md") as file:
+        file.write(markdown(shown))
     draw(folder / "comparison.png", runs, table, metrics, args.group_by)
     print(f"\nThe same is in {folder}: comparison.csv, comparison.md, comparison.png.")
     return table
@@ -207,13 +210,6 @@ def markdown(shown: pd.DataFrame) -> str:
     """The table in Markdown."""
     rows = [list(shown.columns), ["---"] * len(shown.columns), *shown.values.tolist()]
     return "".join("| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |\n" for row in rows)
-
-
-def replace_text(path: Path, content: str) -> None:
-    """Write a file in one step."""
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(content, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 # ---- the plot

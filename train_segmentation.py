@@ -42,7 +42,7 @@ from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import class_weights
 from common.losses.segmentation import SegmentationLoss
-from common.metrics.report_data import EVIDENCE_FILE, Evidence
+from common.metrics.report_data import REPORT_DATA_FILE, ReportData
 from common.metrics.segmentation import SegmentationMetrics
 from common.model.decoders import DECODERS
 from common.model.hierarchy import Hierarchy
@@ -53,8 +53,8 @@ from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
 from common.predict.windows import Resampler, check_windows, dense_labels, image_scores, labels_at_stride
 from common.publish.models import load_weights, save_model
-from common.report.mask_pictures import ExampleKeeper, PredictionFolder, draw_plots, keep_for_plots
-from common.report.plots import Example
+from common.report.mask_examples import ExampleKeeper, MaskExample, draw_plots, keep_for_plots
+from common.report.prediction_masks import PredictionFolder
 from common.report.summary import RunSummary
 from common.run import command
 from common.run.arguments import option, parse_arguments
@@ -260,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         run = Run(args, accelerator, stop, summary, problems)
         with run.started():
             evaluation = evaluate(data.validation, eval_loader, model)
-            save_evaluation(args, accelerator, data.hierarchy, data.validation, evaluation)
+            save_evaluation(args, accelerator, data.validation, evaluation)
             results = {"train": None, "eval": evaluation.results}
             run.finish(results, model, draw=draw)
         return results
@@ -293,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 run.log_evaluation(evaluation.results, args.learning_rate * rate)
                 if run.is_best:
                     save_best(args, accelerator, candidate, evaluation)
-                    save_evaluation(args, accelerator, data.hierarchy, data.validation, evaluation)
+                    save_evaluation(args, accelerator, data.validation, evaluation)
                     run.best_saved()
 
             # A checkpoint is due by steps, epochs or seconds, or because of a signal, which ends the run here.
@@ -346,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if data.test is not None:  # once, by the best model
             load_weights(model, args.output_dir, accelerator)
             test = evaluate(data.test, make_eval_loader(args, accelerator, data.test, spec), model)
-            save_evaluation(args, accelerator, data.hierarchy, data.test, test)
+            save_evaluation(args, accelerator, data.test, test)
             run.show_test(test.results)
             results["test"] = test.results
         run.finish(results, model, draw=draw)
@@ -566,9 +566,9 @@ class Evaluation:
     """Results by the contract of all_results.json, and what is written beside them if the model is kept."""
 
     results: dict[str, Any]
-    report_data: Evidence
+    report_data: ReportData
     masks: PredictionFolder
-    examples: dict[str, list[Example]]
+    examples: dict[str, list[MaskExample]]
 
 
 @torch.no_grad()
@@ -627,7 +627,7 @@ def evaluate_model(
         results["argmax"].setdefault("levels", {})[level] = means
     return Evaluation(
         results=results,
-        report_data=Evidence.of_leaf_matrix(hierarchy, metrics.leaf_confusion()),
+        report_data=ReportData.of_leaf_matrix(hierarchy, metrics.leaf_confusion()),
         masks=masks,
         examples=examples.gather(accelerator),
     )
@@ -650,7 +650,6 @@ def save_best(
 def save_evaluation(
     args: SegmentationArguments,
     accelerator: Accelerator,
-    hierarchy: Hierarchy,
     part: SegmentationPart,
     evaluation: Evaluation,
 ) -> None:
@@ -659,7 +658,7 @@ def save_evaluation(
     evaluation.masks.keep(accelerator)
     if accelerator.is_main_process and not part.suffix:
         keep_for_plots(folder, evaluation.results, evaluation.examples)
-        evaluation.report_data.save(folder / EVIDENCE_FILE)
+        evaluation.report_data.save(folder / REPORT_DATA_FILE)
 
 
 if __name__ == "__main__":

@@ -34,9 +34,9 @@ from common.images.transforms import RESIZE_MODES, EvaluationTransform, MixImage
 from common.labels.encoding import read_class_order
 from common.losses.class_weights import class_weights, count_labels, levels_where_labels_end
 from common.losses.cross_entropy import LevelCrossEntropy
-from common.metrics.backoff import path_probabilities
-from common.metrics.calibration import CalibrationCounter
-from common.metrics.report_data import EVIDENCE_FILE, Evidence, EvidenceCollector
+from common.metrics.calibration import calibrate
+from common.metrics.prediction_table import PredictionTable
+from common.metrics.report_data import REPORT_DATA_FILE, ReportData
 from common.metrics.taxonomy import TaxonomyMetrics
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification
@@ -45,8 +45,7 @@ from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
 from common.publish.models import image_processor, load_weights, save_model
-from common.report.predictions import gather_predictions, prediction_columns, write_predictions
-from common.report.report import load_pictures
+from common.report.image_examples import load_pictures
 from common.report.summary import RunSummary
 from common.run import command
 from common.run.arguments import option, parse_arguments
@@ -215,7 +214,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         run = Run(args, accelerator, stop, summary, problems)
         with run.started():
             evaluation = evaluate(data.validation, eval_loader, model)
-            save_evaluation(args, accelerator, data.hierarchy, data.validation, evaluation)
+            save_evaluation(args, accelerator, data.validation, evaluation)
             results = {"train": None, "eval": evaluation.results}
             run.finish(results, model, load_examples)
         return results
@@ -249,7 +248,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 run.log_evaluation(evaluation.results, args.learning_rate * rate)
                 if run.is_best:
                     save_best(args, accelerator, candidate, evaluation)
-                    save_evaluation(args, accelerator, data.hierarchy, data.validation, evaluation)
+                    save_evaluation(args, accelerator, data.validation, evaluation)
                     run.best_saved()
 
             # A checkpoint is due by steps, epochs or seconds, or because of a signal, which ends the run here.
@@ -303,7 +302,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if data.test is not None:  # once, by the best model
             load_weights(model, args.output_dir, accelerator)
             test = evaluate(data.test, make_eval_loader(args, accelerator, data.test, spec), model)
-            save_evaluation(args, accelerator, data.hierarchy, data.test, test)
+            save_evaluation(args, accelerator, data.test, test)
             run.show_test(test.results)
             results["test"] = test.results
         run.finish(results, model, load_examples)
@@ -508,9 +507,9 @@ class Evaluation:
     """Results by the contract of all_results.json, and what is written beside them if the model is kept."""
 
     results: dict[str, Any]
-    report_data: Evidence
+    predictions: PredictionTable
+    report_data: ReportData
     calibration: dict[str, Any]
-    predictions: dict[str, np.ndarray] | None
 
 
 @torch.no_grad()
@@ -527,8 +526,7 @@ def evaluate_model(
     model.eval()
     hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
     metrics = TaxonomyMetrics(hierarchy, device)
-    report_data, calibration = EvidenceCollector(hierarchy, device), CalibrationCounter()
-    predictions: list[dict[str, np.ndarray]] = []
+    predictions = PredictionTable(hierarchy, device, complete=args.save_predictions)
     sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=device)
     for batch in batches:
         labels = batch["labels"].to(device, non_blocking=True)
@@ -539,18 +537,16 @@ def evaluate_model(
         leaf = heads.path_scores(logits, log_probs, args.decoding).argmax(1)
         path = hierarchy.lift(leaf)
         metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)
-        calibration.add(path_probabilities(log_probs, path), path, labels)
-        report_data.add(batch["rows"], labels, leaf_logits, leaf)
-        if args.save_predictions:
-            predictions.append(prediction_columns(batch["rows"], labels, log_probs, path, leaf_logits))
+        predictions.add(batch["rows"], labels, log_probs, leaf_logits, leaf)
     metrics.reduce(lambda counts: accelerator.reduce(counts, "sum"))
-    found = report_data.gather(accelerator)
-    found.reliability = metrics.reliability().numpy()
+    predictions.gather(accelerator)
+    report_data = ReportData.of_predictions(predictions)
+    report_data.reliability = metrics.reliability().numpy()
     return Evaluation(
         results={"loss": loss_fn.combine(*accelerator.reduce(sums, "sum")).item(), **metrics.compute()},
-        report_data=found,
-        calibration=calibration.calibrate(accelerator, hierarchy, args.decoding).to_dict(),
-        predictions=gather_predictions(accelerator, predictions) if args.save_predictions else None,
+        predictions=predictions,
+        report_data=report_data,
+        calibration=calibrate(predictions, args.decoding).to_dict(),
     )
 
 
@@ -566,7 +562,6 @@ def save_best(
 def save_evaluation(
     args: TaxonomyArguments,
     accelerator: Accelerator,
-    hierarchy: Hierarchy,
     part: TaxonomyPart,
     evaluation: Evaluation,
 ) -> None:
@@ -576,10 +571,10 @@ def save_evaluation(
         return
     if args.eval_only:
         write_json(folder / "calibration.json", evaluation.calibration)
-    if evaluation.predictions:
-        write_predictions(folder / f"predictions{part.suffix}.parquet", hierarchy, evaluation.predictions)
+    if args.save_predictions:
+        evaluation.predictions.write(folder / f"predictions{part.suffix}.parquet")
     if not part.suffix:
-        evaluation.report_data.save(folder / EVIDENCE_FILE)
+        evaluation.report_data.save(folder / REPORT_DATA_FILE)
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ class LoopbackHub:
         private: names of the private ones.
         read_only: names of those that may not be written to.
         fail: number of commits that answer 503 before one succeeds.
+        held: if set, commits wait for it; ``waiting`` is set as soon as one does.
         log: method and path of every request.
     """
 
@@ -35,6 +36,8 @@ class LoopbackHub:
         self.read_only: set[str] = set()
         self.objects: dict[str, bytes] = {}
         self.fail = 0
+        self.held: threading.Event | None = None
+        self.waiting = threading.Event()
         self.log: list[str] = []
         self.url = ""
 
@@ -64,6 +67,9 @@ class LoopbackHub:
         return 200, {"transfer": "basic", "objects": objects}, {}
 
     def commit(self, name: str, lines: list[dict]) -> tuple:
+        if self.held is not None:
+            self.waiting.set()
+            assert self.held.wait(60)
         if self.fail:
             self.fail -= 1
             return 503, {"error": "busy"}, {}

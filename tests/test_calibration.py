@@ -4,20 +4,18 @@ import json
 
 import numpy as np
 import pytest
-import torch
-from accelerate import Accelerator
 from scipy.stats import binomtest
 
-from common.metrics.backoff import answer_levels, is_right
+from common.metrics.backoff import UNKNOWN, answer_levels
 from common.metrics.calibration import (
     ERROR,
     NUM_STARTS,
     Calibration,
-    CalibrationCounter,
     calibrate,
     lowest_threshold,
     read_calibration,
 )
+from common.metrics.prediction_table import PredictionTable
 from common.model.hierarchy import IGNORE, Hierarchy
 
 TREE = Hierarchy(["a", "b", "c"], [["x"], ["x"], ["x"]], [[None], [0], [0]])
@@ -32,6 +30,15 @@ def overconfident(num_images, rng):
     return np.sqrt(chance), right
 
 
+def table_of(chances, right) -> PredictionTable:
+    """Predictions of the only path, with labels that make them right or wrong."""
+    table = PredictionTable(TREE)
+    labels = np.where(right, 0, UNKNOWN)
+    leaf = np.zeros(len(right), dtype=np.int32)
+    table.columns = {"best_path_probability": chances, "leaf": leaf, "label": labels}
+    return table
+
+
 @pytest.mark.parametrize("head", ["tree", "independent"])
 def test_promise_is_kept_on_unseen_images(head):
     rng = np.random.default_rng(0)
@@ -41,7 +48,7 @@ def test_promise_is_kept_on_unseen_images(head):
         unseen, truth = overconfident(40_000, rng)
         if head == "independent":  # every level has its own opinion; it may fall and rise along the path
             chances, unseen = (part * rng.uniform(0.9, 1, part.shape) for part in (chances, unseen))
-        calibration = calibrate(chances, np.ones_like(right), right, TREE, "leaf")
+        calibration = calibrate(table_of(chances, right), "leaf")
         for target in (0.8, 0.9, 0.95):
             answered = answer_levels(unseen, np.zeros(unseen.shape, int), calibration.for_target(target)[1])
             given = answered >= 0
@@ -55,7 +62,7 @@ def test_promise_is_kept_on_unseen_images(head):
 def test_precision_holds_at_each_level(num_images=20_000):
     rng = np.random.default_rng(1)
     chances, right = overconfident(num_images, rng)
-    calibration = calibrate(chances, np.ones_like(right), right, TREE, "leaf")
+    calibration = calibrate(table_of(chances, right), "leaf")
     _, thresholds = calibration.for_target(0.9)
     unseen, truth = overconfident(200_000, rng)
     answered = answer_levels(unseen, np.zeros(unseen.shape, int), thresholds)
@@ -100,32 +107,24 @@ def test_equal_probabilities_are_answered_alike():
 
 
 def test_unjudged_images_count_for_coverage_alone():
-    rng = np.random.default_rng(3)
-    chances, right = overconfident(4000, rng)
-    judged = np.ones_like(right)
-    judged[::2, 2] = False  # labelled to the middle level only
-    calibration = calibrate(chances, judged, right & judged, TREE, "leaf")
+    chances, right = overconfident(4000, np.random.default_rng(3))
+    table = table_of(chances, right)
+    table.columns["label"][::2, 2] = IGNORE  # labelled to the middle level only
+    calibration = calibrate(table, "leaf")
     index = calibration.targets.index(0.8)
     assert calibration.precision[2][index] >= 0.8 and calibration.coverage[2][index] > 0.4
+    halved = calibrate(table_of(chances[1::2], right[1::2]), "leaf")
+    assert calibration.thresholds[2] == halved.thresholds[2]  # those without a label at this level say nothing
 
 
-def test_counter_keeps_what_calibrate_needs():
-    chances, right = overconfident(300, np.random.default_rng(4))
-    labels = torch.where(torch.from_numpy(right), 0, 5)
-    labels[::7, 2] = IGNORE
-    path = [torch.zeros(300, dtype=torch.long)] * 3
-    counter = CalibrationCounter()
-    for part in (slice(0, 100), slice(100, 300)):
-        counter.add(torch.from_numpy(chances[part]).float(), [column[part] for column in path], labels[part])
-    expected = calibrate(chances.astype(np.float32), *is_right(np.zeros((300, 3)), labels.numpy()), TREE, "leaf")
-    assert counter.calibrate(Accelerator(cpu=True), TREE, "leaf") == expected
-    empty = CalibrationCounter().calibrate(Accelerator(cpu=True), TREE, "leaf")
+def test_without_images_nothing_is_answered():
+    empty = calibrate(table_of(np.empty((0, 3)), np.empty((0, 3), bool)), "leaf")
     assert empty.num_images == 0 and empty.for_target(0.9)[1] == [None] * 3
 
 
 def test_survives_json_and_refuses_other_models(tmp_path):
     chances, right = overconfident(500, np.random.default_rng(5))
-    calibration = calibrate(chances, np.ones_like(right), right, TREE, "leaf")
+    calibration = calibrate(table_of(chances, right), "leaf")
     file = tmp_path / "calibration.json"
     file.write_text(json.dumps(calibration.to_dict(), sort_keys=True))
     assert read_calibration(file, TREE) == calibration

@@ -1,100 +1,171 @@
-"""Files that are whole or absent, numbers that every parser reads."""
+"""The report: complete, self-contained, harmless whatever names are in it, and readable on a phone."""
 
 from __future__ import annotations
 
-import json
-import math
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet
 import pytest
-from conftest import png
+from pages import Page, look_in_browser
 from PIL import Image
+from summaries import HOSTILE, TREE, run_summary
 
-from common.files import append_history, write_json
-from common.images.transforms import EvaluationTransform
-from common.metrics.results import check_metric_name, flatten, is_better, results_table
-from common.model.hierarchy import IGNORE, Hierarchy
-from common.publish.models import image_processor
-from common.report.predictions import write_predictions
+import train_taxonomy
+from common.files import append_history
+from common.metrics.report_data import REPORT_DATA_FILE, ReportData
+from common.report.image_examples import Picture
+from common.report.mask_examples import MaskExample, draw_plots, keep_for_plots
+from common.report.report import draw_report, thumbnail
+from common.report.summary import RunSummary, data_name, shareable, shareable_line
+
+SECTIONS = {"run", "levels", "training", "watched", "classes", "confused", "examples", "reliability", "confusion"}
+ALWAYS = {"run", "levels", "skipped", "settings"}
 
 
-def test_json_is_strict_and_replaces_in_one_step(tmp_path):
-    write_json(tmp_path / "a.json", {"x": float("nan"), "y": [1.5, {"z": math.inf}]})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"x": None, "y": [1.5, {"z": None}]}
-    with pytest.raises(TypeError):
-        write_json(tmp_path / "a.json", {"x": object()})
-    assert json.loads((tmp_path / "a.json").read_text())["x"] is None  # the old file is whole
-    append_history(tmp_path / "h.jsonl", {"a": math.nan})
-    append_history(tmp_path / "h.jsonl", {"a": 1})
-    assert [json.loads(line) for line in (tmp_path / "h.jsonl").read_text().splitlines()] == [{"a": None}, {"a": 1}]
+def picture(row: int) -> Picture:
+    noise = np.random.default_rng(row).integers(0, 255, (80, 300, 3)).astype(np.uint8)
+    return Picture(Image.fromarray(noise), row, HOSTILE[row % 6], HOSTILE[(row + 1) % 6], 0.5)
+
+
+def examples(data: ReportData) -> dict[str, list[Picture]]:
+    assert data.count.sum() == 36 * 37 // 2
+    return {"right": [picture(row) for row in range(8)], "near": [], "far": [picture(9)]}
+
+
+@pytest.fixture
+def summary(tmp_path) -> RunSummary:
+    """Of a trained classifier: every section, with names that would like to be more than text."""
+    found = run_summary(tmp_path / "out")
+    truth, predicted = np.indices((6, 6)).reshape(2, -1)
+    data = ReportData(truth + 2, predicted, np.arange(36) + 1, reliability=np.ones((2, 3, 15)) / [[4], [8], [10]])
+    data.save(found.output_dir / REPORT_DATA_FILE)
+    for step in (10, 20):
+        append_history(found.output_dir / "history.jsonl", {"global_step": step, "train/loss": 1 / step})
+    return found
+
+
+def test_a_classifier(summary):
+    draw_report(summary, examples)
+    page = Page(summary.output_dir / "report.html")
+    assert page.wrong == [] and page.ids == SECTIONS | ALWAYS
+    assert "Training report: out" in page.text and "the model is the best by loss" in page.text
+    assert "2.0 minutes of training" in page.text and "25.0% every level right" in page.text
+    assert "5 training steps, because their loss was NaN or infinite." in page.text
+    # The class n...n is watched: the fifth of six, whose row of the matrix has the counts 25 to 30.
+    assert f"{sum(range(25, 31))} images of this class. Right at <b>group</b>" in page.text
+    assert f"class {29 / sum(range(25, 31)):.1%}." in page.text
+    assert "Wrong but near" not in page.text and page.text.count("Wrong and far") == 1
+    assert page.text.count("predicted as") == 9 + 3 + 2  # examples, watched classes, confused pairs and matrices
+    plots = {file.name for file in (summary.output_dir / "plots").iterdir()}
+    assert plots == {
+        "confusion__b_group__b_.png",
+        "confusion_class.png",
+        "examples.jpg",
+        "history.png",
+        "reliability.png",
+    }
+    assert len(page.images) == 9 + len(plots) - 1  # examples.jpg is for the model card
+    assert not list(summary.output_dir.glob("**/*.tmp"))
+
+
+def test_hostile_names_stay_text(summary):
+    draw_report(summary, examples)
+    page = Page(summary.output_dir / "report.html")
+    for name in HOSTILE:
+        assert name in page.text or name in page.text.replace(" ", "")
+    assert "default-src 'none'" in page.source
+
+
+@pytest.mark.slow
+def test_in_a_browser(summary, tmp_path):
+    draw_report(summary, examples)
+    look_in_browser(summary.output_dir / "report.html", tmp_path)
+
+
+def test_sections_without_content_are_left_out(summary):
+    for name in (REPORT_DATA_FILE, "history.jsonl"):
+        (summary.output_dir / name).unlink()
+    results = {"train": None, "eval": summary.results["eval"]}  # as of --eval_only
+    draw_report(replace(summary, results=results, skipped=[]), lambda data: pytest.fail("nothing to load"))
+    page = Page(summary.output_dir / "report.html")
+    assert page.wrong == [] and page.ids == ALWAYS and 'href="#watched"' not in page.source
+    assert page.text.startswith("Evaluation report: out") and "No broken images skipped" in page.text
+    assert "No training step." in page.text and "minutes of training" not in page.text
+
+
+@pytest.mark.parametrize("in_browser", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_segmentation_model(summary, tmp_path, in_browser):
+    folder = summary.output_dir
+    scores = {"mean_iou": 0.5, "mean_f1": 0.5, "per_class": {name: {"iou": 0.5, "num_pixels": 7} for name in HOSTILE}}
+    results = {**summary.results["eval"], "levels": dict.fromkeys(TREE.levels, scores)}
+    masks = np.random.default_rng(0).integers(0, 6, (2, 30, 40)).astype(np.uint8)
+    shown = [MaskExample(np.zeros((30, 40, 3), np.uint8), *masks, name=HOSTILE[0])]
+    keep_for_plots(folder, results, {"examples": shown, "worst": shown * 2})
+    ReportData.of_leaf_matrix(TREE, np.arange(36).reshape(6, 6)).save(folder / REPORT_DATA_FILE)
+    changes = {"unit": "pixels", "measures": ("mean_iou", "mean_f1"), "results": {**summary.results, "eval": results}}
+    draw_report(replace(summary, **changes), draw=partial(draw_plots, folder, hierarchy=TREE))
+    page = Page(folder / "report.html")
+    assert page.wrong == [] and page.ids == (SECTIONS | ALWAYS) - {"reliability"}
+    assert f"{sum(range(24, 30))} pixels of this class" in page.text and "50.0% class mean IoU" in page.text
+    plots = {file.name for file in (folder / "plots").iterdir()}
+    assert {f"{kind}_{level}.png" for kind in ("examples", "worst") for level in ("_b_group__b_", "class")} < plots
+    assert "iou.png" in plots and len(page.images) == len(plots)
+    if in_browser:
+        look_in_browser(folder / "report.html", tmp_path)
+
+
+def test_older_plots_go(summary):
+    plots = summary.output_dir / "plots"
+    plots.mkdir()
+    (plots / "confusion_of_another_tree.png").write_text("old")
+    draw_report(summary)
+    assert not (plots / "confusion_of_another_tree.png").exists() and (plots / "history.png").is_file()
+
+
+def test_a_report_that_fails_is_a_warning(summary, caplog):
+    def fail(folder: Path) -> None:
+        raise MemoryError("no memory to draw")
+
+    draw_report(summary, draw=fail)
+    assert "could not be drawn (MemoryError: no memory to draw)" in caplog.text
+    assert not (summary.output_dir / "report.html").exists()
+
+
+def test_thumbnails_are_small():
+    found = thumbnail(picture(1))
+    assert found["source"].startswith("data:image/jpeg;base64,") and len(found["source"]) < 30_000
+    assert found["row"] == 1 and (found["width"], found["height"]) == (200, 53)
+
+
+def test_a_wrong_name_to_watch_is_an_error_before_training(options, monkeypatch):
+    monkeypatch.setattr(train_taxonomy, "build_model", lambda *_: pytest.fail("a model was built"))
+    with pytest.raises(ValueError, match="--watch chery: .* Did you mean cherry"):
+        train_taxonomy.main(options(watch=["chery"]))
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "best", "expected"),
+    "line, shown",
     [
-        ("loss", 1.0, 2.0, True),
-        ("loss", 2.0, 1.0, False),
-        ("levels.species.accuracy", 0.6, 0.5, True),
-        ("levels.species.ece", 0.6, 0.5, False),
-        ("path.hierarchical_distance", 0.4, 0.5, True),
-        ("path.tree_inconsistency", 0.4, 0.5, True),
-        ("levels.species.accuracy", 0.5, 0.5, False),
-        ("loss", math.nan, 1.0, False),
-        ("loss", 3.0, None, True),
+        ("row 3 of the train split, file /home/me/my images/a b.jpg: cut off", "file .../a b.jpg: cut off"),
+        ("row 3 of the train split, file images/a.jpg: cut off", "file images/a.jpg: cut off"),
     ],
 )
-def test_is_better(name, value, best, expected):
-    assert is_better(name, value, best) is expected
+def test_broken_images_are_named_without_their_folders(line, shown):
+    assert shareable_line(line).endswith(f"split, {shown}")
 
 
-def test_metric_names():
-    names = [name for name, _ in flatten({"path": {"a": 1}, "b": 2})]
-    assert names == ["path.a", "b"]
-    with pytest.raises(ValueError, match="path.c is not among the results: path.a, b"):
-        check_metric_name("path.c", names)
+def test_settings_are_shown_without_folders(summary):
+    assert shareable("/home/me/data") == ".../data" and shareable("org/model") == "org/model"
+    assert shareable(["/a/b", 3]) == [".../b", 3] and shareable(0.5) == 0.5
+    draw_report(summary)
+    page = Page(summary.output_dir / "report.html")
+    assert ".../out" in page.text and "/home/me" not in page.source
 
 
-def test_table_shows_every_level():
-    level = {"accuracy": 0.5, "top5_accuracy": 1.0, "macro_f1": 0.25, "mean_confidence": 0.4, "ece": 0.1}
-    path = {"full_path_accuracy": 0.5, "tree_inconsistency": 0.0, "hierarchical_distance": 1.25}
-    levels = {"genus": {**level, "num_labelled": 1234}, "species": {**level, "num_labelled": 0}}
-    text = results_table({"loss": 1.0, "num_samples": 5, "levels": levels, "path": path, "argmax": path})
-    lines = text.splitlines()
-    assert lines[1].split() == ["genus", "50.00%", "100.00%", "25.00%", "40.00%", "0.100", "1,234"]
-    assert len({len(line) for line in lines[:3]}) == 1 and "distance 1.250" in text
-
-
-def test_predictions_name_classes_and_are_sorted_by_row(tmp_path):
-    tree = Hierarchy(["g", "s"], [["A", "B"], ["x", "x"]], [[None, None], [0, 1]])
-    columns = {
-        "row": np.array([7, 2]),
-        "label": np.array([[0, IGNORE], [1, 1]]),
-        "best_path": np.array([[0, 0], [1, 1]]),
-        "argmax": np.array([[1, 0], [1, 1]]),
-        "best_path_probability": np.array([[0.5, 0.25], [1, 1]]),
-        "argmax_probability": np.array([[0.6, 0.25], [1, 1]]),
-        "top_leaves": np.array([[0, 1], [1, 0]]),
-        "top_probabilities": np.array([[0.25, 0.1], [1, 0]], dtype=np.float32),
-    }
-    write_predictions(tmp_path / "p.parquet", tree, columns)
-    table = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pydict()
-    assert table["row"] == [2, 7]
-    assert table["s_label"] == ["x (B)", None] and table["g_argmax"] == ["B", "B"] and table["g_label"] == ["B", "A"]
-    assert table["top5_leaves"] == [["x (B)", "x (A)"], ["x (A)", "x (B)"]]
-    assert table["g_best_path_probability"] == [1, 0.5]
-
-
-@pytest.mark.parametrize("mode", ["center", "squash"])
-@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
-def test_saved_processor_prepares_images_as_evaluation_does(mode, crop_pct):
-    spec = {"image_size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "interpolation": "bilinear"}
-    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
-    image = Image.fromarray(pixels).resize((90, 70), Image.Resampling.BICUBIC)
-    ours = EvaluationTransform(32, resize_mode=mode, crop_pct=crop_pct, interpolation="bilinear")
-    expected = (ours(png(image)).float() / 255 - np.array(spec["mean"])[:, None, None]) / np.array(spec["std"])[
-        :, None, None
-    ]
-    theirs = image_processor(spec, mode, crop_pct)(image, return_tensors="pt")["pixel_values"][0]
-    assert theirs.shape == expected.shape
-    assert (theirs - expected).abs().mean() < 0.02  # of values with a deviation of about 1
+def test_data_have_a_name(tmp_path):
+    named = {"validation_file": None, "train_file": None, "dataset_name": "org/set", "dataset_config_name": "small"}
+    assert data_name(named) == "org/set (small)"
+    assert data_name({**named, "dataset_name": str(tmp_path), "dataset_config_name": None}) == tmp_path.name
+    assert data_name({**named, "train_file": "/a/t.csv", "validation_file": "/a/v.csv"}) == "t.csv, v.csv"

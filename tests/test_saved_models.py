@@ -7,8 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from conftest import png
 from PIL import Image
 from transformers import (
     BeitConfig,
@@ -20,6 +22,7 @@ from transformers import (
     ViTForImageClassification,
 )
 
+from common.images.transforms import EvaluationTransform
 from common.model.backbones import load_backbone
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification, LabelTreeForSemanticSegmentation
@@ -93,6 +96,7 @@ def save(name: str, dense: bool, folder: Path) -> tuple[Path, torch.nn.Module]:
     return saved, model.eval()
 
 
+@pytest.mark.slow
 def test_every_kind_of_backbone_loads_without_the_repository(tmp_path):
     models = dict(
         [save(name, False, tmp_path) for name in CLASSIFIERS] + [save(name, True, tmp_path) for name in DENSE]
@@ -112,3 +116,18 @@ def test_every_kind_of_backbone_loads_without_the_repository(tmp_path):
             assert level == pytest.approx(expected.flatten().tolist(), abs=1e-5), folder
         assert theirs["id2label"] == {"0": "a", "1": "b", "2": "c"}
         assert set(theirs["labels"]) <= set("abc") and theirs["labels"], folder
+
+
+@pytest.mark.parametrize("mode", ["center", "squash"])
+@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
+def test_saved_processor_prepares_images_as_evaluation_does(mode, crop_pct):
+    spec = {"image_size": 32, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.25], "interpolation": "bilinear"}
+    pixels = np.random.default_rng(0).integers(0, 255, (6, 8, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels).resize((90, 70), Image.Resampling.BICUBIC)
+    ours = EvaluationTransform(32, resize_mode=mode, crop_pct=crop_pct, interpolation="bilinear")
+    expected = (ours(png(image)).float() / 255 - np.array(spec["mean"])[:, None, None]) / np.array(spec["std"])[
+        :, None, None
+    ]
+    theirs = image_processor(spec, mode, crop_pct)(image, return_tensors="pt")["pixel_values"][0]
+    assert theirs.shape == expected.shape
+    assert (theirs - expected).abs().mean() < 0.02  # of values with a deviation of about 1

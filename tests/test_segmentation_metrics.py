@@ -88,7 +88,7 @@ def assert_same(actual, expected):
         assert actual == (expected if isinstance(expected, int) else pytest.approx(expected, rel=1e-12, nan_ok=True))
 
 
-@pytest.fixture(params=["joint", "level by level"])
+@pytest.fixture(params=["joint", "each level"])
 def counting(request, monkeypatch):
     """Both ways to count the argmax."""
     if request.param != "joint":

@@ -1,4 +1,4 @@
-"""Answers at the level that a model can be sure of: "Amanita sp." rather than a wrong species."""
+"""Back-off: an answer at the finest level that is probable enough, "Amanita sp." rather than a wrong species."""
 
 from __future__ import annotations
 

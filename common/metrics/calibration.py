@@ -1,31 +1,31 @@
-"""From which probability on answers at a level are right often enough: found in evaluation, stored with the model.
+"""Thresholds for back-off: the probability from which on answers at a level are right often enough.
 
-The finest level is calibrated first: its threshold is the lowest at which the answers given are right as often as
-asked. Those left unanswered go on to the level above, and so on. So the precision holds for the answers at *each*
-level that are given there, and by that for all answers together.
+They are found in evaluation and stored with the model.
 
-A threshold is only taken if the share of right answers is surely high enough, not just on the images at hand: the
-exact binomial test must say so. Looking at many thresholds would find one that passes by luck, so they are tested from
-the strictest on and the first failure ends the search (fixed-sequence testing, as in Angelopoulos et al., Learn then
-Test, 2021, arXiv 2110.01052); from several starts, which share the error allowed.
+The finest level is calibrated first: its threshold is the lowest at which the answers reach the precision asked for.
+Images left unanswered pass to the level above, and so on. So the precision holds for the answers given at *each*
+level, and therefore for all answers together.
+
+A threshold must reach the precision not just on the images at hand: the exact binomial test has to confirm it. Among
+many thresholds one would pass by chance, so they are tested from the strictest on and the first failure ends the
+search (fixed-sequence testing, as in Angelopoulos et al., Learn then Test, 2021, arXiv 2110.01052); from several
+starts, which share the error allowed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
-from scipy.special import betainc
+from scipy.special import bdtrc
 
 from ..model.hierarchy import Hierarchy
 from .backoff import is_right
+from .prediction_table import PredictionTable
 
 TARGETS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 """Precisions that thresholds are found for"""
@@ -100,51 +100,18 @@ def read_calibration(path: str | Path, hierarchy: Hierarchy) -> Calibration:
         raise ValueError(f"Cannot read the calibration {path}: {error}") from error
 
 
-class CalibrationCounter:
-    """What an evaluation has to keep for :func:`calibrate`: twelve bytes per image and level, where it was predicted.
-
-    For 100,000 images and six levels that is 7 MB. Counters in bins would not do: which images are left for a level
-    depends on the probabilities at all finer ones.
-    """
-
-    def __init__(self) -> None:
-        self.parts: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
-
-    def add(self, probabilities: torch.Tensor, path: Sequence[torch.Tensor], labels: torch.Tensor) -> None:
-        """Keep a batch: probabilities of the best path (batch, levels), the path, and labels (batch, levels)."""
-        self.parts.append((probabilities, torch.stack(path, 1).int(), labels.int()))
-
-    def calibrate(self, accelerator: Accelerator, hierarchy: Hierarchy, decoding: str) -> Calibration:
-        """Thresholds from the images of all processes; every process calls it, and gets the same."""
-        shape = (0, hierarchy.num_levels)
-        empty = [torch.empty(shape), torch.empty(shape, dtype=torch.int), torch.empty(shape, dtype=torch.int)]
-        columns = zip(*self.parts, strict=True) if self.parts else [[part] for part in empty]
-        probabilities, path, labels = (torch.cat(list(column)).cpu().numpy() for column in columns)
-        mine = (probabilities, *is_right(path, labels))
-        everyone = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
-        return calibrate(*(np.concatenate(column) for column in zip(*everyone, strict=True)), hierarchy, decoding)
-
-
-def calibrate(
-    probabilities: np.ndarray, judged: np.ndarray, right: np.ndarray, hierarchy: Hierarchy, decoding: str
-) -> Calibration:
+def calibrate(table: PredictionTable, decoding: str) -> Calibration:
     """Thresholds for every target; see the top of the file.
 
     Args:
-        probabilities: (n, levels) of the best path; 0 where it has no class.
-        judged: (n, levels) whether a label can judge the path's class.
-        right: (n, levels) whether it is right.
-        hierarchy: names the levels.
+        table: predictions for the evaluated images.
         decoding: of the best path.
     """
-    rows = {target: _cascade(probabilities, judged, right, target) for target in TARGETS}
-
-    def table(column: int) -> list[list[Any]]:
-        return [[rows[target][level][column] for target in TARGETS] for level in range(hierarchy.num_levels)]
-
-    return Calibration(
-        len(probabilities), decoding, list(TARGETS), list(hierarchy.levels), table(0), table(1), table(2)
-    )
+    judged, right = is_right(table.best_path, table.columns["label"])
+    probabilities, levels = table.columns["best_path_probability"], list(table.hierarchy.levels)
+    found = [_cascade(probabilities, judged, right, target) for target in TARGETS]
+    columns = np.array(found, dtype=object).transpose(2, 1, 0).tolist()  # from (targets, levels, columns)
+    return Calibration(len(probabilities), decoding, list(TARGETS), levels, *columns)
 
 
 def _cascade(
@@ -168,31 +135,32 @@ def _cascade(
 def lowest_threshold(
     probabilities: np.ndarray, right: np.ndarray, target: float, error: float = ERROR
 ) -> float | None:
-    """The lowest probability from which on answers are right with a share of at least ``target``, almost surely.
+    """The lowest probability from which on the precision is at least ``target``, but for the ``error`` allowed.
 
     Args:
         probabilities: (n,).
         right: (n,) whether the answer is right.
-        target: share asked for.
-        error: probability of finding one although the share is lower.
+        target: the precision.
+        error: probability of finding a threshold although its precision is lower.
 
     Returns:
-        ``None`` if there is none that the images at hand suffice to show it for.
+        ``None`` if the images at hand are too few to confirm any, or too often wrong.
     """
     order = np.argsort(-probabilities, kind="stable")
     chances, num_right = probabilities[order], np.cumsum(right[order])
-    fewest = int(np.ceil(np.log(error / NUM_STARTS) / np.log(target)))  # all of so many right would just do
+    fewest = int(
+        np.ceil(np.log(error / NUM_STARTS) / np.log(target))
+    )  # with fewer, even all of them right would not be enough
     if len(chances) < fewest:
         return None
     sizes = np.unique(np.linspace(fewest, len(chances), NUM_STEPS).round().astype(int))
     sizes = np.unique(np.searchsorted(-chances, -chances[sizes - 1], side="right"))  # equal ones are answered alike
-    counts = num_right[sizes - 1]
-    luck = betainc(counts, sizes - counts + 1, target)  # chance of so many right ones or more if the share is target
-    failures = np.flatnonzero((counts == 0) | (luck > error / NUM_STARTS))
+    p_values = bdtrc(num_right[sizes - 1] - 1, sizes, target)  # of so many right or more if the share is target
+    failures = np.flatnonzero(p_values > error / NUM_STARTS)
     starts = np.unique(np.linspace(0, len(sizes), NUM_STARTS, endpoint=False).astype(int))
     ends = [min([*failures[failures >= start], len(sizes)]) for start in starts]
     reached = max((end for start, end in zip(starts, ends, strict=True) if end > start), default=0)
     if not reached:
         return None
     threshold = float(chances[sizes[reached - 1] - 1])
-    return threshold - 1e-5 * threshold * (1 - threshold) - 1e-7  # in other batches numbers are rounded otherwise
+    return threshold - 1e-5 * threshold * (1 - threshold) - 1e-7  # in other batches numbers are rounded differently

@@ -1,4 +1,4 @@
-"""The numbers of an evaluation, by the contract of all_results.json: names, comparison, tables of text."""
+"""The numbers of an evaluation as all_results.json holds them: names, comparison, tables of text."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def flatten(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def check_metric_name(name: str, known: Sequence[str]) -> None:
-    """ValueError listing what there is if ``--metric_for_best_model`` names nothing of the results."""
+    """ValueError listing what there is if ``--metric_for_best_model`` names none of the results."""
     if name not in known:
         raise ValueError(f"--metric_for_best_model {name} is not among the results: {', '.join(known)}.")
 
@@ -34,7 +34,7 @@ def is_better(name: str, value: float, best: float | None) -> bool:
 
 
 def results_table(results: Mapping[str, Any]) -> str:
-    """The evaluation as text: a row a level, and the measures of the whole path for both decodings."""
+    """The evaluation as text: a row a level, and the measures of complete paths for both decodings."""
     rows = level_rows(results)
     widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
@@ -54,10 +54,10 @@ def level_rows(results: Mapping[str, Any]) -> list[list[str]]:
 
 
 def path_measures(results: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
-    """Per decoding, the measures of the whole path as (words, value)."""
+    """Per decoding, the measures of complete paths as (words, value)."""
     return {
         label: [(words, cell(key, results[name][key])) for key, words in MEASURES.items() if key in results[name]]
-        for name, label in (("path", "best path"), ("argmax", "level by level"))
+        for name, label in (("path", "best path"), ("argmax", "per-level argmax"))
     }
 
 
@@ -68,8 +68,14 @@ MEASURES = {
 }
 
 
-def cell(name: str, value: float) -> str:
-    """nan may have become None on the way through a file."""
+def in_words(measure: str) -> str:
+    """A measure's name for people: ``mean_iou`` is mean IoU."""
+    words = {"iou": "IoU", "f1": "F1", "ece": "ECE", "num": "number", "top5": "top-5"}
+    return " ".join(words.get(word, word) for word in measure.split("_"))
+
+
+def cell(name: str, value: float | None) -> str:
+    """A value as text, by its measure's name; NaN may have become None on the way through a file."""
     value = math.nan if value is None else value
     if name.startswith("num_"):
         return f"{value:,}"

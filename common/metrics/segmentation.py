@@ -7,7 +7,7 @@ that occur together. Nothing here keeps pixels, waits for the device while count
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
 
@@ -26,15 +26,15 @@ _LANES, _BLOCK = 4, 1024  # see _count
 _CLASS_SCORES = ("iou", "precision", "recall", "f1", "num_pixels")
 
 _DESCRIPTION = """Intersection over union, F1 and pixel accuracy of every level of a label tree, and how well the
-levels agree with each other, for two decodings: the leaf with the best path, and the argmax of each level alone.
+levels agree with each other, for two decodings: the leaf of the best path, and the per-level argmax.
 
 All numbers are of the data set: pixels are counted over all images and divided once, never averaged over images or
-batches. Counts are 64-bit integers. With TP, FP and FN the pixels of a class that are rightly predicted, wrongly
-predicted, and missed, per level and over the pixels whose reference leaf has a value there:
+batches. Counts are 64-bit integers. With TP, FP and FN the pixels of a class that are predicted correctly, predicted
+wrongly, and missed, per level and over the pixels whose reference leaf has a value there:
     iou: TP / (TP + FP + FN); f1: 2 TP / (2 TP + FP + FN); precision: TP / (TP + FP); recall: TP / (TP + FN).
-        0 / 0 is nan: precision without predictions, recall without references, all four of an absent class.
+        0 / 0 is NaN: precision without predictions, recall without references, all four of an absent class.
     num_pixels: TP + FN.
-    mean_iou, mean_f1: mean over the classes that are a reference or a prediction at least once; nan over none.
+    mean_iou, mean_f1: mean over the classes that are a reference or a prediction at least once; NaN over none.
     pixel_accuracy: share of the pixels whose predicted class is the reference.
 A best path without a value at the level is a miss of the reference and of no class a false positive.
 
@@ -51,8 +51,8 @@ _INPUTS = """
 Args:
     predictions: dict of tensors of any one shape, of type uint8, int16, int32 or int64, nowhere negative:
         leaf: the leaf of the best path.
-        argmax: per level the class with the highest score. May be left out; the scores of the argmax are of the pixels
-            for which it was given.
+        argmax: per level its most probable class. May be left out; the metrics of the argmax are of the pixels for
+            which it was given.
     references: the leaf, a tensor of that shape. Ignored pixels are negative or, in uint8 (at most 255 leaves), 255.
 """
 
@@ -66,9 +66,8 @@ _CITATION = """@misc{hcast, author={Park, S. and Zhang, Y. and Yu, S. X. and Bee
 class SegmentationMetrics(CountingMetric):
     """Streaming, exact metrics of a segmentation model whose labels form a tree.
 
-    ``metric.description`` defines every number. Counting makes no host synchronisation and no collective; each process
-    counts its own images, calls :meth:`reduce` once, and every process then computes the same numbers. Memory depends
-    on the tree alone: it is quadratic in the number of leaves.
+    ``metric.description`` defines every number; see :class:`common.metrics.counting.CountingMetric`. Memory depends on
+    the tree alone: it is quadratic in the number of leaves.
 
     Args:
         hierarchy: the label tree.
@@ -79,16 +78,15 @@ class SegmentationMetrics(CountingMetric):
         super().__init__()
         self.hierarchy = hierarchy
         rows, num_classes = hierarchy.num_leaves + 1, hierarchy.num_classes  # the first row is for ignored pixels
-        # The argmax of all levels is counted together or, in large trees, level by level, beside two sums that would
-        # follow from counting together. Counters of the argmax are named by the levels they are of.
+        # The argmax of all levels is counted together or, in large trees, each level for itself, beside two sums that
+        # would follow from counting together. Counters of the argmax are named by the levels they are of.
         self._is_joint = rows * math.prod(num_classes) <= _JOINT_LIMIT
         levels = tuple(range(hierarchy.num_levels))
         self._groups = [levels] if self._is_joint else [(level,) for level in levels]
         self._shapes = dict.fromkeys(("images", "invalid", "right", "consistent"), (1,))
         self._shapes |= {"leaf": (rows, hierarchy.num_leaves)}
         self._shapes |= {group: (rows, *(num_classes[level] for level in group)) for group in self._groups}
-        # One tensor for all counts, so that reducing takes one collective and computing one copy to the host.
-        self._counts = torch.zeros(sum(map(math.prod, self._shapes.values())), dtype=torch.long, device=device)
+        self._counts = self._zeros(device)
         self._may_look = self._counts.device.type == "cpu"  # elsewhere it would wait for the device
 
     def _info(self) -> evaluate.MetricInfo:
@@ -124,14 +122,6 @@ class SegmentationMetrics(CountingMetric):
             right, consistent = self._agreement(rows.long() - 1, [labels.long() for labels in argmax])
             counters["right"] += (right & (rows > 0)).sum()
             counters["consistent"] += (consistent & (rows > 0)).sum()
-
-    def add(self, *, prediction: Mapping[str, Any] | None = None, reference: Any = None, **kwargs: Any) -> None:
-        """Count one image: arguments without the dimension of images and errors as for :meth:`add_batch`."""
-        # evaluate.combine passes the plural names on, also for one sample.
-        prediction, reference = kwargs.get("predictions", prediction), kwargs.get("references", reference)
-        argmax = [labels.unsqueeze(0) for labels in prediction.get("argmax", ())]
-        predictions = {"leaf": prediction["leaf"].unsqueeze(0), "argmax": argmax}
-        self.add_batch(predictions=predictions, references=reference.unsqueeze(0))
 
     def _check(self, columns: Sequence[torch.Tensor]) -> None:
         tree, device = self.hierarchy, self._counts.device
@@ -177,15 +167,6 @@ class SegmentationMetrics(CountingMetric):
 
     # ---- results
 
-    def reduce(self, reduce_fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Sum the counters over processes, in place: once, after the last batch, on every process.
-
-        Args:
-            reduce_fn: returns the sum over processes of the one int64 tensor it is given, for instance
-                ``lambda tensor: accelerator.reduce(tensor, "sum")``.
-        """
-        self._counts.copy_(reduce_fn(self._counts))
-
     def compute(self, *, predictions: Mapping[str, Any] | None = None, references: Any = None) -> dict[str, Any]:
         """The metrics of everything counted so far, and of the given batch if there is one; clears nothing.
 
@@ -214,7 +195,7 @@ class SegmentationMetrics(CountingMetric):
         }
 
     def argmax_levels(self) -> dict[str, dict[str, Any]]:
-        """As "levels" of :meth:`compute`, for the class with the highest score of each level alone."""
+        """As "levels" of :meth:`compute`, for the per-level argmax."""
         counters, matrices = self._on_host(), []
         for group in self._groups:
             for dim, level in enumerate(group, 1):
@@ -291,12 +272,12 @@ def _count(counts: torch.Tensor, columns: Sequence[torch.Tensor]) -> None:
     for column, stride in zip(columns[:-1], counts.stride()[:-1], strict=True):
         index.add_(column.to(dtype), alpha=stride)
     if lanes > 1:
-        whole = len(index) - len(index) % _BLOCK
-        index[:whole].view(-1, _BLOCK).add_((torch.arange(_BLOCK) % lanes * size).to(dtype))
+        full = len(index) - len(index) % _BLOCK  # without the last, incomplete block
+        index[:full].view(-1, _BLOCK).add_((torch.arange(_BLOCK) % lanes * size).to(dtype))
         counts += torch.bincount(index, minlength=lanes * size).view(lanes, *counts.shape).sum(0)
     else:  # bincount would wait for other devices to find the largest index
         counts.view(-1).index_add_(0, index, counts.new_ones(1).expand(len(index)))
 
 
-def _share(part: torch.Tensor, whole: torch.Tensor) -> float:
-    return (part.double() / whole).item()  # 0 / 0 is nan
+def _share(part: torch.Tensor, total: torch.Tensor) -> float:
+    return (part.double() / total).item()  # 0 / 0 is NaN

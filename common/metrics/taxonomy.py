@@ -7,7 +7,7 @@ counters, linear in the number of classes, that is summed over processes once an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import accumulate, compress
 from typing import Any
 
@@ -24,7 +24,7 @@ TOP_K = 5
 _PATH, _ARGMAX = 0, 1  # the two decodings, in the order in which every counter holds them
 
 _DESCRIPTION = """Accuracy, F1 and calibration of every level of a label tree, and how well the levels agree with each
-other, for two decodings of the same probabilities: the best path of the tree and the argmax of each level alone.
+other, for two decodings of the same probabilities: the best path of the tree and the per-level argmax.
 
 Per level, over the samples labelled there:
     num_labelled: how many these are.
@@ -48,7 +48,7 @@ Over levels, for each decoding:
         right, num_levels - 1 - (index of the deepest level at which both paths have the same class) otherwise, and
         num_levels if they share none. For the argmax the predicted path is that of the last level's class.
 
-A mean over no samples is nan.
+A mean over no samples is NaN.
 """
 
 _INPUTS = """
@@ -72,12 +72,11 @@ _CITATION = """@misc{hcast, author={Park, S. and Zhang, Y. and Yu, S. X. and Bee
 class TaxonomyMetrics(CountingMetric):
     """Streaming, exact metrics of a classifier whose labels form a tree.
 
-    ``metric.description`` defines every number. Counting makes no host synchronisation and no collective; each process
-    counts its own samples, calls :meth:`reduce` once, and every process then computes the same numbers.
+    ``metric.description`` defines every number; see :class:`common.metrics.counting.CountingMetric`.
 
     Args:
         hierarchy: the label tree.
-        device: where the counters live and where every tensor given must be; it must know float64.
+        device: where the counters live and where every tensor given must be; it must support float64.
         num_bins: number of bins of the calibration error.
 
     Raises:
@@ -104,8 +103,7 @@ class TaxonomyMetrics(CountingMetric):
             "predicted": (2, num_nodes),
             "right": (2, num_nodes),
         }
-        # One tensor for all counts, so that reducing takes one collective and computing one copy to the host.
-        self._counts = torch.zeros(sum(map(math.prod, self._shapes.values())), dtype=torch.long, device=device)
+        self._counts = self._zeros(device)
         self._confidence = torch.zeros(self._shapes["binned_right"], dtype=torch.double, device=device)
         first = list(accumulate(hierarchy.num_classes[:-1], initial=0))
         self._first_class = torch.tensor(first, device=device)
@@ -114,8 +112,8 @@ class TaxonomyMetrics(CountingMetric):
 
     def _info(self) -> evaluate.MetricInfo:
         number = datasets.Value("int64")
-        scores = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
-        predictions = {"log_probs": scores, "path": datasets.Sequence(number)}
+        log_probs = datasets.Sequence(datasets.Sequence(datasets.Value("float32")))
+        predictions = {"log_probs": log_probs, "path": datasets.Sequence(number)}
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
             citation=_CITATION,
@@ -135,7 +133,7 @@ class TaxonomyMetrics(CountingMetric):
         """
         log_probs, path = self._inputs(predictions, references)
         with torch.no_grad():
-            argmax = torch.stack([scores.argmax(1) for scores in log_probs], 1)
+            argmax = torch.stack([level.argmax(1) for level in log_probs], 1)
             decoded = torch.stack([torch.stack(path, 1), argmax])  # (2, batch, num_levels)
             self._check_classes(decoded, references)
             labelled = references >= 0
@@ -143,23 +141,8 @@ class TaxonomyMetrics(CountingMetric):
             counters = self._unpack(self._counts)
             counters["samples"] += len(references)
             self._count_classes(counters, decoded, references, right)
-            self._count_scores(counters, log_probs, decoded, references, right)
+            self._count_probabilities(counters, log_probs, decoded, references, right)
             self._count_paths(counters, decoded, references, right)
-
-    def add(self, *, prediction: Mapping[str, Any] | None = None, reference: Any = None, **kwargs: Any) -> None:
-        """Count one sample: inputs as for :meth:`add_batch` without the batch dimension.
-
-        Raises:
-            ValueError: as :meth:`add_batch`.
-        """
-        # evaluate.combine passes the plural names on, also for one sample.
-        prediction, reference = kwargs.get("predictions", prediction), kwargs.get("references", reference)
-        device = self._counts.device
-        batch = {
-            "log_probs": [scores.unsqueeze(0) for scores in prediction["log_probs"]],
-            "path": [torch.as_tensor(label, device=device).reshape(1) for label in prediction["path"]],
-        }
-        self.add_batch(predictions=batch, references=torch.as_tensor(reference, device=device).unsqueeze(0))
 
     def _inputs(self, predictions: Mapping[str, Any], references: torch.Tensor) -> tuple[list[torch.Tensor], ...]:
         log_probs, path = list(predictions["log_probs"]), list(predictions["path"])
@@ -195,7 +178,7 @@ class TaxonomyMetrics(CountingMetric):
         counters["predicted"].scatter_add_(1, decoded_slot, (labelled & (decoded >= 0)).flatten(1).long())
         counters["right"].scatter_add_(1, decoded_slot, right.flatten(1).long())
 
-    def _count_scores(
+    def _count_probabilities(
         self,
         counters: dict[str, torch.Tensor],
         log_probs: list[torch.Tensor],
@@ -203,16 +186,16 @@ class TaxonomyMetrics(CountingMetric):
         references: torch.Tensor,
         right: torch.Tensor,
     ) -> None:
-        found = [_in_top(scores, references[:, level]) for level, scores in enumerate(log_probs)]
+        found = [_in_top(column, references[:, level]) for level, column in enumerate(log_probs)]
         counters["top"] += torch.stack(found).sum(1)
-        # The references' scores are not used: reading them is what stops a class out of range on a device whose values
-        # are not looked at, where it would be counted as a class of the next level.
+        # The references' probabilities are not used: reading them is what stops a class out of range on a device whose
+        # values are not looked at, where it would be counted as a class of the next level.
         index = torch.cat([decoded, references.unsqueeze(0)]).clamp(min=0)
-        chosen = [scores.gather(1, index[:, :, level].T) for level, scores in enumerate(log_probs)]
+        chosen = [column.gather(1, index[:, :, level].T) for level, column in enumerate(log_probs)]
         confidence = torch.stack(chosen, 2).transpose(0, 1)[:2].double().exp()
         answered = (references >= 0) & (decoded >= 0)
         confidence = torch.where(answered, confidence, 0.0)
-        # Clamped as integers, because a nan confidence must fall into some bin rather than outside the counters.
+        # Clamped as integers, because a NaN confidence must fall into some bin rather than outside the counters.
         bins = ((confidence * self.num_bins).ceil().long() - 1).clamp(0, self.num_bins - 1)
         slot = (bins + self._level_index * self.num_bins).flatten(1)
         counters["binned"].scatter_add_(1, slot, answered.flatten(1).long())
@@ -235,21 +218,6 @@ class TaxonomyMetrics(CountingMetric):
         counters["distance"] += ((self.hierarchy.num_levels - depth) * fully_labelled).sum(1)
 
     # ---- results
-
-    def reduce(self, reduce_fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        """Sum the counters over processes, in place: once, after the last batch, on every process.
-
-        Args:
-            reduce_fn: returns the sum over processes of the tensor it is given, for instance
-                ``lambda tensor: accelerator.reduce(tensor, "sum")``. Called with one int64 and one float64 tensor.
-        """
-        self._counts.copy_(reduce_fn(self._counts))
-        self._confidence.copy_(reduce_fn(self._confidence))
-
-    def reset(self) -> None:
-        """Set every counter to zero."""
-        super().reset()
-        self._confidence.zero_()
 
     def compute(
         self, *, predictions: Mapping[str, Any] | None = None, references: torch.Tensor | None = None
@@ -276,7 +244,7 @@ class TaxonomyMetrics(CountingMetric):
         }
 
     def argmax_levels(self) -> dict[str, dict[str, float]]:
-        """As "levels" of :meth:`compute`, for the class with the highest log-probability of each level alone."""
+        """As "levels" of :meth:`compute`, for the per-level argmax."""
         return self._level_scores(self._unpack(self._counts.cpu()), _ARGMAX)
 
     def reliability(self) -> torch.Tensor:

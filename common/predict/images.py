@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from ..data.rows import ImageRows, Samples
-from ..files import replaced_file
+from ..files import atomic_write
 from ..images.transforms import EvaluationTransform, Normalize
 from ..metrics.backoff import answer_levels, answer_text, is_right, path_probabilities
 from ..model.hierarchy import Hierarchy
@@ -267,7 +267,7 @@ class LineWriter:
     """A CSV or JSON lines file that is written line by line, and whole or absent in the end."""
 
     def __init__(self, path: Path) -> None:
-        self.path, self.file = path, replaced_file(path)
+        self.path, self.file = path, atomic_write(path)
         self.columns: list[str] | None = None
 
     def __enter__(self) -> LineWriter:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -15,12 +16,12 @@ from accelerate import Accelerator
 from PIL import Image
 
 from ..data.rows import ImageRows, Samples
-from ..files import replaced_file
+from ..files import atomic_write
 from ..images.mask_transforms import Geometry, ImageEvaluationTransform
 from ..images.transforms import EncodedImage, Normalize
 from ..model.modeling import LabelTreeForSemanticSegmentation
-from ..report.mask_pictures import save_mask
-from ..report.plots import leaf_colours
+from ..report.colours import leaf_colours
+from ..report.prediction_masks import save_mask
 from .predictor import Predictor, ShownImages
 from .windows import Resampler, dense_labels, image_scores
 
@@ -109,22 +110,23 @@ class MaskPredictor(Predictor):
             resampler = Resampler(batch["resized"][index], batch["size"][index], stride, scores.device)
             (leaf,) = dense_labels(resampler, [path_scores[index]], lambda parts: [parts[0].max(1).indices])
             file = f"{row:06d}_{plain_stem(name)}"
-            write_whole(self.output_dir / "masks" / f"{file}.png", lambda path, leaf=leaf: self.save(path, leaf))
+            with self.file("masks", f"{file}.png") as stream:
+                save_mask(stream, leaf, self.palette)
             if self.overlay_size:
                 picture = Image.fromarray(self.overlay(batch["picture"][index], leaf.cpu().numpy()))
-                write_whole(
-                    self.output_dir / "overlays" / f"{file}.jpg",
-                    lambda path, picture=picture: picture.save(path, "JPEG", quality=90),
-                )
+                with self.file("overlays", f"{file}.jpg") as stream:
+                    picture.save(stream, "JPEG", quality=90)
             counts = torch.bincount(leaf.flatten().long(), minlength=self.hierarchy.num_leaves)
             lines.append(
                 {"kind": "image", "row": row, "image": name, "mask": f"masks/{file}.png", "pixels": counts.tolist()}
             )
         return lines
 
-    def save(self, path: Path, leaf: torch.Tensor) -> None:
-        """Write a mask."""
-        save_mask(path, leaf, self.palette)
+    def file(self, folder: str, name: str) -> AbstractContextManager[IO[bytes]]:
+        """A file to write in one of the output folder's folders."""
+        path = self.output_dir / folder / name
+        path.parent.mkdir(exist_ok=True)
+        return atomic_write(path, "wb")
 
     def overlay(self, picture: np.ndarray, leaf: np.ndarray) -> np.ndarray:
         """A picture (h, w, 3) half covered with the colours of leaves (height, width); the background stays as it is.
@@ -140,7 +142,7 @@ class MaskPredictor(Predictor):
         """Write areas.csv, a row per image, level and class; and return the shares of all pixels."""
         hierarchy = self.hierarchy
         total = torch.zeros(hierarchy.num_leaves, dtype=torch.long)
-        with replaced_file(output_dir / "areas.csv") as stream:
+        with atomic_write(output_dir / "areas.csv") as stream:
             writer = csv.writer(stream)
             writer.writerow(["row", "image", "mask", "level", "class", "pixels", "share"])
             for line in lines:
@@ -172,11 +174,3 @@ def plain_stem(name: str) -> str:
     """What is left of an image's name as part of a file name: letters, digits, dots, dashes; no folder."""
     stem = os.path.splitext(os.path.basename(name))[0]
     return re.sub(r"[^\w.-]+", "_", stem)[:80] or "image"
-
-
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Let ``write`` make a file that takes its name when it is whole."""
-    path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.tmp")
-    write(unfinished)
-    os.replace(unfinished, path)

@@ -5,28 +5,20 @@ from __future__ import annotations
 import html
 import logging
 import math
-import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from huggingface_hub import EvalResult, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
-from ..metrics.report_data import EVIDENCE_FILE, Evidence
-from ..metrics.results import level_rows, path_measures
-from ..report.page import REPORT_FILE, TEMPLATES
-from ..report.plots import in_words
-from ..report.report import PLOTS, percent
-from ..report.summary import data_name, run_facts
-from ..report.tables import Pairs, hardest_classes, path_of
-
-if TYPE_CHECKING:
-    from ..run.training import Trainer
+from ..files import atomic_write
+from ..metrics.report_data import REPORT_DATA_FILE, ReportData
+from ..metrics.results import in_words, level_rows, path_measures
+from ..report.confusions import ConfusionPairs, hardest_classes, path_of
+from ..report.report import PLOTS, REPORT_FILE, percent
+from ..report.summary import RunSummary, data_name
 
 logger = logging.getLogger(__name__)
 
@@ -38,139 +30,109 @@ HUB_METRICS = {"accuracy": "accuracy", "macro_f1": "f1", "mean_iou": "mean_iou",
 """Our measures of a level as the Hub calls them"""
 
 
-@dataclass
-class HubTask:
-    """What the Hub calls a kind of model."""
-
-    pipeline: str
-    name: str
-    auto_class: str
-    snippet: str
-
-
 TASKS = {
-    "images": HubTask(
-        "image-classification",
-        "Image Classification",
-        "AutoModelForImageClassification",
-        '    probability, index = log_probs[0].exp().max(0)\n    print(f"{name}: {names[index]} ({probability:.1%})")',
-    ),
-    "pixels": HubTask(
-        "image-segmentation",
-        "Image Segmentation",
-        "AutoModelForSemanticSegmentation",
-        "    classes = log_probs[0].argmax(0)  # at a quarter of the resolution\n"
-        "    print(name, {names[index]: int((classes == index).sum()) for index in classes.unique()})",
-    ),
+    "images": ("image-classification", "AutoModelForImageClassification"),
+    "pixels": ("image-segmentation", "AutoModelForSemanticSegmentation"),
+}
+"""The Hub's task, and the class of Transformers that loads the model, by what is counted"""
+
+PICTURES = {
+    "Examples: right, wrong but near, wrong and far": f"{PLOTS}/examples.jpg",
+    "Training": f"{PLOTS}/history.png",
+    "IoU of every class": f"{PLOTS}/iou.png",
 }
 
 
-@dataclass
-class CardPicture:
-    """An image file of the repository."""
-
-    caption: str
-    path: str
-
-
-PICTURES = (
-    CardPicture("Examples: right, wrong but near, wrong and far", f"{PLOTS}/examples.jpg"),
-    CardPicture("Training", f"{PLOTS}/history.png"),
-    CardPicture("IoU of every class", f"{PLOTS}/iou.png"),
-)
-
-
-def write_card(trainer: Trainer, results: Mapping[str, Any]) -> None:
-    """Write README.md in one step; a file there that a person has written or taken over stays.
-
-    What fails is told, because the model is whole.
+def write_card(summary: RunSummary) -> None:
+    """Write README.md; one that a person has written or taken over stays. A failure is a warning.
 
     Args:
-        trainer: of the run; its output folder holds the model.
-        results: ``eval`` of all_results.json.
+        summary: of a run whose output folder holds the model.
     """
     try:
-        _write(trainer, results, trainer.args.hub_model_id if trainer.args.push_to_hub else None)
+        path = summary.output_dir / CARD_FILE
+        if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
+            logger.warning("%s was not written by a training run: it is left as it is.", path)
+            return
+        text = card_text(summary)
+        with atomic_write(path) as file:
+            file.write(text)
     except Exception as error:  # whatever it is, hours of training must not end in it
         logger.warning("The model card could not be written (%s: %s).", type(error).__name__, error)
         logger.debug("stack trace of the above", exc_info=True)
 
 
-def _write(trainer: Trainer, results: Mapping[str, Any], repo_id: str | None) -> None:
-    path = trainer.output_dir / CARD_FILE
-    if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
-        logger.warning("%s is not of a training run: it is left as it is.", path)
-        return
-    model_id = repo_id or UNKNOWN_MODEL
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        finalize=plain_markdown,
-        keep_trailing_newline=True,
+def card_text(summary: RunSummary) -> str:
+    """The card as Markdown, with the metadata in front of it."""
+    options = summary.options
+    repo_id = options["hub_model_id"] if options["push_to_hub"] else None
+    name = (repo_id or summary.output_dir.resolve().name).rpartition("/")[2]
+    content = {key: plain_markdown(value) for key, value in _content(summary, name).items()}
+    card = ModelCard.from_template(
+        metadata(summary, name),
+        str(Path(__file__).with_name("model_card.md")),
+        **content,
+        model_id=repo_id or UNKNOWN_MODEL,
+        marker=MARKER,
+        task=TASKS[summary.unit],
+        pictures={text: path for text, path in PICTURES.items() if (summary.output_dir / path).is_file()},
     )
-    text = environment.get_template("model_card.md").render(
-        metadata=Markup(metadata(trainer, results, repo_id).to_yaml()),
-        marker=Markup(MARKER),
-        model_id=Markup(model_id),
-        card=_content(trainer, results, repo_id),
-    )
-    temporary = path.with_name(f"{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    return f"{card}\n"
 
 
 def plain_markdown(value: Any) -> Any:
-    """Text that Markdown shows as it is: names of classes may hold anything. Markup stays."""
-    if isinstance(value, Markup) or value is None:
+    """Text that Markdown shows as it is, also in lists and dicts: names of classes may hold anything."""
+    if isinstance(value, Mapping):
+        return {plain_markdown(key): plain_markdown(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_markdown(entry) for entry in value]
+    if not isinstance(value, str):
         return value
-    text = html.escape(" ".join(str(value).split()), quote=False)
-    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", text)
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", html.escape(" ".join(value.split()), quote=False))
 
 
-def metadata(trainer: Trainer, results: Mapping[str, Any], repo_id: str | None) -> ModelCardData:
+def metadata(summary: RunSummary, name: str) -> ModelCardData:
     """The block at the top: what the Hub searches and shows beside the model."""
-    args, task = trainer.args, TASKS[trainer.unit]
-    data = hub_id(None if args.validation_file or args.dataset_name == "demo" else args.dataset_name)
-    return ModelCardData(
-        model_name=(repo_id or trainer.output_dir.resolve().name).rpartition("/")[2],
-        library_name="transformers",
-        pipeline_tag=task.pipeline,
-        license=args.license,
-        base_model=base_model(args),
-        datasets=[data] if data else None,
-        tags=["vision", "hierarchical", "label-tree", args.head],
-        metrics=sorted({HUB_METRICS[measure] for measure in trainer.measures}),
-        eval_results=_eval_results(trainer, results, data, task) or None,
-    )
-
-
-def _eval_results(trainer: Trainer, results: Mapping[str, Any], data: str | None, task: HubTask) -> list[EvalResult]:
+    options, results, (task, _) = summary.options, summary.results["eval"], TASKS[summary.unit]
+    own_data = options["validation_file"] or options["dataset_name"] == "demo"
+    data = None if own_data else hub_id(options["dataset_name"])
     numbers = [
         (HUB_METRICS[measure], f"{level} {in_words(measure)}", row[measure])
         for level, row in results["levels"].items()
-        for measure in trainer.measures
+        for measure in summary.measures
     ]
     numbers.append(("accuracy", "every level right", results["path"]["full_path_accuracy"]))
-    return [
+    eval_results = [
         EvalResult(
-            task_type=task.pipeline,
-            task_name=task.name,
+            task_type=task,
+            task_name=task.replace("-", " ").title(),
             dataset_type=data or "custom",
-            dataset_name=data_name(trainer.args),
-            dataset_config=trainer.args.dataset_config_name,
-            dataset_split=trainer.args.validation_split,
+            dataset_name=data_name(options),
+            dataset_config=options["dataset_config_name"],
+            dataset_split=options["validation_split"],
             metric_type=kind,
-            metric_name=name,
+            metric_name=words,
             metric_value=value,
         )
-        for kind, name, value in numbers
+        for kind, words, value in numbers
         if value is not None and math.isfinite(value)
     ]
+    return ModelCardData(
+        model_name=name,
+        library_name="transformers",
+        pipeline_tag=task,
+        license=options["license"],
+        base_model=base_model(options),
+        datasets=[data] if data else None,
+        tags=["vision", "hierarchical", "label-tree", options["head"]],
+        metrics=sorted({HUB_METRICS[measure] for measure in summary.measures}),
+        eval_results=eval_results or None,
+    )
 
 
-def hub_id(name: str | None) -> str | None:
+def hub_id(name: str) -> str | None:
     """The name if it can be one on the Hub, owner and all, and is no folder here."""
-    if not name or name.count("/") != 1 or Path(name).exists():
+    if name.count("/") != 1 or Path(name).exists():
         return None
     try:
         validate_repo_id(name)
@@ -179,52 +141,37 @@ def hub_id(name: str | None) -> str | None:
     return name
 
 
-def base_model(args: Any) -> str | None:
+def base_model(options: Mapping[str, Any]) -> str | None:
     """The Hub id of the backbone that training started from."""
-    if args.no_pretrained or args.backbone_weights:
+    if options["no_pretrained"] or options["backbone_weights"]:
         return None
-    return hub_id(args.model_name_or_path.removeprefix("hf-hub:").removeprefix("hf_hub:"))
+    return hub_id(options["model_name_or_path"].removeprefix("hf-hub:").removeprefix("hf_hub:"))
 
 
-def _content(trainer: Trainer, results: Mapping[str, Any], repo_id: str | None) -> dict[str, Any]:
-    hierarchy, task = trainer.data.hierarchy, TASKS[trainer.unit]
+def _content(summary: RunSummary, name: str) -> dict[str, Any]:
+    hierarchy, options, results = summary.hierarchy, summary.options, summary.results["eval"]
     header, *rows = level_rows(results)
-    what = "An image classifier" if trainer.unit == "images" else "A segmentation model"
-    level, index = hierarchy.leaves[0]
+    what = "An image classifier" if summary.unit == "images" else "A segmentation model"
+    data, split = data_name(options), options["validation_split"]
+    weak, missing, last = [], 0, hierarchy.num_levels - 1
+    if (summary.output_dir / REPORT_DATA_FILE).is_file():
+        pairs = ConfusionPairs(hierarchy, ReportData.load(summary.output_dir / REPORT_DATA_FILE))
+        missing = int((pairs.per_class(last)[0] == 0).sum())
+        weak = [(score.path[-1], percent(score.f1)) for score in hardest_classes(pairs, last, 5)]
     return {
-        "title": (repo_id or trainer.output_dir.resolve().name).rpartition("/")[2],
+        "title": name,
         "summary": f"{what} that answers at every level of a label tree, {' > '.join(hierarchy.levels)}, "
         f"with {hierarchy.num_leaves:,} leaves. Metrics are of the best path through the tree.",
-        "columns": [in_words(name) for name in header[1:]],
+        "columns": [in_words(column) for column in header[1:]],
         "levels": [(row[0], f"{size:,}", row[1:]) for row, size in zip(rows, hierarchy.num_classes, strict=True)],
         "paths": path_measures(results),
-        "evaluated_on": f"{results['num_samples']:,} images, split {trainer.args.validation_split} of "
-        f"{data_name(trainer.args)}",
-        "example_path": path_of(hierarchy, level, index),
-        "pictures": [
-            CardPicture(picture.caption, Markup(picture.path))
-            for picture in PICTURES
-            if (trainer.output_dir / picture.path).is_file()
-        ],
-        "task": Markup(task.pipeline),
-        "auto_class": Markup(task.auto_class),
-        "snippet": Markup(task.snippet),
-        "facts": {"data": data_name(trainer.args), **run_facts(trainer)},
-        "has_report": (trainer.output_dir / REPORT_FILE).is_file(),
-        **_weak_classes(trainer),
-    }
-
-
-def _weak_classes(trainer: Trainer) -> dict[str, Any]:
-    hierarchy, file = trainer.data.hierarchy, trainer.output_dir / EVIDENCE_FILE
-    if not file.is_file():
-        return {"weak": [], "rare": None}
-    pairs, last = Pairs(hierarchy, Evidence.load(file)), hierarchy.num_levels - 1
-    missing = int((pairs.per_class(last)["labelled"] == 0).sum())
-    total = hierarchy.num_classes[last]
-    return {
-        "weak": [(score.path[-1], percent(score.f1)) for score in hardest_classes(pairs, last, 5)],
-        "rare": f"{missing:,} of the {total:,} classes of the last level do not occur in the evaluation data."
+        "evaluated_on": f"{results['num_samples']:,} images, split {split} of {data}",
+        "example_path": path_of(hierarchy, *hierarchy.leaves[0]),
+        "facts": {"data": data, **summary.facts},
+        "has_report": (summary.output_dir / REPORT_FILE).is_file(),
+        "weak": weak,
+        "rare": f"{missing:,} of the {hierarchy.num_classes[last]:,} classes of the last level do not occur in the "
+        "evaluation data."
         if missing
         else None,
     }

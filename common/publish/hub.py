@@ -11,12 +11,17 @@ import os
 import shutil
 import threading
 import time
+from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
 from pathlib import Path
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData, get_token, is_offline_mode
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars
+
+from ..model.encoders import first_line
 
 logger = logging.getLogger(__name__)
 
@@ -57,9 +62,9 @@ class Publisher:
         self.folder, self.private, self.delays = Path(folder), private, delays
         self.repo_id = repo_id or self.folder.resolve().name
         self.api = HfApi()
-        self._thread: threading.Thread | None = None
-        self._waiting: str | None = None
-        self._lock = threading.Lock()
+        self._numbers = count()
+        self._waiting: deque[tuple[Path, str]] = deque()  # at most one
+        self._uploading = threading.Lock()
 
     def check(self, license: str | None = None) -> str:
         """Create the repository if need be, before hours of training; returns its full name.
@@ -76,24 +81,20 @@ class Publisher:
         if not get_token():
             raise ValueError("--push_to_hub: nobody is logged in. Run `hf auth login`, or set HF_TOKEN.")
         try:
-            url = self.api.create_repo(self.repo_id, private=self.private or None, exist_ok=True)
-            self.repo_id = url.repo_id
+            self.repo_id = self.api.create_repo(self.repo_id, private=self.private or None, exist_ok=True).repo_id
             self.api.auth_check(self.repo_id, write=True)
         except Exception as error:  # of the network, the Hub, or the name
             raise ValueError(
                 f"--push_to_hub: {self.repo_id} on {self.api.endpoint} cannot be written to: {first_line(error)}."
             ) from error
-        if license:
-            self._check_license(license)
-        return self.repo_id
-
-    def _check_license(self, license: str) -> None:
         try:
-            ModelCard(f"---\n{ModelCardData(license=license).to_yaml()}\n---\n").validate()
+            if license:
+                ModelCard(f"---\n{ModelCardData(license=license).to_yaml()}\n---\n").validate()
         except ValueError as error:
-            raise ValueError(f"--license {license} is none that the Hub knows: {first_line(error)}.") from error
-        except OSError as error:  # then the upload will tell
+            raise ValueError(f"--license {license} is unknown to the Hub: {first_line(error)}.") from error
+        except OSError as error:  # then the upload will fail, with a message of its own
             logger.debug("the licence could not be checked: %s", first_line(error))
+        return self.repo_id
 
     @property
     def url(self) -> str:
@@ -105,98 +106,76 @@ class Publisher:
     def start_upload(self, message: str) -> None:
         """Upload what there is now, in the background; if an upload is under way, after it, and only the newest."""
         disable_progress_bars()  # they would draw over that of the training
-        with self._lock:
-            self._stage("next")
-            self._waiting = message
-            if self._thread is None:
-                # A daemon, so that a run that is told to stop does not wait for the network.
-                self._thread = threading.Thread(target=self._work, daemon=True, name="upload to the Hub")
-                self._thread.start()
+        with suppress(IndexError):
+            shutil.rmtree(self._waiting.pop()[0])  # this one replaces it
+        self._waiting.append((self._stage(), message))
+        # Daemons, unlike the threads of HfApi.run_as_future: a run that is stopped does not wait for the network.
+        threading.Thread(target=self._upload_waiting, daemon=True).start()
 
-    def _work(self) -> None:
-        while True:
-            with self._lock:
-                if self._waiting is None:
-                    self._thread = None
-                    return
-                message, self._waiting = self._waiting, None
-                current = self.folder / STAGING / "current"
-                shutil.rmtree(current, ignore_errors=True)
-                os.replace(self.folder / STAGING / "next", current)
+    def _upload_waiting(self) -> None:
+        with self._uploading, suppress(IndexError):
+            staged, message = self._waiting.pop()
             try:
-                self._upload(current, message)
+                self._upload(staged, message)
             except Exception as error:  # the next upload, or the last one, tries again
-                logger.warning("An upload to %s failed: %s. Training goes on.", self.repo_id, first_line(error))
+                logger.warning("An upload to %s failed: %s. Training continues.", self.repo_id, first_line(error))
+            finally:
+                shutil.rmtree(staged, ignore_errors=True)
 
     def finish(self, message: str) -> bool:
         """Upload everything, after what is still under way; whether it is there now.
 
-        A failure is told together with the command to do it by hand; it is no error of the run.
+        A failure is a warning with the command to upload by hand; it does not end the run with an error.
         """
-        with self._lock:
-            self._waiting = None
-            thread = self._thread
-        if thread is not None:
-            thread.join()
-        self._stage("next")
-        try:
-            self._upload(self.folder / STAGING / "next", message)
-        except Exception as error:
-            logger.warning(
-                "The upload to %s failed: %s. Everything is in %s; upload it with\n  %s",
-                self.repo_id,
-                first_line(error),
-                self.folder,
-                self.command(),
-            )
-            return False
-        finally:
-            shutil.rmtree(self.folder / STAGING, ignore_errors=True)
+        self._waiting.clear()
+        with self._uploading:
+            try:
+                self._upload(self._stage(), message)
+            except Exception as error:
+                logger.warning(
+                    "The upload to %s failed: %s. Everything is in %s; upload it with\n  hf upload %s %s . %s",
+                    self.repo_id,
+                    first_line(error),
+                    self.folder,
+                    self.repo_id,
+                    self.folder,
+                    " ".join(f"--include '{pattern}'" for pattern in PUBLISHED),
+                )
+                return False
+            finally:
+                shutil.rmtree(self.folder / STAGING, ignore_errors=True)
         return True
 
-    def command(self) -> str:
-        """What uploads the same by hand."""
-        patterns = " ".join(f"--include '{pattern}'" for pattern in PUBLISHED)
-        return f"hf upload {self.repo_id} {self.folder} . {patterns}"
-
-    def _stage(self, name: str) -> None:
+    def _stage(self) -> Path:
         """Freeze the files as they are: links, because each file of the folder is replaced, never changed."""
-        target = self.folder / STAGING / name
+        target = self.folder / STAGING / str(next(self._numbers))
         shutil.rmtree(target, ignore_errors=True)
-        for pattern in PUBLISHED:
-            for file in self.folder.glob(pattern):
-                copy = target / file.relative_to(self.folder)
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                try:
-                    os.link(file, copy)
-                except OSError:  # a file system without hard links
-                    shutil.copyfile(file, copy)
+        for file in (file for pattern in PUBLISHED for file in self.folder.glob(pattern)):
+            copy = target / file.relative_to(self.folder)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(file, copy)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(file, copy)
+        return target
 
-    def _upload(self, folder: Path, message: str) -> None:
+    def _upload(self, staged: Path, message: str) -> None:
         for delay in (*self.delays, None):
             try:
                 self.api.upload_folder(
-                    repo_id=self.repo_id, folder_path=folder, commit_message=message, ignore_patterns=["*.tmp"]
+                    repo_id=self.repo_id, folder_path=staged, commit_message=message, ignore_patterns=["*.tmp"]
                 )
                 return
             except Exception as error:
-                if delay is None or not _may_pass(error):
+                if delay is None or not _is_temporary(error):
                     raise
                 logger.info("upload to %s: %s; trying again in %g s", self.repo_id, first_line(error), delay)
                 time.sleep(delay)
 
 
-def _may_pass(error: Exception) -> bool:
-    """Whether trying again may help: not if the server says no, or the name is wrong."""
+def _is_temporary(error: Exception) -> bool:
+    """Whether trying again may help: not if the server refuses, or the name is wrong."""
     if isinstance(error, HfHubHTTPError):
         status = error.response.status_code if error.response is not None else 500
         return status >= 500 or status in (408, 409, 412, 429)
     return not isinstance(error, ValueError)
-
-
-def first_line(error: BaseException) -> str:
-    """What went wrong and why, without what follows."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = (lines[0] if lines else type(error).__name__).rstrip(".")
-    why = first_line(error.__cause__) if error.__cause__ is not None else ""
-    return text if why in text else f"{text}: {why}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +21,10 @@ from ..model.modeling import (
     LabelTreeForSemanticSegmentation,
     LabelTreeModel,
 )
-from ..run.arguments import changed
-from ..run.options import CommonArguments
 
 
 def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_dir: str | Path) -> None:
-    """Write model.safetensors, config.json, preprocessor_config.json and the code they need, each in one step.
+    """Write model.safetensors, config.json, preprocessor_config.json and the code they need, each file atomically.
 
     Args:
         model: on any device; its config holds the label tree.
@@ -38,7 +36,7 @@ def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_d
     shutil.rmtree(staging, ignore_errors=True)
     model.save_pretrained(staging)
     processor.save_pretrained(staging)
-    mode = (staging / "config.json").stat().st_mode  # safetensors lets the owner alone read what it writes
+    mode = (staging / "config.json").stat().st_mode  # safetensors writes files that only the owner may read
     for file in sorted(staging.iterdir()):
         file.chmod(mode)
         os.replace(file, folder / file.name)
@@ -59,7 +57,11 @@ def image_processor(spec: Mapping[str, Any], resize_mode: str, crop_pct: float) 
 
 
 def load_saved_model(name: str) -> LabelTreeModel:
-    """A model that one of the scripts wrote, ready for evaluation, from a folder or the Hub; ValueError if none."""
+    """A model that one of the scripts wrote, in evaluation mode, from a folder or the Hub.
+
+    Raises:
+        ValueError: there is none.
+    """
     kinds = {kind.__name__: kind for kind in (LabelTreeForImageClassification, LabelTreeForSemanticSegmentation)}
     try:
         content, _ = LabelTreeConfig.get_config_dict(name)
@@ -68,19 +70,7 @@ def load_saved_model(name: str) -> LabelTreeModel:
             raise ValueError(f"{name} holds no model that train_taxonomy.py or train_segmentation.py wrote.")
         return kind.from_pretrained(name)
     except OSError as error:
-        raise ValueError(f"Cannot load the model {name}: {first_line(error)}") from error
-
-
-def settle_evaluation(args: CommonArguments, model: LabelTreeModel, names: Sequence[str]) -> None:
-    """Evaluate a saved model as it was evaluated, unless told otherwise; and let it keep how it is evaluated now.
-
-    ``names`` are the options that ``config.evaluation`` holds.
-    """
-    before = model.config.evaluation or {}
-    for name in names:
-        if args.eval_only and name in before and not changed(args, name):
-            setattr(args, name, before[name])
-    model.config.evaluation = {name: getattr(args, name) for name in names}
+        raise ValueError(f"Cannot load the model {name}: {first_line(error)}.") from error
 
 
 def load_weights(model: LabelTreeModel, folder: str | Path, accelerator: Accelerator) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..files import atomic_write
 from ..model.modeling import LabelTreeModel
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -41,12 +41,12 @@ def export_onnx(model: LabelTreeModel, path: str | Path) -> float:
     """Write a model as ONNX, and check what it computes for one and for three images.
 
     Its input is ``pixel_values``, float32 (batch, 3, side, side), resized and normalised as preprocessor_config.json
-    says; the batch is as large as one likes. Its outputs are ``leaf_log_probs`` and, per level, ``log_probs_LEVEL``,
+    says; the batch may have any size. Its outputs are ``leaf_log_probs`` and, per level, ``log_probs_LEVEL``,
     float32 (batch, classes, ...). The label tree is in the file's metadata, as JSON under ``hierarchy``.
 
     Args:
         model: any of ours; it is moved to the CPU.
-        path: of the file, which is whole or not there at all.
+        path: of the file, which is complete or absent.
 
     Returns:
         The largest difference of a log-probability.
@@ -55,7 +55,7 @@ def export_onnx(model: LabelTreeModel, path: str | Path) -> float:
         ValueError: if a package is missing, or the file computes something else than the model.
     """
     check_export_packages()
-    wrapped, path = _LogProbabilities(model.float().cpu()).eval(), Path(path)
+    wrapped = _LogProbabilities(model.float().cpu()).eval()
     evaluation = model.config.evaluation or {}
     side = evaluation.get("eval_crop") or model.config.backbone["image_size"]
     images = torch.randn(3, 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -72,22 +72,18 @@ def export_onnx(model: LabelTreeModel, path: str | Path) -> float:
         verbose=False,
     )
     program.model.metadata_props["hierarchy"] = json.dumps(model.hierarchy.to_dict())
-    unfinished = path.with_name(f".{path.name}.tmp")
-    try:
-        program.save(unfinished)
-        difference = max(_difference(unfinished, images[:size], expected) for size in (1, len(images)))
+    with atomic_write(path, "wb") as file:
+        program.save(file.name)  # by name: what is beyond the 2 GB that ONNX allows goes into a second file
+        difference = max(_difference(file.name, images[:size], expected) for size in (1, len(images)))
         if not difference <= TOLERANCE:
             raise ValueError(f"The ONNX file's log-probabilities differ by up to {difference:.2g} from the model's.")
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
     return difference
 
 
-def _difference(file: Path, images: torch.Tensor, expected: tuple[torch.Tensor, ...]) -> float:
+def _difference(file: str, images: torch.Tensor, expected: tuple[torch.Tensor, ...]) -> float:
     import onnxruntime
 
-    session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
     found = session.run(None, {"pixel_values": images.numpy()})
     worst = 0.0
     for ours, theirs in zip(found, expected, strict=True):

@@ -1,35 +1,33 @@
-"""From a finished run to its report: what is drawn, in which order, and what each section says."""
+"""report.html and plots/: one page that opens from disk, on a phone and on paper, without a network or scripts."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from PIL import Image
 
-from ..data.rows import ImageRows
-from ..images.files import BadSampleError
-from ..metrics.report_data import EVIDENCE_FILE, Evidence
-from ..metrics.results import level_rows, path_measures
-from ..model.hierarchy import Hierarchy
-from .figures import Picture, draw_level_confusion, draw_pictures, draw_reliability
-from .page import REPORT_FILE, ReportContent, embed_file, embed_picture, write_report
-from .plots import draw_history, file_name, in_words
-from .summary import data_name, run_facts, shareable, shareable_line
-from .tables import Pairs, confused_pairs, find_classes, hardest_classes, watched
-
-if TYPE_CHECKING:
-    from ..run.training import Trainer
+from ..files import atomic_write
+from ..metrics.report_data import REPORT_DATA_FILE, ReportData
+from ..metrics.results import in_words, level_rows, path_measures
+from .confusions import ConfusionPairs, confused_pairs, find_classes, hardest_classes, watched_class
+from .figures import draw_confusion, draw_history, draw_reliability, file_name
+from .image_examples import Picture, draw_pictures
+from .summary import RunSummary, data_name, shareable, shareable_line
 
 logger = logging.getLogger(__name__)
 
 PLOTS = "plots"
+REPORT_FILE = "report.html"
 
 EXAMPLE_TITLES = {
     "right": "Right",
@@ -37,134 +35,150 @@ EXAMPLE_TITLES = {
     "far": "Wrong and far",
 }
 
+THUMBNAIL = 200
+"""Longest side of an example image, in pixels"""
 
-def draw_report(trainer: Trainer, results: Mapping[str, Any], skipped: Sequence[str]) -> None:
-    """Write plots/ and report.html of the evaluation that was kept; what fails is told, because the model is whole.
+
+def draw_report(
+    summary: RunSummary,
+    examples: Callable[[ReportData], Mapping[str, Sequence[Picture]]] | None = None,
+    draw: Callable[[Path], None] | None = None,
+) -> None:
+    """Write plots/ and report.html of the evaluation that was kept; a failure is a warning, as the model is intact.
 
     Args:
-        trainer: of the finished run.
-        results: what all_results.json holds.
-        skipped: descriptions of broken images.
+        summary: of the finished run.
+        examples: loads evaluation images that show how the model errs, by kind.
+        draw: draws plots of the script's own into a folder.
     """
     try:
-        plots = trainer.output_dir / PLOTS
+        plots = summary.output_dir / PLOTS
         plots.mkdir(parents=True, exist_ok=True)
         for older in [*plots.glob("*.png"), *plots.glob("*.jpg")]:  # perhaps of levels that there are no more
             older.unlink()
-        content = _content(trainer, results, skipped)
-        write_report(trainer.output_dir / REPORT_FILE, content)
+        if draw is not None:
+            draw(plots)
+        content = _texts(summary) | _curves(summary, plots) | _classes(summary, plots, examples) | _own_plots(plots)
+        write_page(summary.output_dir / REPORT_FILE, content)
     except Exception as error:  # whatever it is, hours of training must not end in it
-        logger.warning("The report could not be drawn (%s: %s); the model and its results are whole.", *_kind(error))
+        name = type(error).__name__
+        logger.warning("The report could not be drawn (%s: %s); the model and its results are intact.", name, error)
         logger.debug("stack trace of the above", exc_info=True)
 
 
-def _kind(error: Exception) -> tuple[str, Exception]:
-    return type(error).__name__, error
+def write_page(path: str | Path, content: Mapping[str, Any]) -> None:
+    """Write the page. Names of classes and files may hold anything: all text is escaped.
+
+    ``content`` is what the template report.html shows, by name; an empty section is left out.
+    """
+    templates = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=templates, autoescape=True, undefined=StrictUndefined)
+    environment.filters["in_words"] = in_words
+    with atomic_write(path) as file:
+        file.write(environment.get_template(REPORT_FILE).render(content))
 
 
-def _content(trainer: Trainer, results: Mapping[str, Any], skipped: Sequence[str]) -> ReportContent:
-    args, folder = trainer.args, trainer.output_dir
-    evaluation, train = results["eval"], results["train"]
+def _texts(summary: RunSummary) -> dict[str, Any]:
+    """What is said of the run, and of every level."""
+    options, train, evaluation = summary.options, summary.results["train"], summary.results["eval"]
+    split, metric = options["validation_split"], options["metric_for_best_model"]
     steps = (train or {}).get("skipped_steps", 0)
-    report = ReportContent(
-        title=f"{'Training' if train else 'Evaluation'} report: {folder.resolve().name}",
-        subtitle=f"Written on {date.today().isoformat()}. Metrics are of the best path through the label tree, on the "
-        f"{args.validation_split} split"
-        + (f"; the model is the best by {args.metric_for_best_model}." if train else "."),
-        unit=trainer.unit,
-        headline=headline(trainer, evaluation, train),
-        facts={"data": data_name(args), **run_facts(trainer)},
-        levels=level_rows(evaluation),
-        paths=path_measures(evaluation),
-        skipped_steps=f"{steps:,} training steps, because their loss was no number." if steps else "No training step.",
-        skipped=[shareable_line(line) for line in skipped],
-        settings=yaml.safe_dump({name: shareable(value) for name, value in asdict(args).items()}, sort_keys=False),
-    )
-    _add_curves(report, folder, trainer.measures)
-    trainer.draw(folder / PLOTS)
-    if (folder / EVIDENCE_FILE).is_file():
-        _add_evidence(report, trainer, Evidence.load(folder / EVIDENCE_FILE))
-    _add_plots(report, folder / PLOTS)
-    return report
-
-
-def headline(
-    trainer: Trainer, evaluation: Mapping[str, Any], train: Mapping[str, Any] | None
-) -> list[tuple[str, str]]:
-    """The few numbers that matter most, as (label, value)."""
-    measure = trainer.measures[0]
-    levels = {level: row[measure] for level, row in evaluation["levels"].items()}
-    tiles = [(f"{level} {in_words(measure)}", percent(value)) for level, value in levels.items()]
-    tiles.append(("every level right", percent(evaluation["path"]["full_path_accuracy"])))
+    measure = summary.measures[0]
+    tiles = {f"{level} {in_words(measure)}": percent(row[measure]) for level, row in evaluation["levels"].items()}
+    tiles["every level right"] = percent(evaluation["path"]["full_path_accuracy"])
     if train:
-        tiles.append(("minutes of training", f"{train['seconds'] / 60:,.1f}"))
-    return tiles
+        tiles["minutes of training"] = f"{train['seconds'] / 60:,.1f}"
+    return {
+        "title": f"{'Training' if train else 'Evaluation'} report: {summary.output_dir.resolve().name}",
+        "subtitle": f"Written on {date.today().isoformat()}. Metrics are of the best path through the label tree, on "
+        f"the {split} split" + (f"; the model is the best by {metric}." if train else "."),
+        "unit": summary.unit,
+        "headline": tiles,
+        "facts": {"data": data_name(options), **summary.facts},
+        "levels": level_rows(evaluation),
+        "paths": path_measures(evaluation),
+        "skipped_steps": f"{steps:,} training steps, because their loss was NaN or infinite."
+        if steps
+        else "No training step.",
+        "skipped": [shareable_line(line) for line in summary.skipped],
+        "settings": yaml.safe_dump({name: shareable(value) for name, value in options.items()}, sort_keys=False),
+    }
 
 
-def percent(value: float | None) -> str:
-    """A share for people; a dash for nan, which is None in JSON."""
-    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"
-
-
-def _add_curves(report: ReportContent, folder: Path, measures: Sequence[str]) -> None:
-    history = folder / "history.jsonl"
+def _curves(summary: RunSummary, plots: Path) -> dict[str, Any]:
+    history = summary.output_dir / "history.jsonl"
     if not history.is_file():
-        return
+        return {"curves": []}
     entries = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
-    path = folder / PLOTS / "history.png"
-    draw_history(path, entries, *measures)
-    report.curves.append(embed_file(path, "Loss, learning rate, and each level as training went on"))
+    draw_history(plots / "history.png", entries, summary.measures)
+    caption = "Loss, learning rate, and every level in the course of the training"
+    return {"curves": [embedded(plots / "history.png", caption=caption)]}
 
 
-def _add_evidence(report: ReportContent, trainer: Trainer, evidence: Evidence) -> None:
-    hierarchy, plots = trainer.data.hierarchy, trainer.output_dir / PLOTS
-    pairs = Pairs(hierarchy, evidence)
-    nodes = find_classes(hierarchy, trainer.args.watch or ())
-    report.watched = [watched(pairs, *node) for node in nodes]
-    report.hardest = {
-        name: hardest_classes(pairs, level) for level, name in reversed(list(enumerate(hierarchy.levels)))
-    }
-    report.confused = confused_pairs(pairs)
-    for level, name in enumerate(hierarchy.levels):
-        path = plots / f"confusion_{file_name(name)}.png"
-        draw_level_confusion(path, pairs, level)
-        report.confusion.append(embed_file(path, f"Confusion at the level {name}"))
-    if evidence.reliability is not None:
-        draw_reliability(plots / "reliability.png", hierarchy.levels, evidence.reliability)
-        report.reliability.append(embed_file(plots / "reliability.png", "Accuracy against confidence"))
+def _classes(
+    summary: RunSummary, plots: Path, load: Callable[[ReportData], Mapping[str, Sequence[Picture]]] | None
+) -> dict[str, Any]:
+    """What the report data say about classes; sections are empty without them."""
+    hierarchy, file = summary.hierarchy, summary.output_dir / REPORT_DATA_FILE
+    content: dict[str, Any] = dict.fromkeys(("watched", "confused", "reliability", "confusion"), ())
+    content |= {"hardest": {}, "examples": {}}
+    if not file.is_file():
+        return content
+    data = ReportData.load(file)
+    pairs, levels = ConfusionPairs(hierarchy, data), list(enumerate(hierarchy.levels))
+    nodes = find_classes(hierarchy, summary.options["watch"] or ())
+    content["watched"] = [watched_class(pairs, *node) for node in nodes]
+    content["hardest"] = {name: hardest_classes(pairs, level) for level, name in reversed(levels)}
+    content["confused"] = confused_pairs(pairs)
+    confusion = {name: plots / f"confusion_{file_name(name)}.png" for name in hierarchy.levels}
+    for level, name in levels:
+        draw_confusion(confusion[name], pairs, level)
+    content["confusion"] = [
+        embedded(path, caption=f"Confusion at the level {name}") for name, path in confusion.items()
+    ]
+    if data.reliability is not None:
+        draw_reliability(plots / "reliability.png", hierarchy.levels, data.reliability)
+        content["reliability"] = [embedded(plots / "reliability.png", caption="Accuracy against confidence")]
     parent = hierarchy.levels[-2] if hierarchy.num_levels > 1 else "parent"
-    pictures = {
-        EXAMPLE_TITLES[kind].format(parent=parent): found
-        for kind, found in trainer.pictures(evidence).items()
-        if found
-    }
+    found = {} if load is None else load(data)
+    pictures = {EXAMPLE_TITLES[kind].format(parent=parent): row for kind, row in found.items() if row}
     draw_pictures(plots / "examples.jpg", pictures)
-    report.examples = {title: [embed_picture(picture) for picture in found] for title, found in pictures.items()}
+    content["examples"] = {title: [thumbnail(picture) for picture in row] for title, row in pictures.items()}
+    return content
 
 
-def _add_plots(report: ReportContent, plots: Path) -> None:
+def _own_plots(plots: Path) -> dict[str, Any]:
     """What the script itself drew."""
+    figures = []
     for path in sorted(plots.glob("*.png")):
         kind, _, level = path.stem.partition("_")
         if kind in ("examples", "worst") and level:
             title = "Chosen to show many classes" if kind == "examples" else "The worst images"
-            report.example_figures.append(
-                embed_file(path, f"{title}: image, truth, prediction and error at the level {level}")
-            )
-    if (plots / "iou.png").is_file():
-        report.class_figures.append(embed_file(plots / "iou.png", "IoU of every class"))
+            caption = f"{title}: image, truth, prediction and error at the level {level}"
+            figures.append(embedded(path, caption=caption))
+    bars = plots / "iou.png"
+    return {
+        "example_figures": figures,
+        "class_figures": [embedded(bars, caption="IoU of every class")] if bars.is_file() else [],
+    }
 
 
-def load_pictures(images: ImageRows, hierarchy: Hierarchy, evidence: Evidence) -> dict[str, list[Picture]]:
-    """The images that the evidence names as examples, by kind."""
-    names = hierarchy.leaf_names()
-    kinds: dict[str, list[Picture]] = {}
-    for kind, rows in evidence.examples.items():
-        kinds[kind] = []
-        for row, truth, predicted, probability in rows.tolist():
-            try:
-                image = images.load(int(row), images.encoded([int(row)])[0])
-            except BadSampleError:  # it was readable before
-                continue
-            kinds[kind].append(Picture(image, int(row), names[int(truth)], names[int(predicted)], probability))
-    return kinds
+def embedded(file: Path | io.BytesIO, **more: Any) -> dict[str, Any]:
+    """A PNG or JPEG file as part of the page: its ``source``, ``width`` and ``height``, and what else is given."""
+    content = file.read_bytes() if isinstance(file, Path) else file.getvalue()
+    with Image.open(io.BytesIO(content)) as image:
+        source = f"data:image/{image.format.lower()};base64,{base64.b64encode(content).decode()}"
+        return {"source": source, "width": image.width, "height": image.height, **more}
+
+
+def thumbnail(picture: Picture) -> dict[str, Any]:
+    """A small copy of an example image as part of the page."""
+    image, file = picture.image.copy(), io.BytesIO()
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(file, "JPEG", quality=80, optimize=True)
+    return {**vars(picture), **embedded(file)}
+
+
+def percent(value: float | None) -> str:
+    """A share for people; a dash for NaN, which is None in JSON."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"

@@ -1,50 +1,31 @@
-"""A run in a few lines, for its banner, report and model card; in them nothing names folders of this machine."""
+"""A run in plain data, for its report and model card, in which nothing names folders of this machine."""
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..model.hierarchy import Hierarchy
-from ..run.options import CommonArguments
-
-if TYPE_CHECKING:
-    from ..run.training import Trainer
-
-
-def run_facts(trainer: Trainer) -> dict[str, str]:
-    """What is trained, on what, for how long, by title."""
-    args, data, sampler = trainer.args, trainer.data, trainer.sampler
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters())
-    images = [f"{len(data.train_rows):,} for training"] * (sampler is not None)
-    images.append(f"{len(data.eval_rows):,} for validation")
-    facts = {
-        "model": f"{shareable(args.model_name_or_path)}, {parameters / 1e6:.1f} M parameters, "
-        f"{trainer.model.config.head} head",
-        "image size": f"{trainer.spec['image_size']} px",
-        "label tree": str(data.hierarchy)[len("Hierarchy(") : -1],
-        "level weights": ", then ".join(
-            trainer.curriculum.describe(stage, data.hierarchy.levels) for stage in trainer.curriculum.stages
-        ),
-        "images": ", ".join(images),
-    }
-    if sampler is not None:
-        facts |= trainer.facts()
-        facts["global batch"] = (
-            f"{sampler.global_batch_size} = {sampler.micro_batch_size} per device x "
-            f"{sampler.num_processes} processes x {sampler.accumulation_steps} accumulated"
-        )
-        facts["steps"] = f"{sampler.num_steps:,} = {sampler.num_steps / sampler.steps_per_epoch:.4g} epochs"
-    facts["device"] = f"{trainer.accelerator.device}, mixed precision {trainer.accelerator.mixed_precision}"
-    return facts
 
 
 @dataclass
 class RunSummary:
-    """Plain data about a run; what report and card are made from."""
+    """What report and model card say about a run, and where the files are that they show.
+
+    Attributes:
+        output_dir: the run's folder, with history.jsonl, report_data.npz and so on.
+        options: the resolved options by name.
+        hierarchy: the label tree.
+        unit: what is counted, ``images`` or ``pixels``.
+        measures: of each level, whose course the report shows, the most important first.
+        facts: model, image size, label tree and so on, by title.
+        results: what all_results.json holds, ``{"train": {...} or None, "eval": {...}}``.
+        skipped: descriptions of broken images.
+    """
 
     output_dir: Path
     options: dict[str, Any]
@@ -56,13 +37,13 @@ class RunSummary:
     skipped: list[str] = field(default_factory=list)
 
 
-def data_name(args: CommonArguments) -> str:
-    """What the run used."""
-    if args.validation_file:
-        return ", ".join(Path(file).name for file in (args.train_file, args.validation_file) if file)
-    local = Path(args.dataset_name).exists()
-    name = Path(args.dataset_name).resolve().name if local else args.dataset_name
-    return f"{name} ({args.dataset_config_name})" if args.dataset_config_name else name
+def data_name(options: Mapping[str, Any]) -> str:
+    """The data set of a run: its name, or those of its files."""
+    if options["validation_file"]:
+        return ", ".join(Path(file).name for file in (options["train_file"], options["validation_file"]) if file)
+    name, config = options["dataset_name"], options["dataset_config_name"]
+    name = Path(name).resolve().name if Path(name).exists() else name
+    return f"{name} ({config})" if config else name
 
 
 def shareable(value: Any) -> Any:

@@ -21,14 +21,14 @@ from ..checkpoint.run_checkpoints import RunCheckpoints
 from ..checkpoint.state import TrainState
 from ..data.rows import ProblemLog
 from ..files import append_history, write_json
-from ..metrics.report_data import Evidence as ReportData
+from ..metrics.report_data import ReportData
 from ..metrics.results import flatten, is_better, results_table
 from ..model.modeling import LabelTreeModel
 from ..optim.schedule import Curriculum, Stage
 from ..publish.card import write_card
 from ..publish.hub import Publisher
 from ..publish.onnx_export import export_onnx
-from ..report.figures import Picture
+from ..report.image_examples import Picture
 from ..report.report import PLOTS, draw_report
 from ..report.summary import RunSummary
 from .arguments import save_arguments

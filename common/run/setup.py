@@ -24,7 +24,7 @@ from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeConfig, LabelTreeModel
 from ..publish.hub import Publisher
 from ..publish.onnx_export import check_export_packages
-from ..report.tables import find_classes
+from ..report.confusions import find_classes
 from .arguments import changed
 from .options import CommonArguments
 from .processes import local_main_first, on_main_process

@@ -1,0 +1,62 @@
+"""Example images of a classifier: right, wrong but near in the tree, wrong and far."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+from PIL import Image, ImageOps
+
+from ..data.rows import ImageRows
+from ..images.files import BadSampleError
+from ..metrics.report_data import ReportData
+from ..model.hierarchy import Hierarchy
+from .figures import DPI, save_figure, shortened
+
+
+@dataclass
+class Picture:
+    """An evaluation image with what it shows and what it was predicted as."""
+
+    image: Image.Image
+    row: int
+    truth: str
+    predicted: str
+    probability: float
+
+
+def load_pictures(images: ImageRows, hierarchy: Hierarchy, data: ReportData) -> dict[str, list[Picture]]:
+    """The examples that an evaluation chose, by kind; see :data:`common.metrics.report_data.EXAMPLE_KINDS`."""
+    names = hierarchy.leaf_names()
+    pictures: dict[str, list[Picture]] = {kind: [] for kind in data.examples}
+    for kind, examples in data.examples.items():
+        for row, truth, predicted, probability in examples.tolist():
+            try:
+                image = images.load(int(row), images.encoded([int(row)])[0])
+            except BadSampleError:  # it was readable before
+                continue
+            pictures[kind].append(Picture(image, int(row), names[int(truth)], names[int(predicted)], probability))
+    return pictures
+
+
+def draw_pictures(path: str | Path, pictures: Mapping[str, Sequence[Picture]], columns: int = 6) -> None:
+    """Write a JPEG with a row of images for each title, truth and prediction below them; nothing without images."""
+    pictures = {title: row[:columns] for title, row in pictures.items() if row}
+    if not pictures:
+        return
+    figure = Figure((1.75 * columns, 2.35 * len(pictures)), dpi=DPI, layout="constrained")
+    panels = figure.subplots(len(pictures), columns, squeeze=False)
+    for row, (title, shown) in zip(panels, pictures.items(), strict=True):
+        row[0].set_title(title, fontsize=10, loc="left")
+        for axes in row:
+            axes.set_axis_off()
+        for axes, picture in zip(row, shown, strict=False):
+            axes.imshow(ImageOps.fit(picture.image, (160, 160)))
+            lines = [shortened(picture.truth, 28)]
+            if picture.predicted != picture.truth:
+                lines.append(f"predicted as {shortened(picture.predicted, 18)}")
+            text = "\n".join([*lines, f"{picture.probability:.0%}"])
+            axes.text(0, -0.03, text, fontsize=6.5, va="top", transform=axes.transAxes)
+    save_figure(figure, path)
