@@ -76,7 +76,7 @@ def test_plateau_is_pytorchs_also_after_a_resume():
 
 
 def test_plateau_lowers_the_rate_in_a_run(options, tmp_path):
-    words = {"lr_scheduler_type": "plateau", "plateau_patience": 0, "warmup_ratio": 0}
+    words = {"lr_scheduler_type": "plateau", "plateau_patience": 0, "warmup_ratio": 0, "logging_steps": 1}
     train_taxonomy.main(options(**words, learning_rate=1e-12, num_train_epochs=4))
     history = [json.loads(line) for line in (tmp_path / "out" / "history.jsonl").read_text().splitlines()]
     rates = [line["train/learning_rate"] for line in history if "train/loss" in line]

@@ -44,7 +44,8 @@ def test_sections_and_shared_functions_stand_in_the_same_order():
         return [node.name for node in ast.parse(inspect.getsource(script)).body if isinstance(node, ast.FunctionDef)]
 
     ours, theirs = functions(train_taxonomy), functions(train_segmentation)
-    assert [name for name in theirs if name in ours] == ours
+    shared = [name for name in ours if name in theirs]
+    assert [name for name in theirs if name in ours] == shared and len(shared) > 8
 
 
 def test_the_loop_is_in_main():

@@ -135,11 +135,12 @@ class TrainState:
 
     def state_dict(self) -> dict[str, Any]:
         """Groups of tensors by name, and ``state``, which is JSON. A collective: every process calls it."""
-        optimizer, entries = flatten_optimizer(self.optimizer)
+        optimizer, entries, scalars = flatten_optimizer(self.optimizer)
         scaler = self.accelerator.scaler
         state = {
             "sampler": self.sampler.state_dict(),
             "optimizer_entries": entries,
+            "optimizer_scalars": scalars,
             "scaler": scaler.state_dict() if scaler else None,
             "sums": self.counts.gathered(),
             "problems": sorted(set(gather_object(list(self.problems.found)))),
@@ -155,7 +156,8 @@ class TrainState:
         self.model.load_state_dict(saved["weights"])
         if self.ema is not None:
             self.ema.module.load_state_dict(saved["ema"])
-        load_optimizer(self.optimizer, saved["optimizer"], state["optimizer_entries"])
+        scalars = state.get("optimizer_scalars", [])
+        load_optimizer(self.optimizer, saved["optimizer"], state["optimizer_entries"], scalars)
         if accelerator.scaler is not None and state["scaler"] is not None:
             accelerator.scaler.load_state_dict(state["scaler"])
         self.sampler.load_state_dict(state["sampler"])
@@ -167,21 +169,36 @@ class TrainState:
             setattr(self, name, state[name])
 
 
-def flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """An optimizer's state as named tensors, and their names in order; groups are made anew from the options."""
-    tensors = {
-        f"{index}.{name}": value
-        for index, entry in optimizer.state_dict()["state"].items()
-        for name, value in entry.items()
-        if isinstance(value, torch.Tensor)
-    }
-    return tensors, list(tensors)
+def flatten_optimizer(
+    optimizer: torch.optim.Optimizer,
+) -> tuple[dict[str, torch.Tensor], list[str], list[dict[str, Any]]]:
+    """An optimizer's state as named tensors, their names in order, and its counters.
+
+    Groups are made anew from the options, but for the step that some of timm's optimizers count there.
+    """
+    state = optimizer.state_dict()
+    tensors, numbers = {}, {}
+    for index, entry in state["state"].items():
+        for name, value in entry.items():
+            kept = tensors if isinstance(value, torch.Tensor) else numbers
+            kept[f"{index}.{name}"] = value
+    steps = {str(index): group["step"] for index, group in enumerate(state["param_groups"]) if "step" in group}
+    return tensors, list(tensors), [numbers, steps]
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor], names: list[str]) -> None:
+def load_optimizer(
+    optimizer: torch.optim.Optimizer,
+    tensors: dict[str, torch.Tensor],
+    names: list[str],
+    scalars: list[dict[str, Any]] = (),
+) -> None:
     """The inverse of :func:`flatten_optimizer`."""
-    state: dict[int, dict[str, torch.Tensor]] = {}
-    for name in names:
+    numbers, steps = scalars or ({}, {})
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in [*((name, tensors[name]) for name in names), *numbers.items()]:
         index, _, key = name.partition(".")
-        state.setdefault(int(index), {})[key] = tensors[name]
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        state.setdefault(int(index), {})[key] = value
+    groups = optimizer.state_dict()["param_groups"]
+    for index, step in steps.items():
+        groups[int(index)]["step"] = step
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
