@@ -161,7 +161,7 @@ def test_report_card_predictions_and_metrics_agree(options, tmp_path):
     assert "plots/examples.jpg" in card.text and "report.html" in card.text and str(tmp_path) not in card.content
     table = pd.read_parquet(folder / "predictions.parquet")
     cherries = table[table.species_label == "cherry"]
-    assert f"{len(cherries)} images of this species" in page.text
+    assert f"{len(cherries)} images of this class (species)" in page.text
     assert f"species {(cherries.species_best_path == 'cherry').mean():.1%}" in page.text
     data = ReportData.load(folder / REPORT_DATA_FILE)
     count, right, confidence = data.reliability.transpose(1, 0, 2)
@@ -184,7 +184,7 @@ def test_cards_of_both_scripts_have_code_that_runs(options, dense_options, tmp_p
     train_segmentation.main(dense_options(output_dir=dense, watch=["scratch"]))
     page = Page(dense / "report.html")
     scratch = json.loads((dense / "all_results.json").read_text())["eval"]["levels"]["fine"]["per_class"]["scratch"]
-    assert page.wrong == [] and f"{scratch['num_pixels']:,.0f} pixels of this fine" in page.text
+    assert page.wrong == [] and f"{scratch['num_pixels']:,.0f} pixels of this class (fine)" in page.text
     assert f"fine {scratch['recall']:.1%}" in page.text
     assert ModelCard.load(dense / "README.md").data.pipeline_tag == "image-segmentation"
     shown = run_its_code([classifier, dense], tmp_path)
