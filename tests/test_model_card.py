@@ -151,22 +151,19 @@ def run_its_code(folders: list[Path], tmp_path: Path) -> list[list[str]]:
 
 
 @pytest.mark.with_report
-def test_runs_of_both_scripts(options, dense_options, tmp_path):
-    """Report and card of what was evaluated, the card's code, and an evaluation alone."""
-    classifier, dense = tmp_path / "classifier", tmp_path / "dense"
-    words = options(output_dir=classifier, watch=["cherry"], save_predictions=True, num_train_epochs=2)
-    results = train_taxonomy.main(words)["eval"]
-    page, card = Page(classifier / "report.html"), ModelCard.load(classifier / "README.md")
+def test_report_card_predictions_and_metrics_agree(options, tmp_path):
+    words = options(watch=["cherry"], save_predictions=True, num_train_epochs=2)
+    results, folder = train_taxonomy.main(words)["eval"], tmp_path / "out"
+    page, card = Page(folder / "report.html"), ModelCard.load(folder / "README.md")
     values = {result.metric_name: result.metric_value for result in card.data.eval_results}
     assert values["species macro F1"] == pytest.approx(results["levels"]["species"]["macro_f1"])
     assert page.wrong == [] and "96 for training, 41 for validation" in page.text
     assert "plots/examples.jpg" in card.text and "report.html" in card.text and str(tmp_path) not in card.content
-    # Report, predictions and metrics agree.
-    table = pd.read_parquet(classifier / "predictions.parquet")
+    table = pd.read_parquet(folder / "predictions.parquet")
     cherries = table[table.species_label == "cherry"]
-    assert f"{len(cherries)} images of this species" in page.text
+    assert f"{len(cherries)} images of this class (species)" in page.text
     assert f"species {(cherries.species_best_path == 'cherry').mean():.1%}" in page.text
-    data = ReportData.load(classifier / REPORT_DATA_FILE)
+    data = ReportData.load(folder / REPORT_DATA_FILE)
     count, right, confidence = data.reliability.transpose(1, 0, 2)
     assert data.count.sum() == 41
     ece = np.abs(right - confidence).sum(1) / count.sum(1)
@@ -178,19 +175,29 @@ def test_runs_of_both_scripts(options, dense_options, tmp_path):
             assert kind == "right" or (entry.family_label == entry.family_best_path) == (kind == "near")
             assert entry.species_best_path_probability == pytest.approx(probability, abs=1e-6)
 
-    again = {"eval_only": True, "model_name_or_path": classifier, "no_pretrained": None, "image_size": None}
-    train_taxonomy.main(options(**again, output_dir=tmp_path / "again"))
-    assert Page(tmp_path / "again" / "report.html").text.startswith("Evaluation report")
-    assert json.loads((tmp_path / "again" / "all_results.json").read_text())["train"] is None
-    assert not (tmp_path / "again" / "README.md").exists()
 
+@pytest.mark.slow
+@pytest.mark.with_report
+def test_cards_of_both_scripts_have_code_that_runs(options, dense_options, tmp_path):
+    classifier, dense = tmp_path / "classifier", tmp_path / "dense"
+    train_taxonomy.main(options(output_dir=classifier, no_report=True))
     train_segmentation.main(dense_options(output_dir=dense, watch=["scratch"]))
     page = Page(dense / "report.html")
     scratch = json.loads((dense / "all_results.json").read_text())["eval"]["levels"]["fine"]["per_class"]["scratch"]
-    assert page.wrong == [] and f"{scratch['num_pixels']:,.0f} pixels of this fine" in page.text
+    assert page.wrong == [] and f"{scratch['num_pixels']:,.0f} pixels of this class (fine)" in page.text
     assert f"fine {scratch['recall']:.1%}" in page.text
     assert ModelCard.load(dense / "README.md").data.pipeline_tag == "image-segmentation"
-
     shown = run_its_code([classifier, dense], tmp_path)
     assert [line.split(":")[0] for line in shown[0]] == ["order", "family", "species"]
     assert [line.split()[0] for line in shown[1]] == ["binary", "coarse", "fine"]
+
+
+@pytest.mark.with_report
+def test_evaluation_alone_has_a_report_and_no_card(options, tmp_path):
+    train_taxonomy.main(options(no_report=True, output_dir=tmp_path / "model", max_train_steps=1))
+    changes = {"eval_only": True, "model_name_or_path": tmp_path / "model", "no_pretrained": None, "image_size": None}
+    train_taxonomy.main(options(**changes, output_dir=tmp_path / "again"))
+    assert not (tmp_path / "model" / "report.html").exists() and (tmp_path / "model" / "README.md").exists()
+    assert Page(tmp_path / "again" / "report.html").text.startswith("Evaluation report")
+    assert json.loads((tmp_path / "again" / "all_results.json").read_text())["train"] is None
+    assert not (tmp_path / "again" / "README.md").exists()

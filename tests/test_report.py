@@ -54,7 +54,7 @@ def test_a_classifier(summary):
     assert "2.0 minutes of training" in page.text and "25.0% every level right" in page.text
     assert "5 training steps, because their loss was NaN or infinite." in page.text
     # The class n...n is watched: the fifth of six, whose row of the matrix has the counts 25 to 30.
-    assert f"{sum(range(25, 31))} images of this class. Right at <b>group</b>" in page.text
+    assert f"{sum(range(25, 31))} images of this class (class). Right at <b>group</b>" in page.text
     assert f"class {29 / sum(range(25, 31)):.1%}." in page.text
     assert "Wrong but near" not in page.text and page.text.count("Wrong and far") == 1
     assert page.text.count("predicted as") == 9 + 3 + 2  # examples, watched classes, confused pairs and matrices
@@ -108,7 +108,7 @@ def test_a_segmentation_model(summary, tmp_path, in_browser):
     draw_report(replace(summary, **changes), draw=partial(draw_plots, folder, hierarchy=TREE))
     page = Page(folder / "report.html")
     assert page.wrong == [] and page.ids == (SECTIONS | ALWAYS) - {"reliability"}
-    assert f"{sum(range(24, 30))} pixels of this class" in page.text and "50.0% class mean IoU" in page.text
+    assert f"{sum(range(24, 30))} pixels of this class (class)" in page.text and "50.0% class mean IoU" in page.text
     plots = {file.name for file in (folder / "plots").iterdir()}
     assert {f"{kind}_{level}.png" for kind in ("examples", "worst") for level in ("_b_group__b_", "class")} < plots
     assert "iou.png" in plots and len(page.images) == len(plots)

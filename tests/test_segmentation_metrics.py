@@ -12,8 +12,10 @@ from sklearn.metrics import accuracy_score, confusion_matrix, jaccard_score, pre
 from torchmetrics.functional.classification import multiclass_jaccard_index
 
 from common.metrics import segmentation as segmentation_metrics
+from common.metrics.report_data import ReportData
 from common.metrics.segmentation import SegmentationMetrics
 from common.model.hierarchy import IGNORE, Hierarchy
+from common.report.confusions import ConfusionPairs
 
 NAN = math.nan
 LEVELS = ["binary", "coarse", "fine"]
@@ -71,6 +73,13 @@ def counted(hierarchy, predictions, references, **options):
 
 def convert(predictions, function):
     return {"leaf": function(predictions["leaf"]), "argmax": [function(labels) for labels in predictions["argmax"]]}
+
+
+def confusion_of(metric, level):
+    """What the report draws: int64 (references, predictions + 1), the last column for no value."""
+    matrix = metric.leaf_confusion()
+    assert matrix.dtype == np.int64
+    return ConfusionPairs(metric.hierarchy, ReportData.of_leaf_matrix(metric.hierarchy, matrix)).matrix(level)
 
 
 def results_of(metric):
@@ -170,8 +179,7 @@ def test_level_scores_and_confusion_equal_those_of_sklearn(tree, counting):
         known = truth[level] >= 0
         predicted = torch.where(path[level] < 0, num_classes, path[level])[known]
         expected = confusion_matrix(truth[level][known], predicted, labels=range(num_classes + 1))[:-1]
-        for confusion in (metric.confusion(level), metric.confusion(name)):
-            assert confusion.dtype == np.int64 and np.array_equal(confusion, expected)
+        assert np.array_equal(confusion_of(metric, level), expected)
     assert (results["num_samples"], results["num_pixels"]) == (3, (references >= 0).sum().item())
 
 
@@ -230,7 +238,7 @@ def test_a_clean_pixel_has_no_coarse_class(counting):
     coarse = results["levels"]["coarse"]
     assert coarse["per_class"]["broken"] == {"iou": 0.5, "precision": 1.0, "recall": 0.5, "f1": 2 / 3, "num_pixels": 2}
     assert coarse["pixel_accuracy"] == 1 / 3
-    assert metric.confusion("coarse").tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
+    assert confusion_of(metric, 1).tolist() == [[1, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0]]
     # Clean and crack share nothing (3 levels), stained and rot are damaged (2 levels up from the last).
     distance = (3 + 3 + 0 + 2) / 4
     expected = {"full_path_accuracy": 0.25, "tree_inconsistency": 0.0, "hierarchical_distance": distance}
@@ -374,7 +382,7 @@ def test_many_leaves(num_leaves):
     metric = counted(hierarchy, convert(predictions, lambda labels: labels.to(torch.uint8)), narrow)
     known = references >= 0
     expected = confusion_matrix(references[known], predictions["leaf"][known], labels=range(num_leaves))
-    assert np.array_equal(metric.confusion(0)[:, :-1], expected)
+    assert np.array_equal(confusion_of(metric, 0)[:, :-1], expected)
 
 
 def test_counts_above_2_to_the_24_are_exact():
@@ -385,7 +393,7 @@ def test_counts_above_2_to_the_24_are_exact():
         metric.add_batch(predictions={"leaf": mask, "argmax": [mask]}, references=mask)
     one = torch.tensor([0])
     metric.add_batch(predictions={"leaf": one + 1, "argmax": [one + 1]}, references=one)
-    assert metric.confusion(0).tolist()[0] == [5 * 2**22, 1, 0, 0]
+    assert confusion_of(metric, 0).tolist()[0] == [5 * 2**22, 1, 0, 0]
     metric.reduce(lambda tensor: tensor * 2**20)
     assert metric.compute()["num_pixels"] == (5 * 2**22 + 1) * 2**20
     per_class = metric.argmax_levels()["class"]["per_class"]
@@ -415,7 +423,7 @@ def test_elsewhere_wrong_classes_are_set_aside_until_compute(counting):
         wrong, truth = copy.deepcopy(predictions), references.clone()
         {"leaf": wrong["leaf"], "argmax": wrong["argmax"][1], "references": truth}[name][0, 0, :2] = value
         metric.add_batch(predictions=wrong, references=truth)
-        for read in (metric.compute, metric.argmax_levels, lambda: metric.confusion(0)):
+        for read in (metric.compute, metric.argmax_levels, metric.leaf_confusion):
             with pytest.raises(ValueError, match="2 of the pixels counted"):
                 read()
 

@@ -203,11 +203,6 @@ class SegmentationMetrics(CountingMetric):
                 matrices.append(torch.nn.functional.pad(self._merge_rows(of_leaves, level)[:-1], (0, 1)))
         return self._level_scores(matrices)
 
-    def confusion(self, level: int | str) -> np.ndarray:
-        """Pixels of the best path at a level, int64 (references, predictions + 1), the last column for no value."""
-        index = self.hierarchy.levels.index(level) if isinstance(level, str) else level
-        return self._of_path(self._on_host()["leaf"][1:], index).numpy()
-
     def leaf_confusion(self) -> np.ndarray:
         """Pixels of the best path by leaf, int64 (references, predictions)."""
         return self._on_host()["leaf"][1:].numpy()
