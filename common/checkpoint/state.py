@@ -182,7 +182,7 @@ def flatten_optimizer(
         for name, value in entry.items():
             kept = tensors if isinstance(value, torch.Tensor) else numbers
             kept[f"{index}.{name}"] = value
-    steps = {str(index): group["step"] for index, group in enumerate(state["param_groups"]) if "step" in group}
+    steps = {str(index): float(group["step"]) for index, group in enumerate(state["param_groups"]) if "step" in group}
     return tensors, list(tensors), [numbers, steps]
 
 
@@ -200,5 +200,6 @@ def load_optimizer(
         state.setdefault(int(index), {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     for index, step in steps.items():
-        groups[int(index)]["step"] = step
+        now = groups[int(index)].get("step", 0)
+        groups[int(index)]["step"] = torch.full_like(now, step) if isinstance(now, torch.Tensor) else int(step)
     optimizer.load_state_dict({"state": state, "param_groups": groups})
