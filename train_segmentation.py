@@ -31,7 +31,7 @@ from common.data.sampling import EvaluationBatchSampler
 from common.data.splits import check_groups, choose_rows, get_split
 from common.images.mask_files import IGNORED_PIXEL
 from common.images.mask_transforms import (
-    RESIZE_MODES,
+    MASK_RESIZE_MODES,
     Geometry,
     MaskEvaluationTransform,
     MaskTrainTransform,
@@ -46,7 +46,7 @@ from common.model.decoders import DECODERS
 from common.model.hierarchy import IGNORE, Hierarchy
 from common.model.modeling import LabelTreeForSemanticSegmentation
 from common.optim import make_curriculum
-from common.predict.windows import Resampler, check_windows, dense_labels, image_scores
+from common.predict.windows import Resampler, check_windows, dense_labels, image_logits
 from common.publish.models import save_model, settle_evaluation
 from common.report.mask_pictures import ExampleKeeper, PredictionFolder, draw_plots, keep_for_plots
 from common.run.arguments import option, parse_arguments
@@ -96,7 +96,9 @@ class SegmentationAugmentationArguments(AugmentationArguments):
 
     _argument_group_name = "Images and augmentation"
 
-    resize_mode: Literal[RESIZE_MODES] = option("squash", "Show the whole image squashed to a square, or fit into it.")
+    resize_mode: Literal[MASK_RESIZE_MODES] = option(
+        "squash", "Show the whole image squashed to a square, or fit into it."
+    )
     eval_crop: int | None = option(
         None,
         "Show windows of this many pixels, at the image's own resolution, instead of the whole.",
@@ -419,7 +421,7 @@ class SegmentationTrainer(Trainer):
     def train_loss(
         self, pixels: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor, step: int
     ) -> torch.Tensor:
-        return self.loss_fn(self.wrapped(pixels, scores_only=True), labels, denominators)
+        return self.loss_fn(self.wrapped(pixels, logits_only=True), labels, denominators)
 
     def facts(self) -> dict[str, str]:
         pixels = self.data.train_pixels / max(1, self.data.train_pixels.sum())
@@ -476,7 +478,7 @@ class SegmentationTrainer(Trainer):
         """Scores at stride 4 of uint8 images: whole ones, or with ``--eval_crop`` one in windows."""
         args = self.args
         with self.accelerator.autocast():
-            return image_scores(
+            return image_logits(
                 model,
                 pixels,
                 self.to_model,

@@ -33,7 +33,7 @@ from common.data.splits import (
     leaves_without_images,
 )
 from common.files import write_json
-from common.images.transforms import RESIZE_MODES, EvaluationTransform, MixImages, TrainTransform
+from common.images.transforms import IMAGE_RESIZE_MODES, EvaluationTransform, MixImages, TrainTransform
 from common.labels.encoding import read_class_order
 from common.losses.class_weights import class_weights, count_labels, levels_where_labels_end
 from common.losses.cross_entropy import LevelCrossEntropy
@@ -83,7 +83,7 @@ class TaxonomyAugmentationArguments(AugmentationArguments):
 
     _argument_group_name = "Images and augmentation"
 
-    resize_mode: Literal[RESIZE_MODES] = option(
+    resize_mode: Literal[IMAGE_RESIZE_MODES] = option(
         "center", "In evaluation: cut out the centre, or squash the whole image."
     )
     crop_pct: float = option(1.0, "Share of the resized image that evaluation keeps.", "over 0 and up to 1")
@@ -322,7 +322,7 @@ class TaxonomyTrainer(Trainer):
         """Mixed images give the mixed losses of both labels."""
         mix = MixImages(self.args.mixup, self.args.cutmix, self.args.mix_probability, self.args.seed)
         pixels, mixed_with, share = mix(pixels, labels, step)
-        scores = self.wrapped(pixels, scores_only=True)
+        scores = self.wrapped(pixels, logits_only=True)
         return self.loss_fn(scores, labels, denominators, mixed_with, share)
 
     # ---- evaluation
@@ -337,9 +337,9 @@ class TaxonomyTrainer(Trainer):
         for batch in self.evaluation_batches(model):
             labels = self.to_labels(batch["labels"])
             with accelerator.autocast():
-                scores = model(self.to_model(batch["pixels"]), scores_only=True)
+                scores = model(self.to_model(batch["pixels"]), logits_only=True)
             sums += torch.stack([loss_fn.level_sums(scores, labels), loss_fn.label_weights(labels)])
-            log_probs, leaf_scores = heads.log_probs(scores), heads.leaf_scores(scores)
+            log_probs, leaf_scores = heads.log_probs(scores), heads.leaf_logits(scores)
             leaf = heads.path_scores(scores, log_probs, self.args.decoding).argmax(1)
             path = model.hierarchy.lift(leaf)
             self.metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)

@@ -15,7 +15,7 @@ from torchvision.transforms.v2 import functional as F
 from .mask_files import IGNORED_PIXEL
 from .transforms import resize_part
 
-RESIZE_MODES = ("squash", "fit")
+MASK_RESIZE_MODES = ("squash", "fit")
 
 
 @dataclass(frozen=True)

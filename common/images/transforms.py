@@ -23,7 +23,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from .files import ORIENTATION, load_image, plain_jpeg_size
 
-RESIZE_MODES = ("center", "squash")
+IMAGE_RESIZE_MODES = ("center", "squash")
 
 # Bytes of pixels that are decoded into memory used before; larger images are worth a page fault per 4 KiB.
 SCRATCH_LIMIT = 2**24

@@ -80,12 +80,12 @@ class ClassPredictor(Predictor):
     def predict(self, batch: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
         pixels = self.normalize(batch["pixels"].to(self.accelerator.device, non_blocking=True))
         with self.accelerator.autocast():
-            scores = self.model(pixels, scores_only=True)
+            logits = self.model(pixels, logits_only=True)
         rows = batch["rows"].tolist()
         if self.groups is not None:
-            self.kept += zip(rows, self.heads.normalized(scores).cpu(), strict=True)
+            self.kept += zip(rows, self.heads.normalized(logits).cpu(), strict=True)
         labels = None if self.labels is None else self.labels[rows]
-        lines = self.describe(scores, labels)
+        lines = self.describe(logits, labels)
         heads = [{"kind": "image", "row": row, "image": name} for row, name in zip(rows, names, strict=True)]
         if self.groups is not None:
             heads = [{**head, "group": self.groups[head["row"]]} for head in heads]
@@ -112,11 +112,11 @@ class ClassPredictor(Predictor):
             for (name, rows), line in zip(members.items(), lines, strict=True)
         ]
 
-    def describe(self, scores: torch.Tensor, labels: np.ndarray | None) -> list[dict[str, Any]]:
-        """Scores (n, outputs) in words: path, probabilities, most probable leaves, and the answer."""
-        log_probs = self.heads.log_probs(scores)
-        path = self.hierarchy.lift(self.heads.path_scores(scores, log_probs, self.decoding).argmax(1))
-        top = self.heads.leaf_scores(scores).float().softmax(1).topk(self.top_k)
+    def describe(self, logits: torch.Tensor, labels: np.ndarray | None) -> list[dict[str, Any]]:
+        """Logits (n, outputs) in words: path, probabilities, most probable leaves, and the answer."""
+        log_probs = self.heads.log_probs(logits)
+        path = self.hierarchy.lift(self.heads.path_scores(logits, log_probs, self.decoding).argmax(1))
+        top = self.heads.leaf_logits(logits).float().softmax(1).topk(self.top_k)
         chosen = path_probabilities(log_probs, path).cpu().numpy()
         paths = torch.stack(path, 1).cpu().numpy()
         leaves, shares = top.indices.tolist(), top.values.tolist()

@@ -22,7 +22,7 @@ from ..model.modeling import LabelTreeForSemanticSegmentation
 from ..report.mask_pictures import save_mask
 from ..report.plots import leaf_colours
 from .predictor import Predictor, ShownImages
-from .windows import Resampler, dense_labels, image_scores
+from .windows import Resampler, dense_labels, image_logits
 
 
 class MaskPredictor(Predictor):
@@ -93,7 +93,7 @@ class MaskPredictor(Predictor):
     def predict(self, batch: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
         heads, stride = self.model.heads, self.model.stride
         with self.accelerator.autocast():
-            scores = image_scores(
+            logits = image_logits(
                 self.model,
                 batch["pixels"],
                 self.to_model,
@@ -102,11 +102,11 @@ class MaskPredictor(Predictor):
                 batch_size=self.window_batch_size,
             )
         decoding = self.evaluation["decoding"]
-        log_probs = heads.log_probs(scores) if decoding == "levels" else []
-        path_scores = heads.path_scores(scores, log_probs, decoding)
+        log_probs = heads.log_probs(logits) if decoding == "levels" else []
+        path_scores = heads.path_scores(logits, log_probs, decoding)
         lines = []
         for index, (row, name) in enumerate(zip(batch["rows"].tolist(), names, strict=True)):
-            resampler = Resampler(batch["resized"][index], batch["size"][index], stride, scores.device)
+            resampler = Resampler(batch["resized"][index], batch["size"][index], stride, logits.device)
             (leaf,) = dense_labels(resampler, [path_scores[index]], lambda parts: [parts[0].max(1).indices])
             file = f"{row:06d}_{plain_stem(name)}"
             write_whole(self.output_dir / "masks" / f"{file}.png", lambda path, leaf=leaf: self.save(path, leaf))

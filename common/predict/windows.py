@@ -26,7 +26,7 @@ def check_windows(crop: int | None, stride: int | None) -> list[str]:
     return []
 
 
-def image_scores(
+def image_logits(
     model: Callable[..., torch.Tensor],
     pixels: torch.Tensor,
     prepare: Callable[[torch.Tensor], torch.Tensor],
@@ -47,16 +47,16 @@ def image_scores(
     """
 
     def scores(images: torch.Tensor) -> torch.Tensor:
-        return model(images, scores_only=True).float()
+        return model(images, logits_only=True).float()
 
     if not eval_crop:
         return scores(prepare(pixels))
     stride = eval_stride or max(4, eval_crop * 2 // 3 // 4 * 4)
-    return sliding_scores(scores, pixels[0], eval_crop, stride, batch_size, prepare=prepare)
+    return sliding_logits(scores, pixels[0], eval_crop, stride, batch_size, prepare=prepare)
 
 
 @torch.no_grad()
-def sliding_scores(
+def sliding_logits(
     model: Callable[[torch.Tensor], torch.Tensor],
     pixels: torch.Tensor,
     size: int,

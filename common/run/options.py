@@ -10,7 +10,7 @@ from ..data.prepared import read_image_root
 from ..data.selection import source_root
 from ..losses.class_weights import CLASS_WEIGHTINGS
 from ..model.encoders import TIMM_PREFIXES
-from ..model.heads import KINDS
+from ..model.heads import HEAD_KINDS
 from ..optim import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
 from .arguments import changed, option, out_of_range
 
@@ -73,7 +73,7 @@ class ModelArguments:
     )
     no_pretrained: bool = option(False, "Build the architecture with random weights, offline.")
     backbone_weights: str | None = option(None, "Load the backbone from this safetensors file.")
-    head: Literal[KINDS] = option("tree", "How classes are scored; see common/model/heads.py.")
+    head: Literal[HEAD_KINDS] = option("tree", "How classes are scored; see common/model/heads.py.")
     dropout: float = option(0.0, "Dropout before the heads.", "at least 0 and less than 1")
     drop_path_rate: float | None = option(
         None, "Stochastic depth of the backbone; its own by default.", "at least 0 and less than 1"
