@@ -19,8 +19,8 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader, default_collate
 
+from ..images.encoded import EncodedImage
 from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain, lies_in, load_image, upright_size
-from ..images.transforms import EncodedImage
 from .sampling import Key, generators_kept, seed_sample
 from .splits import check_columns
 

@@ -16,8 +16,9 @@ from PIL import Image
 
 from ..data.rows import ImageRows, Samples
 from ..files import replaced_file
+from ..images.encoded import EncodedImage
 from ..images.mask_transforms import Geometry, ImageEvaluationTransform
-from ..images.transforms import EncodedImage, Normalize
+from ..images.transforms import Normalize
 from ..model.modeling import LabelTreeForSemanticSegmentation
 from ..report.mask_pictures import save_mask
 from ..report.plots import leaf_colours

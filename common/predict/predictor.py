@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..data.rows import ImageRows, Samples
-from ..images.transforms import EncodedImage
+from ..images.encoded import EncodedImage
 
 
 class ShownImages(Samples):
