@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their names, then renamed."""
+"""Files that are complete or absent: written under another name, then renamed."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, Literal
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Replace a JSON file in one step; NaN becomes null, so that every parser reads it."""
-    _replace(path, json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
+    """Write a JSON file atomically; NaN and infinite become null, so that every parser reads it."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
 
 
 def append_history(path: str | Path, entry: Mapping[str, Any]) -> None:
@@ -23,20 +24,19 @@ def append_history(path: str | Path, entry: Mapping[str, Any]) -> None:
 
 
 @contextmanager
-def replaced_file(path: str | Path) -> Iterator[TextIO]:
-    """A text file to write that takes its name when it is whole; after an error it is not there at all."""
+def atomic_write(path: str | Path, mode: Literal["w", "wb"] = "w") -> Iterator[IO]:
+    """A file to write that takes its name when it is complete; after an error, a file already there stays as it was.
+
+    Text is UTF-8, its line ends as given. Until then it is ``<name>.tmp`` in the same folder.
+    """
     temporary = Path(f"{path}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with temporary.open("w", encoding="utf-8", newline="") as stream:
-            yield stream
+        with temporary.open(mode, **text) as file:
+            yield file
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _replace(path: str | Path, text: str) -> None:
-    with replaced_file(path) as stream:
-        stream.write(text)
 
 
 def _plain(value: Any) -> Any:

@@ -94,7 +94,7 @@ def load_backbone(
     except (OSError, RuntimeError, KeyError) as error:
         offline = "timm/<architecture> and nvidia/mit-b0 to b5 are" if pyramid else "timm/<architecture> is"
         hint = "" if pretrained else f" With --no_pretrained only the architecture is needed: {offline} offline."
-        raise ValueError(f"Cannot load the backbone {name!r}: {first_line(error)}{hint}") from error
+        raise ValueError(f"Cannot load the backbone {name!r}: {first_line(error)}.{hint}") from error
     return backbone, classifier if pretrained or weights else None
 
 

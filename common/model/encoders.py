@@ -213,5 +213,8 @@ def accepts(model: nn.Module, argument: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message, to quote in messages of ours."""
-    return str(error).strip().split("\n")[0] or type(error).__name__
+    """The first line of an error's message and of what caused it, without the period, for messages of ours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = (lines[0] if lines else type(error).__name__).rstrip(".")
+    cause = "" if error.__cause__ is None else first_line(error.__cause__)
+    return text if cause in text else f"{text}: {cause}"

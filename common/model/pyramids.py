@@ -230,7 +230,7 @@ def _plan(spec: dict[str, Any], name: str) -> dict[str, Any]:
             error = ValueError(f"it takes only images of one size, and {own} pixels are not a multiple of 32.")
         except Exception as refusal:
             error = refusal
-    raise ValueError(f"{name} gives no feature maps at strides 4, 8, 16 and 32: {first_line(error)}") from error
+    raise ValueError(f"{name} gives no feature maps at strides 4, 8, 16 and 32: {first_line(error)}.") from error
 
 
 def _build_with_all_levels(spec: dict[str, Any]) -> nn.Module:

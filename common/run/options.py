@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Literal
 
 from ..data.prepared import read_image_root
-from ..data.selection import source_root
 from ..losses.class_weights import CLASS_WEIGHTINGS
 from ..model.encoders import TIMM_PREFIXES
 from ..model.heads import HEAD_KINDS
@@ -228,7 +227,7 @@ class CommonArguments(
 
     def _holds_paths(self) -> bool:
         """Whether the data are tables, or a folder that notes paths: images are then found under a root."""
-        noted = source_root(self.dataset_name) or read_image_root(self.dataset_name)
+        noted = read_image_root(self.dataset_name)
         return bool(self.train_file or self.validation_file) or noted is not None
 
     def idle(self) -> list[tuple[str, bool, str]]:
