@@ -25,8 +25,8 @@ from torch.utils.data import DataLoader
 from transformers import SegformerImageProcessor
 
 from common.data.decoded_cache import open_cache
-from common.data.masks import MaskedImageRows, MaskedImages, MaskReader
-from common.data.rows import ImageRows, ProblemLog, make_loader
+from common.data.masks import MaskedImageRows, MaskReader
+from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import EvaluationBatchSampler
 from common.data.splits import check_groups, choose_rows, get_split
 from common.images.mask_files import IGNORED_PIXEL
@@ -356,7 +356,7 @@ class SegmentationTrainer(Trainer):
             f"train {geometry} {most}",
         )
         on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
-        images = MaskedImages(rows, self.data.train_rows, transform, args.seed, on_bad_sample)
+        images = Samples(rows, self.data.train_rows, transform, seed=args.seed, on_bad_sample=on_bad_sample)
         return make_loader(images, self.sampler, num_workers(args, self.accelerator), self.pin_memory)
 
     def make_eval_loader(self) -> DataLoader:
@@ -368,7 +368,7 @@ class SegmentationTrainer(Trainer):
             lambda image, mask: (resize_pair(image, mask, geometry.resized(*mask.shape))[0], mask),
             f"evaluation {geometry}",
         )
-        images = MaskedImages(rows, self.data.eval_rows, transform, on_bad_sample="drop")
+        images = Samples(rows, self.data.eval_rows, transform, on_bad_sample="drop")
         sampler = EvaluationBatchSampler(
             len(images),
             1 if geometry.windows else args.per_device_eval_batch_size,

@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch.utils.data import DataLoader
 
-from common.data.rows import ImageRows, LabelledImages, ProblemLog, make_loader
+from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import EvaluationBatchSampler
 from common.data.splits import (
     LabelColumns,
@@ -269,9 +269,7 @@ class TaxonomyTrainer(Trainer):
             mean=spec["mean"],
         )
         on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
-        images = LabelledImages(
-            data.train_images, data.train_labels, data.train_rows, transform, args.seed, on_bad_sample
-        )
+        images = Samples(data.train_images, data.train_rows, transform, data.train_labels, args.seed, on_bad_sample)
         return make_loader(images, self.sampler, num_workers(args, self.accelerator), self.pin_memory)
 
     def make_eval_loader(self) -> DataLoader:
@@ -282,7 +280,7 @@ class TaxonomyTrainer(Trainer):
             crop_pct=args.crop_pct,
             interpolation=spec["interpolation"],
         )
-        images = LabelledImages(data.eval_images, data.eval_labels, data.eval_rows, transform, on_bad_sample="drop")
+        images = Samples(data.eval_images, data.eval_rows, transform, data.eval_labels, on_bad_sample="drop")
         sampler = EvaluationBatchSampler(
             len(images),
             args.per_device_eval_batch_size,

@@ -178,7 +178,7 @@ def test_a_model_without_calibration_says_how_to_get_one(fruit, model, photos, c
     train_taxonomy.main(words_of({**words, "dataloader_num_workers": 0}))
     assert json.loads((again / "calibration.json").read_text()) == stored
     predict.main(command(photos, model=bare, target_precision=0.5, calibration=again / "calibration.json"))
-    with pytest.raises(ValueError, match="be shown to be right on the 41 images"):
+    with pytest.raises(ValueError, match="sufficient certainty on the 41 images"):
         predict.main(command(photos, model=bare, target_precision=0.99, calibration=again / "calibration.json"))
 
 
