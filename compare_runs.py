@@ -5,7 +5,7 @@
     python compare_runs.py output/* --metrics levels.species.macro_f1 path.hierarchical_distance
 
 Each folder is the --output_dir of a run. The table is printed, and written as comparison.csv and comparison.md beside
-comparison.png. Without --group_by each run has a row, and beside it stand the options in which the runs differ.
+comparison.png. Without --group_by there is a row for each run, with the options in which the runs differ.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import argparse
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,52 +37,36 @@ UNIMPORTANT = {
 # fmt: on
 
 
-@dataclass
-class Run:
-    """What a run left behind.
-
-    Attributes:
-        name: the part of the folder's path in which it differs from the others.
-        results: names as in ``--metric_for_best_model`` -> numbers; nan where a run had none.
-        arguments: of args.yaml.
-        history: lines of history.jsonl.
-    """
-
-    name: str
-    results: dict[str, float]
-    arguments: dict[str, Any]
-    history: list[dict[str, Any]]
-
-
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
-    """Print and write the comparison; returns the table as numbers, a row a run or group.
+    """Print and write the comparison; returns the table as numbers, with a row for each run or group.
 
     With ``--group_by`` the columns are (metric, ``mean`` or ``std``) and ``("runs", "")``.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="Output folder of a finished run.")
     parser.add_argument(
-        "--group_by", nargs="+", default=[], metavar="OPTION", help="Average runs that agree in these."
+        "--group_by", nargs="+", default=[], metavar="OPTION", help="Average runs with the same values of these."
     )
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="Entries of eval in all_results.json.")
     parser.add_argument("--output_dir", default="comparison", help="Folder for the table and the plot.")
     args = parser.parse_args(argv)
     try:
-        runs = read_runs(args.folders)
-        metrics = choose_metrics(runs, args.metrics)
-        table = make_table(runs, metrics, args.group_by)
+        results, options, history = read_runs(args.folders)
+        metrics = choose_metrics(results, args.metrics)
+        table = make_table(results.reindex(columns=metrics).astype(float), options, args.group_by)
     except (ValueError, OSError) as error:
         parser.error(str(error))
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = printable(table, runs, metrics, args.group_by)
+    shown = printable(table, options, metrics, args.group_by)
     print(shown.to_string(index=False))
     columns = [" ".join(filter(None, column)) if isinstance(column, tuple) else column for column in table]
     with atomic_write(folder / "comparison.csv") as file:
         table.set_axis(columns, axis=1).to_csv(file)
     with atomic_write(folder / "comparison.md") as file:
         file.write(markdown(shown))
-    draw(folder / "comparison.png", runs, table, metrics, args.group_by)
+    rows = options[args.group_by].agg(" ".join, axis=1) if args.group_by else options.index
+    draw(folder / "comparison.png", table, metrics, list(rows), history)
     print(f"\nThe same is in {folder}: comparison.csv, comparison.md, comparison.png.")
     return table
 
@@ -91,47 +74,61 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 # ---- reading
 
 
-def read_runs(folders: Sequence[str]) -> list[Run]:
-    """All runs; ValueError if a folder holds none, or is named twice."""
+def read_runs(folders: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, list[list[dict[str, Any]]]]:
+    """Results, options as text (a row for each run), and the lines of each history.jsonl.
+
+    A run's name is the part of its path that differs from the others'.
+
+    Raises:
+        ValueError: if a folder is given twice, or a run has not finished, or its files are damaged.
+    """
     paths = [Path(folder).resolve() for folder in folders]
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
-        raise ValueError(f"named twice: {', '.join(twice)}")
+        raise ValueError(f"given twice: {', '.join(twice)}")
     common = Path(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].parent
-    return [read_run(path, str(path.relative_to(common)) if path != common else path.name) for path in paths]
+    names = [str(path.relative_to(common)) if path != common else path.name for path in paths]
+    results, options, history = zip(*map(read_run, paths), strict=True)
+    text = pd.DataFrame(list(options), index=names, dtype=object).map(option_text)
+    return pd.DataFrame(list(results), index=pd.Index(names, name="run")), text, list(history)
 
 
-def read_run(folder: Path, name: str) -> Run:
-    """One run; ValueError if it has not finished, or its files are damaged."""
+def read_run(folder: Path) -> tuple[dict[str, float | None], dict[str, Any], list[dict[str, Any]]]:
+    """Results, options and history of a run; ValueError if it has not finished, or its files are damaged."""
     try:
         content = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-        results = {key: np.nan if value is None else value for key, value in flatten(content["eval"])}
-        arguments = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
+        options = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
         history = folder / "history.jsonl"
         lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
-        return Run(name, results, dict(arguments), [json.loads(line) for line in lines])
+        return dict(flatten(content["eval"])), dict(options), [json.loads(line) for line in lines]
     except FileNotFoundError as error:
         missing = Path(error.filename).name
-        raise ValueError(f"{folder} holds no {missing}: it is no output folder, or the run has not finished") from None
+        raise ValueError(f"{folder} holds no {missing}: not an output folder, or the run has not finished") from None
     except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise ValueError(f"{folder}: its results cannot be read ({type(error).__name__}: {error})") from None
 
 
-def choose_metrics(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str]:
-    """The metrics asked for; or each level's first measure, that every level is right, and the distance.
+def option_text(value: Any) -> str:
+    """An option's value as text; ``-`` for ``None``, and where a run lacks the option."""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "-" if value is None or value != value else str(value)  # pandas fills gaps with NaN
+
+
+def choose_metrics(results: pd.DataFrame, asked: Sequence[str] | None) -> list[str]:
+    """The metrics asked for; by default the first one of each level and those of complete paths.
 
     Raises:
         ValueError: if no run has one of them.
     """
-    known = list(dict.fromkeys(name for run in runs for name in run.results))
     if not asked:
-        levels = [name for name in known if name.startswith("levels.") and name.count(".") == 2]
+        levels = [name for name in results if name.startswith("levels.") and name.count(".") == 2]
         main = [name for name in levels if name.endswith((".accuracy", ".mean_iou"))]
         last = [name for name in levels if name.endswith(".macro_f1")][-1:]
         return [*main, *last, "path.full_path_accuracy", "argmax.tree_inconsistency", "path.hierarchical_distance"]
     for name in asked:
-        if name not in known:
-            few = [other for other in known if ".per_class." not in other]
+        if name not in results:
+            few = [other for other in results if ".per_class." not in other]
             raise ValueError(f"no run has the metric {name}; there are {', '.join(few)}")
     return list(asked)
 
@@ -139,49 +136,33 @@ def choose_metrics(runs: Sequence[Run], asked: Sequence[str] | None) -> list[str
 # ---- tables
 
 
-def make_table(runs: Sequence[Run], metrics: Sequence[str], group_by: Sequence[str]) -> pd.DataFrame:
-    """Numbers, indexed by run or by the values of ``group_by``; see :func:`main`."""
-    numbers = pd.DataFrame([{name: run.results.get(name, np.nan) for name in metrics} for run in runs], dtype=float)
-    if not group_by:
-        return numbers.set_index(pd.Index([run.name for run in runs], name="run"))
+def make_table(numbers: pd.DataFrame, options: pd.DataFrame, group_by: Sequence[str]) -> pd.DataFrame:
+    """The numbers of each run, or mean and deviation of the runs that agree in ``group_by``; see :func:`main`."""
     for option in group_by:
-        if not any(option in run.arguments for run in runs):
+        if option not in options:
             raise ValueError(f"--group_by {option}: no run has that option; see args.yaml of a run")
-    for option in group_by:
-        numbers[option] = [value_of(run, option) for run in runs]
-    groups = numbers.groupby(list(group_by), sort=False)
+    if not group_by:
+        return numbers
+    groups = numbers.groupby([options[option] for option in group_by], sort=False)
     table = groups.agg(["mean", "std"])
     table["runs"] = groups.size()
     return table
 
 
-def value_of(run: Run, option: str) -> str:
-    """An option's value in a form that compares and prints."""
-    value = run.arguments.get(option)
-    return " ".join(map(str, value)) if isinstance(value, list) else "-" if value is None else str(value)
-
-
-def differing_options(runs: Sequence[Run]) -> list[str]:
-    """The options of consequence that are not the same in all runs."""
-    names = dict.fromkeys(name for run in runs for name in run.arguments if name not in UNIMPORTANT)
-    return [name for name in names if len({value_of(run, name) for run in runs}) > 1]
-
-
 def printable(
-    table: pd.DataFrame, runs: Sequence[Run], metrics: Sequence[str], group_by: Sequence[str]
+    table: pd.DataFrame, options: pd.DataFrame, metrics: Sequence[str], group_by: Sequence[str]
 ) -> pd.DataFrame:
     """The table as text: shares in percent, and deviations where there are several runs."""
-    if not group_by:
-        columns = {"run": [run.name for run in runs]}
-        columns |= {name: [value_of(run, name) for run in runs] for name in differing_options(runs)}
-        columns |= {title(name): [text(name, value) for value in table[name]] for name in metrics}
-        return pd.DataFrame(columns)
-    keys = table.index.to_frame(index=False)
-    columns = {name: keys[name].tolist() for name in group_by} | {"runs": table[("runs", "")].tolist()}
+    if group_by:
+        shown = table.index.to_frame(index=False)
+        shown["runs"] = table["runs"].tolist()
+    else:
+        differing = [name for name in options if name not in UNIMPORTANT and options[name].nunique() > 1]
+        shown = options[differing].rename_axis("run").reset_index()
     for name in metrics:
-        pairs = zip(table[(name, "mean")], table[(name, "std")], strict=True)
-        columns[title(name)] = [text(name, mean) + deviation(name, std) for mean, std in pairs]
-    return pd.DataFrame(columns)
+        cells = zip(table[name]["mean"], table[name]["std"], strict=True) if group_by else [(x,) for x in table[name]]
+        shown[title(name)] = [" ± ".join(text(name, x) for x in cell if x == x) or "-" for cell in cells]
+    return shown
 
 
 def title(metric: str) -> str:
@@ -190,20 +171,13 @@ def title(metric: str) -> str:
 
 
 def measure(metric: str) -> str:
-    """The last part of a metric's name, which says what kind of number it is."""
+    """The last part of a metric's name, which tells what kind of number it is."""
     return metric.rpartition(".")[2]
 
 
 def text(metric: str, value: float) -> str:
     """A number as text."""
-    if np.isnan(value):
-        return "-"
     return f"{value:.4f}" if measure(metric) == "loss" else cell(measure(metric), value)
-
-
-def deviation(metric: str, value: float) -> str:
-    """A standard deviation as text; none of a single run."""
-    return "" if np.isnan(value) else f" ± {text(metric, value)}"
 
 
 def markdown(shown: pd.DataFrame) -> str:
@@ -216,19 +190,24 @@ def markdown(shown: pd.DataFrame) -> str:
 
 
 def draw(
-    path: Path, runs: Sequence[Run], table: pd.DataFrame, metrics: Sequence[str], group_by: Sequence[str]
+    path: Path,
+    table: pd.DataFrame,
+    metrics: Sequence[str],
+    rows: Sequence[str],
+    history: Sequence[list[dict[str, Any]]],
 ) -> None:
-    """Write a PNG: every metric that is a share, and the last level's as training went on."""
+    """Write a PNG: every metric that is a share, and the last level's over the steps of training.
+
+    ``rows`` names the row of the table that each run belongs to.
+    """
     shares = [name for name in metrics if measure(name) not in ("loss", "ece", "hierarchical_distance")]
     shares = [name for name in shares if not measure(name).startswith("num_")]
-    labels = [" ".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in table.index]
+    labels = [" ".join(key) if isinstance(key, tuple) else key for key in table.index]
     figure = Figure((12, 4.6), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_metrics(left, table, shares, labels, bool(group_by))
+    _draw_metrics(left, table, shares, labels)
     main = [name for name in shares if name.startswith("levels.") and measure(name) == measure(shares[0])]
-    course = (main or shares or list(metrics))[-1]
-    groups = [" ".join(value_of(run, option) for option in group_by) if group_by else run.name for run in runs]
-    _draw_courses(right, runs, course, [labels.index(group) for group in groups])
+    _draw_history(right, (main or shares or list(metrics))[-1], [labels.index(row) for row in rows], history)
     handles = left.get_legend_handles_labels()
     if handles[0]:
         figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
@@ -239,30 +218,30 @@ def draw(
     save_figure(figure, path)
 
 
-def _draw_metrics(axes: Axes, table: pd.DataFrame, shares: Sequence[str], labels: Sequence[str], mean: bool) -> None:
+def _draw_metrics(axes: Axes, table: pd.DataFrame, shares: Sequence[str], labels: Sequence[str]) -> None:
     """A point per metric and row of the table, with the deviation over runs."""
+    grouped = table.columns.nlevels > 1
+    means, deviations = (table.xs(key, axis=1, level=1) if grouped else table for key in ("mean", "std"))
     for row, label in enumerate(labels):
-        numbers = table.iloc[row]
         place = np.arange(len(shares)) + 0.5 * ((row + 0.5) / len(labels) - 0.5)
-        values = np.array([numbers[(name, "mean") if mean else name] for name in shares], dtype=float)
-        spread = np.array([numbers[(name, "std")] if mean else 0 for name in shares], dtype=float)
+        spread = 100 * deviations[shares].iloc[row].fillna(0) if grouped else None
         axes.errorbar(
-            place, 100 * values, 100 * np.nan_to_num(spread), fmt="o", capsize=3 * mean, label=shortened(label, 40)
+            place, 100 * means[shares].iloc[row], spread, fmt="o", capsize=3 * grouped, label=shortened(label, 40)
         )
     axes.set_xticks(range(len(shares)), [shortened(title(name), 28) for name in shares], rotation=35, ha="right")
     axes.set_ylabel("percent")
 
 
-def _draw_courses(axes: Axes, runs: Sequence[Run], metric: str, rows: Sequence[int]) -> None:
+def _draw_history(axes: Axes, metric: str, rows: Sequence[int], history: Sequence[list[dict[str, Any]]]) -> None:
     """A line per run, in the colour of its row."""
     key = f"eval/{metric}"
-    for run, row in zip(runs, rows, strict=True):
-        points = sorted({line["global_step"]: line[key] for line in run.history if line.get(key) is not None}.items())
+    for row, lines in zip(rows, history, strict=True):
+        points = sorted({line["global_step"]: line[key] for line in lines if line.get(key) is not None}.items())
         if points:
             axes.plot(*np.array(points, dtype=float).T, ".-", color=f"C{row % 10}", linewidth=1.2)
     if not axes.lines:
         axes.text(0.5, 0.5, "nothing recorded", color=GREY, ha="center", transform=axes.transAxes)
-    axes.set_title(f"{title(metric)} as training went on", fontsize=10)
+    axes.set_title(f"{title(metric)} during training", fontsize=10)
     axes.set_xlabel("step")
 
 

@@ -27,12 +27,12 @@ from torch.utils.data import DataLoader
 from transformers import SegformerImageProcessor
 
 from common.checkpoint.state import TrainState
-from common.data.masks import MaskedImageRows, MaskedImages, MaskReader, masks_to_labels
-from common.data.rows import ImageRows, ProblemLog, make_loader
+from common.data.masks import MaskedImageRows, MaskReader, masks_to_labels
+from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, seed_step
 from common.data.splits import check_groups, choose_rows, get_split
 from common.images.mask_transforms import (
-    RESIZE_MODES,
+    MASK_RESIZE_MODES,
     Geometry,
     MaskEvaluationTransform,
     MaskTrainTransform,
@@ -51,7 +51,7 @@ from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
-from common.predict.windows import Resampler, check_windows, dense_labels, image_scores, labels_at_stride
+from common.predict.windows import Resampler, check_windows, dense_labels, image_logits, labels_at_stride
 from common.publish.models import load_weights, save_model
 from common.report.mask_examples import ExampleKeeper, MaskExample, draw_plots, keep_for_plots
 from common.report.prediction_masks import PredictionFolder
@@ -115,7 +115,9 @@ class SegmentationAugmentationArguments(AugmentationArguments):
 
     _argument_group_name = "Images and augmentation"
 
-    resize_mode: Literal[RESIZE_MODES] = option("squash", "Show the whole image squashed to a square, or fit into it.")
+    resize_mode: Literal[MASK_RESIZE_MODES] = option(
+        "squash", "Show the whole image squashed to a square, or fit into it."
+    )
     eval_crop: int | None = option(
         None,
         "Show windows of this many pixels, at the image's own resolution, instead of the whole.",
@@ -323,7 +325,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 pixels = normalize(batch["pixels"].to(device, non_blocking=True))
                 is_last = micro_step == len(micro_batches) - 1
                 with nullcontext() if is_last else accelerator.no_sync(wrapped):
-                    logits = wrapped(pixels, scores_only=True)
+                    logits = wrapped(pixels, logits_only=True)
                     loss = loss_fn(logits, labels[micro_step], denominators)
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages, but the parts add up
                 total_loss += loss.detach()
@@ -449,7 +451,7 @@ def make_train_loader(
         f"train {shown} {largest}",
     )
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
-    images = MaskedImages(rows, part.rows, transform, args.seed, on_bad_sample)
+    images = Samples(rows, part.rows, transform, seed=args.seed, on_bad_sample=on_bad_sample)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
 
 
@@ -465,7 +467,7 @@ def make_eval_loader(
         lambda image, mask: (resize_pair(image, mask, shown.resized(*mask.shape))[0], mask),
         f"evaluation {shown}",
     )
-    images = MaskedImages(rows, part.rows, MaskEvaluationTransform(shown, spec["mean"]), on_bad_sample="drop")
+    images = Samples(rows, part.rows, MaskEvaluationTransform(shown, spec["mean"]), on_bad_sample="drop")
     batch_size = 1 if shown.windows else args.per_device_eval_batch_size
     sampler = EvaluationBatchSampler(len(images), batch_size, accelerator.process_index, accelerator.num_processes)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
@@ -551,7 +553,7 @@ def random_loss(
     """The loss of random labels at every level, as in training; for the dry run."""
     set_train_mode(model, args.batch_norm)
     with accelerator.autocast():
-        logits = model(pixels, scores_only=True)
+        logits = model(pixels, logits_only=True)
     labels = torch.randint(data.hierarchy.num_leaves, (len(pixels), *pixels.shape[2:]), device=pixels.device)
     return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits.float(), labels)
 
@@ -595,7 +597,7 @@ def evaluate_model(
     for batch in batches:
         labels = masks_to_labels(batch["labels"].to(device, non_blocking=True))
         with accelerator.autocast():
-            logits = image_scores(
+            logits = image_logits(
                 model,
                 batch["pixels"],
                 lambda pixels: normalize(pixels.to(device, non_blocking=True)),

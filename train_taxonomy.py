@@ -26,11 +26,11 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from common.checkpoint.state import TrainState
-from common.data.rows import ImageRows, LabelledImages, ProblemLog, make_loader
+from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import SAMPLINGS, EvaluationBatchSampler, GlobalBatchSampler, sample_weights, seed_step
 from common.data.splits import LabelColumns, check_groups, check_unseen, choose_rows, get_split, leaves_without_images
 from common.files import write_json
-from common.images.transforms import RESIZE_MODES, EvaluationTransform, MixImages, Normalize, TrainTransform
+from common.images.transforms import IMAGE_RESIZE_MODES, EvaluationTransform, MixImages, Normalize, TrainTransform
 from common.labels.encoding import read_class_order
 from common.losses.class_weights import class_weights, count_labels, levels_where_labels_end
 from common.losses.cross_entropy import LevelCrossEntropy
@@ -94,7 +94,9 @@ class TaxonomyAugmentationArguments(AugmentationArguments):
 
     _argument_group_name = "Images and augmentation"
 
-    resize_mode: Literal[RESIZE_MODES] = option("center", "In evaluation: cut out the centre, or squash the image.")
+    resize_mode: Literal[IMAGE_RESIZE_MODES] = option(
+        "center", "In evaluation: cut out the centre, or squash the image."
+    )
     crop_pct: float = option(1.0, "Share of the resized image that evaluation keeps.", "over 0 and up to 1")
     crop_scale: float = option(
         0.25, "Smallest share of the image's area that a random crop keeps in training.", "over 0 and up to 1"
@@ -279,7 +281,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 pixels, mixed_with, share = mix(pixels, labels[micro_step], step)
                 is_last = micro_step == len(micro_batches) - 1
                 with nullcontext() if is_last else accelerator.no_sync(wrapped):
-                    logits = wrapped(pixels, scores_only=True)
+                    logits = wrapped(pixels, logits_only=True)
                     loss = loss_fn(logits, labels[micro_step], denominators, mixed_with, share)
                     accelerator.backward(loss * accelerator.num_processes)  # DDP averages, but the parts add up
                 total_loss += loss.detach()
@@ -414,7 +416,7 @@ def make_train_loader(
         mean=spec["mean"],
     )
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
-    images = LabelledImages(part.images, part.labels, part.rows, transform, args.seed, on_bad_sample)
+    images = Samples(part.images, part.rows, transform, part.labels, args.seed, on_bad_sample)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
 
 
@@ -428,7 +430,7 @@ def make_eval_loader(
         crop_pct=args.crop_pct,
         interpolation=spec["interpolation"],
     )
-    images = LabelledImages(part.images, part.labels, part.rows, transform, on_bad_sample="drop")
+    images = Samples(part.images, part.rows, transform, part.labels, on_bad_sample="drop")
     sampler = EvaluationBatchSampler(
         len(images), args.per_device_eval_batch_size, accelerator.process_index, accelerator.num_processes
     )
@@ -491,7 +493,7 @@ def random_loss(
     """The loss of random labels at every level, as in training; for the dry run."""
     set_train_mode(model, args.batch_norm)
     with accelerator.autocast():
-        logits = model(pixels, scores_only=True)
+        logits = model(pixels, logits_only=True)
     leaf = torch.randint(data.hierarchy.num_leaves, (len(pixels),), device=pixels.device)
     labels = torch.stack(data.hierarchy.lift(leaf), 1)
     return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits.float(), labels)
@@ -531,9 +533,9 @@ def evaluate_model(
     for batch in batches:
         labels = batch["labels"].to(device, non_blocking=True)
         with accelerator.autocast():
-            logits = model(normalize(batch["pixels"].to(device, non_blocking=True)), scores_only=True)
+            logits = model(normalize(batch["pixels"].to(device, non_blocking=True)), logits_only=True)
         sums += torch.stack([loss_fn.level_sums(logits, labels), loss_fn.label_weights(labels)])
-        log_probs, leaf_logits = heads.log_probs(logits), heads.leaf_scores(logits)
+        log_probs, leaf_logits = heads.log_probs(logits), heads.leaf_logits(logits)
         leaf = heads.path_scores(logits, log_probs, args.decoding).argmax(1)
         path = hierarchy.lift(leaf)
         metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)

@@ -136,7 +136,7 @@ def bare(model: torch.nn.Module, options: dict) -> float:
     started = time.perf_counter()
     with torch.no_grad():
         for _ in range(options["images"] // options["batch"]):
-            model(pixels, scores_only=True)
+            model(pixels, logits_only=True)
     return options["images"] / (time.perf_counter() - started)
 
 

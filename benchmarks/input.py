@@ -26,7 +26,7 @@ from torchvision.transforms import functional
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.side_by_side import in_turns, machine, table
-from common.data.rows import ImageRows, LabelledImages, collate
+from common.data.rows import ImageRows, Samples, collate
 from common.images.transforms import TrainTransform
 
 MEAN = (0.485, 0.456, 0.406)
@@ -90,9 +90,9 @@ def plain_transform() -> TrainTransform:
     )
 
 
-def our_images(files: list[Path]) -> LabelledImages:
+def our_images(files: list[Path]) -> Samples:
     rows = ImageRows(Dataset.from_dict({"image": list(map(str, files))}), "image", "train")
-    return LabelledImages(rows, np.zeros((len(files), 1), dtype=np.int64), np.arange(len(files)), plain_transform())
+    return Samples(rows, np.arange(len(files)), plain_transform(), np.zeros((len(files), 1), dtype=np.int64))
 
 
 def others() -> dict[str, object]:
@@ -112,7 +112,7 @@ def others() -> dict[str, object]:
     }
 
 
-def check(ours: LabelledImages, files: list[Path]) -> None:
+def check(ours: Samples, files: list[Path]) -> None:
     """The same crop by Pillow: less than a grey level apart on average."""
     boxes: list[tuple[int, ...]] = []
     draw = ours.transform.crop.get_params

@@ -129,7 +129,7 @@ def run_bare(case: dict, folder: Path) -> float:
     for _ in range(case["steps"] // case["every"]):
         started = time.perf_counter()
         for _ in range(case["every"]):
-            torch.nn.functional.cross_entropy(model(pixels, scores_only=True), labels).backward()
+            torch.nn.functional.cross_entropy(model(pixels, logits_only=True), labels).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -167,7 +167,7 @@ def run_trainer(case: dict, folder: Path) -> float:
             self.model = build(case)
 
         def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict:
-            scores = self.model(pixel_values, scores_only=True)
+            scores = self.model(pixel_values, logits_only=True)
             return {"loss": torch.nn.functional.cross_entropy(scores, labels), "logits": scores}
 
     arguments = TrainingArguments(
@@ -210,7 +210,7 @@ def run_timm(case: dict, folder: Path) -> float:
     )
     losses, speeds, started = AverageMeter(), [], time.perf_counter()
     for step, (pixels, labels) in enumerate(loader, 1):
-        loss = torch.nn.functional.cross_entropy(model(pixels, scores_only=True), labels)
+        loss = torch.nn.functional.cross_entropy(model(pixels, logits_only=True), labels)
         loss.backward()
         dispatch_clip_grad(model.parameters(), value=1.0, mode="norm")
         optimizer.step()

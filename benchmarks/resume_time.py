@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.input import plain_transform
-from common.data.rows import ImageRows, LabelledImages, collate, make_loader
+from common.data.rows import ImageRows, Samples, collate, make_loader
 from common.data.sampling import GlobalBatchSampler
 
 NUM_ROWS, BATCH = 433_702, 32
@@ -57,7 +57,7 @@ def main() -> None:
     print(f"skip_first_batches over a shuffling loader: twice the same batch: {'yes' if theirs else 'NO'}")
 
 
-def make_images(folder: Path) -> LabelledImages:
+def make_images(folder: Path) -> Samples:
     """Many rows over few files, opened as the trainer opens them."""
     rng = np.random.default_rng(0)
     names = [f"{index}.jpg" for index in range(256)]
@@ -67,10 +67,10 @@ def make_images(folder: Path) -> LabelledImages:
     table = Dataset.from_dict({"image": [names[row % len(names)] for row in range(NUM_ROWS)]})
     rows = ImageRows(table, "image", "train", folder)
     labels = np.zeros((NUM_ROWS, 1), dtype=np.int64)
-    return LabelledImages(rows, labels, np.arange(NUM_ROWS), plain_transform())
+    return Samples(rows, np.arange(NUM_ROWS), plain_transform(), labels)
 
 
-def ours(images: LabelledImages, step: int) -> Iterator[dict]:
+def ours(images: Samples, step: int) -> Iterator[dict]:
     sampler = GlobalBatchSampler(NUM_ROWS, BATCH, BATCH, num_epochs=2)
     sampler.load_state_dict({"epoch": step // sampler.steps_per_epoch, "samples_seen": step * BATCH})
     return iter(make_loader(images, sampler, 0, False))
@@ -79,7 +79,7 @@ def ours(images: LabelledImages, step: int) -> Iterator[dict]:
 class Unkeyed(torch.utils.data.Dataset):
     """The same samples by row number, as other loaders ask for them."""
 
-    def __init__(self, images: LabelledImages) -> None:
+    def __init__(self, images: Samples) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -89,35 +89,35 @@ class Unkeyed(torch.utils.data.Dataset):
         return self.images.__getitems__([(0, row) for row in rows])
 
 
-def shuffling(images: LabelledImages) -> DataLoader:
+def shuffling(images: Samples) -> DataLoader:
     return DataLoader(Unkeyed(images), batch_size=BATCH, shuffle=True, collate_fn=collate)
 
 
-def skipped(images: LabelledImages, step: int) -> Iterator[dict]:
+def skipped(images: Samples, step: int) -> Iterator[dict]:
     return iter(skip_first_batches(shuffling(images), step))
 
 
-def replayed(images: LabelledImages, step: int) -> Iterator[dict]:
+def replayed(images: Samples, step: int) -> Iterator[dict]:
     batches = iter(shuffling(images))
     for _ in range(step):
         next(batches)
     return batches
 
 
-Way = Callable[[LabelledImages, int], Iterator[dict]]
+Way = Callable[[Samples, int], Iterator[dict]]
 
 
-def timed(way: Way, images: LabelledImages, step: int) -> float:
+def timed(way: Way, images: Samples, step: int) -> float:
     started = time.perf_counter()
     next(way(images, step))
     return time.perf_counter() - started
 
 
-def rows_at(way: Way, images: LabelledImages, step: int) -> list[int]:
+def rows_at(way: Way, images: Samples, step: int) -> list[int]:
     return next(way(images, step))["rows"].tolist()
 
 
-def rows_of_uninterrupted(images: LabelledImages, step: int) -> list[int]:
+def rows_of_uninterrupted(images: Samples, step: int) -> list[int]:
     batches = ours(images, 0)
     for _ in range(step):
         next(batches)

@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 from datasets import DatasetInfo
 
-from common.data.prepared import FORMAT, NAME
+from common.data.prepared import FORMAT, PREPARED_FILE
 from common.data.problems import Problem, write_problems
 from common.model.hierarchy import Hierarchy
 from data_prep.data_card import describe, write_card
@@ -154,6 +154,6 @@ class Finisher:
             "settings": {**content.settings, **asdict(self.store)},
         }
         write_text(final / "dataset_dict.json", json.dumps({"splits": list(splits)}))
-        write_text(final / NAME, json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
+        write_text(final / PREPARED_FILE, json.dumps(about, indent=1, ensure_ascii=False, default=str) + "\n")
         for split in splits:
             logger.info("%s: %d images", split, stats["splits"][split]["num_images"])

@@ -12,9 +12,9 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from common.data.prepared import SelectionSource
 from common.data.problems import kept_rows, leave_out
 from common.data.rows import ImageRows
-from common.data.selection import Source
 from common.data.splits import LabelColumns, load_splits
 from common.labels.hierarchy_files import find_hierarchy
 from common.run.setup import image_root
@@ -102,13 +102,13 @@ def root_of(args: argparse.Namespace, split: str) -> Path:
     return image_root(args, getattr(args, f"{split}_file", None))
 
 
-def source_of(args: argparse.Namespace, inputs: Inputs) -> Source:
+def source_of(args: argparse.Namespace, inputs: Inputs) -> SelectionSource:
     """The data set as the source of a selection; ValueError if its splits' images lie in different folders."""
     files = {split: file for split in SPLITS if (file := getattr(args, f"{split}_file"))}
     roots = {os.path.abspath(root_of(args, split)) for split in inputs.splits}
     if len(roots) > 1:
         raise ValueError("The files lie in different folders: say where the images are with --image_root.")
-    return Source(args.dataset_name, args.dataset_config_name, files, roots.pop(), inputs.num_rows)
+    return SelectionSource(args.dataset_name, args.dataset_config_name, files, roots.pop(), inputs.num_rows)
 
 
 def hierarchy_beside(args: argparse.Namespace) -> Path | None:

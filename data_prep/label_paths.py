@@ -10,7 +10,8 @@ import pandas as pd
 
 from common.labels.encoding import LabelPath, clean_column, encode_names, encode_path, path_text
 from common.labels.table import hierarchy_from_table
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 from data_prep.rows import RowSet
 from data_prep.tables import SPLIT, column_of
 

@@ -27,7 +27,7 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 
 import numpy as np
 
-from common.data.selection import Source, write_selection
+from common.data.prepared import SelectionSource, write_selection
 from common.data.splits import check_columns, read_cells
 from common.labels.hierarchy_files import load_hierarchy
 from data_prep.files import whole_folder
@@ -104,7 +104,7 @@ def write_folds(
     output_dir: str | Path,
     folds: dict[str, np.ndarray],
     places: Sequence[tuple[str, int]],
-    source: Source,
+    source: SelectionSource,
     hierarchy: Path | None,
     summary: dict[str, Any],
 ) -> None:

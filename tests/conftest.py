@@ -21,7 +21,7 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from PIL import Image
 
 from common.data.sampling import generators_kept, seed_sample
-from common.images.transforms import EncodedImage
+from common.images.encoded import EncodedImage
 
 LEVELS = ["order", "family", "species"]
 PATHS = [

@@ -44,7 +44,7 @@ def check(backbone: Backbone, folder: Path) -> None:
     assert features.shape == (2, backbone.num_features)
     model = LabelTreeForImageClassification.build(backbone, TREE, "tree")
     model.train()
-    model(torch.randn(4, 3, size, size), scores_only=True).square().sum().backward()
+    model(torch.randn(4, 3, size, size), logits_only=True).square().sum().backward()
     for name, parameter in model.named_parameters():  # DDP needs a gradient of each
         if parameter.requires_grad:
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name

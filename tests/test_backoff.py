@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from common.metrics.backoff import UNKNOWN, answer_levels, answer_text, find_labels, is_right, path_probabilities
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 
 TREE = Hierarchy(
     ["family", "genus", "species"],

@@ -16,7 +16,8 @@ from common.metrics.calibration import (
     read_calibration,
 )
 from common.metrics.prediction_table import PredictionTable
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 
 TREE = Hierarchy(["a", "b", "c"], [["x"], ["x"], ["x"]], [[None], [0], [0]])
 

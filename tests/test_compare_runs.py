@@ -97,7 +97,7 @@ def test_one_run(tmp_path):
         (lambda folder: (folder / "args.yaml").write_text("[1"), [], "results cannot be read"),
         (lambda folder: None, ["--metrics", "levels.order.accuracy"], "no run has the metric levels.order.accuracy"),
         (lambda folder: None, ["--group_by", "fold"], "no run has that option"),
-        (lambda folder: None, ["SAME"], "named twice"),
+        (lambda folder: None, ["SAME"], "given twice"),
     ],
 )
 def test_mistakes_are_one_message_and_write_nothing(tmp_path, capsys, change, words, message):

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from common.data.sampling import GlobalBatchSampler
 from common.losses.class_weights import class_weights
 from common.losses.cross_entropy import LevelCrossEntropy
-from common.model.heads import KINDS, LevelHeads
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.heads import HEAD_KINDS, LevelHeads
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 from common.optim.schedule import (
     SCHEDULES,
     Curriculum,
@@ -365,7 +366,9 @@ def test_momentum_of_an_earlier_stage_does_not_move_what_is_idle():
         assert all(not torch.equal(three[rows], two[rows]) for rows in (first, second, third))
 
 
-@pytest.mark.parametrize("kind, weights", [*((kind, [0.2, 0.3, 1.0]) for kind in KINDS), ("tree", [0.0, 0.0, 1.0])])
+@pytest.mark.parametrize(
+    "kind, weights", [*((kind, [0.2, 0.3, 1.0]) for kind in HEAD_KINDS), ("tree", [0.0, 0.0, 1.0])]
+)
 def test_no_effect_where_everything_is_trained(kind, weights):
     """Of a tree every row takes part in the leaves' scores."""
     _, (_, kept) = trained(kind, [weights])

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from conftest import LEVELS, PATHS, make_split, png
 
-from common.data.rows import ImageRows, LabelledImages, collate
+from common.data.rows import ImageRows, Samples, collate
 from common.data.splits import LabelColumns, check_unseen, choose_rows, get_split, leaves_without_images, load_splits
 from common.images.transforms import EvaluationTransform
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 
 
 def test_every_way_to_give_a_data_set(fruit, tmp_path):
@@ -103,7 +104,7 @@ def test_samples_carry_row_numbers_of_the_whole_table(fruit):
     split = load_splits(str(fruit), None, {})["validation"]
     transform = EvaluationTransform(16, resize_mode="squash", crop_pct=1.0, interpolation="bilinear")
     labels = np.arange(len(split))[:, None]
-    images = LabelledImages(ImageRows(split, "image", "validation"), labels, np.array([3, 8, 20]), transform)
+    images = Samples(ImageRows(split, "image", "validation"), np.array([3, 8, 20]), transform, labels)
     batch = collate(images.__getitems__([(0, 2), (0, 0)]))
     assert batch["rows"].tolist() == [20, 3] and batch["labels"].tolist() == [[20], [3]]
     assert (images[0, 1]["pixels"] == transform(png(split[8]["image"]))).all()

@@ -6,8 +6,9 @@ import itertools
 import pytest
 import torch
 
-from common.model.heads import KINDS, LevelHeads
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.heads import HEAD_KINDS, LevelHeads
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 
 # Gaps of every kind: Clean skips a level, "spot" has nothing above it, "odd" and "lone" are leaves of upper levels.
 GAPS = Hierarchy(
@@ -33,7 +34,7 @@ def features(*shape, seed=1):
     return torch.randn(4, CHANNELS, *shape, generator=torch.Generator().manual_seed(seed))
 
 
-def expected_scores(heads, sample):
+def expected_logits(heads, sample):
     """Of one sample (channels,), from the rows of the weight, class by class."""
     tree, x = heads.hierarchy, sample.tolist()
     logits = [
@@ -48,15 +49,15 @@ def expected_scores(heads, sample):
 
 
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_scores(kind, tree):
+@pytest.mark.parametrize("kind", HEAD_KINDS)
+def test_logits(kind, tree):
     heads, x = make_heads(kind, tree), features()
-    expected = [expected_scores(heads, sample) for sample in x]
+    expected = [expected_logits(heads, sample) for sample in x]
     torch.testing.assert_close(heads(x), torch.tensor(expected))
     assert heads(x).shape[1] == (sum(tree.num_classes) if kind == "independent" else tree.num_leaves)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_dense_features_are_treated_like_pooled_ones(kind):
     heads, x = make_heads(kind), features(3, 2)
     pixels = x.movedim(1, -1).reshape(-1, CHANNELS)
@@ -65,9 +66,9 @@ def test_dense_features_are_treated_like_pooled_ones(kind):
     for level, log_probs in enumerate(heads.log_probs(dense)):
         assert log_probs.shape == (4, GAPS.num_classes[level], 3, 2)
         torch.testing.assert_close(log_probs.movedim(1, -1).reshape(24, -1), heads.log_probs(flat)[level])
-    leaf_scores = heads.leaf_scores(dense)
-    assert leaf_scores.shape == (4, GAPS.num_leaves, 3, 2)
-    torch.testing.assert_close(leaf_scores.movedim(1, -1).reshape(24, -1), heads.leaf_scores(flat))
+    leaf_logits = heads.leaf_logits(dense)
+    assert leaf_logits.shape == (4, GAPS.num_leaves, 3, 2)
+    torch.testing.assert_close(leaf_logits.movedim(1, -1).reshape(24, -1), heads.leaf_logits(flat))
 
 
 @pytest.mark.parametrize("tree", TREES)
@@ -75,9 +76,9 @@ def test_dense_features_are_treated_like_pooled_ones(kind):
 def test_probabilities_agree_over_levels(kind, tree):
     """A class has the probability of its children, and of itself if it is a leaf."""
     heads = make_heads(kind, tree)
-    scores = heads(features())
-    probs = [level.exp() for level in heads.log_probs(scores)]
-    leaf_probs = scores.softmax(1)
+    logits = heads(features())
+    probs = [level.exp() for level in heads.log_probs(logits)]
+    leaf_probs = logits.softmax(1)
     for level, count in enumerate(tree.num_classes):
         for index in range(count):
             children = [
@@ -93,56 +94,56 @@ def test_probabilities_agree_over_levels(kind, tree):
 @pytest.mark.parametrize("tree", TREES)
 def test_independent_levels_each_sum_to_one(tree):
     heads = make_heads("independent", tree)
-    scores = heads(features())
+    logits = heads(features())
     start = 0
-    for log_probs, count in zip(heads.log_probs(scores), tree.num_classes, strict=True):
-        torch.testing.assert_close(log_probs.exp(), scores[:, start : start + count].softmax(1))
+    for log_probs, count in zip(heads.log_probs(logits), tree.num_classes, strict=True):
+        torch.testing.assert_close(log_probs.exp(), logits[:, start : start + count].softmax(1))
         start += count
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_only_the_levels_wanted(kind):
     heads = make_heads(kind)
-    scores = heads(features())
-    every, some = heads.log_probs(scores), heads.log_probs(scores, [2])
+    logits = heads(features())
+    every, some = heads.log_probs(logits), heads.log_probs(logits, [2])
     assert some[:2] == [None, None] and torch.equal(some[2], every[2])
 
 
-def test_leaf_scores_of_independent_levels_are_sums_of_log_probs():
+def test_leaf_logits_of_independent_levels_are_sums_of_log_probs():
     heads = make_heads("independent")
-    scores = heads(features())
-    log_probs = heads.log_probs(scores)
+    logits = heads(features())
+    log_probs = heads.log_probs(logits)
     for position, leaf in enumerate(GAPS.leaves):
         path = GAPS.path(*leaf)
         terms = [log_probs[level][:, label] for level, label in enumerate(path) if label != IGNORE]
         expected = sum(terms) * GAPS.num_levels / len(terms)  # or paths with gaps would have less to sum
-        torch.testing.assert_close(heads.leaf_scores(scores)[:, position], expected)
+        torch.testing.assert_close(heads.leaf_logits(logits)[:, position], expected)
 
 
 @pytest.mark.parametrize("kind", ["tree", "flat"])
-def test_leaf_scores_of_a_softmax_over_leaves_are_the_scores(kind):
+def test_leaf_logits_of_a_softmax_over_leaves_are_the_logits(kind):
     heads = make_heads(kind)
-    scores = heads(features())
-    assert heads.leaf_scores(scores) is scores
+    logits = heads(features())
+    assert heads.leaf_logits(logits) is logits
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("shape", [(), (2, 2)])
 def test_float32_out_under_autocast(kind, dtype, shape):
     heads, x = make_heads(kind), features(*shape)
     expected = heads.log_probs(heads(x))
     with torch.autocast("cpu", dtype):
-        scores = heads(x)
-        log_probs = heads.log_probs(scores)
-    assert scores.dtype == dtype
+        logits = heads(x)
+        log_probs = heads.log_probs(logits)
+    assert logits.dtype == dtype
     for level, reference in zip(log_probs, expected, strict=True):
         assert level.dtype == torch.float32
         torch.testing.assert_close(level, reference, atol=0.15, rtol=0.05)
 
 
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_every_parameter_learns(kind, tree):
     """Every class has a leaf below it, or is one."""
     heads, x = make_heads(kind, tree), features()
@@ -172,7 +173,7 @@ def test_a_node_gets_the_gradient_of_its_leaves():
 
 
 @pytest.mark.parametrize("tree", TREES)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_init_leaves(kind, tree, with_bias):
     classifier = torch.nn.Linear(CHANNELS, 9, bias=with_bias)
@@ -181,11 +182,11 @@ def test_init_leaves(kind, tree, with_bias):
     count = tree.num_classes[-1]
     rows = [8, None, *[(3 * index) % 8 for index in range(count - 2)]]
     heads.init_leaves(classifier.weight, classifier.bias, rows)
-    logits, known = classifier(x), [index for index in range(count) if rows[index] is not None]
-    scores = heads(x)[:, -count:] if kind == "independent" else heads(x)[:, :count]
-    torch.testing.assert_close(scores[:, known], logits[:, [rows[index] for index in known]])
+    wanted, known = classifier(x), [index for index in range(count) if rows[index] is not None]
+    logits = heads(x)[:, -count:] if kind == "independent" else heads(x)[:, :count]
+    torch.testing.assert_close(logits[:, known], wanted[:, [rows[index] for index in known]])
     if kind == "tree":  # everything else starts at 0
-        assert not scores[:, 1].any() and not heads(x)[:, count:].any()
+        assert not logits[:, 1].any() and not heads(x)[:, count:].any()
     else:  # and here as it was
         others = torch.ones(before.shape[1], dtype=torch.bool)
         others[(sum(tree.num_classes[:-1]) if kind == "independent" else 0) + torch.tensor(known)] = False
@@ -201,12 +202,12 @@ def test_init_leaves_of_another_width():
 # ---- the rest
 
 
-def test_score_offsets():
+def test_logit_offsets():
     per_level = [torch.arange(n) + 10.0 * level for level, n in enumerate(GAPS.num_classes)]
     leaves = [20, 21, 22, 23, 24, 25, 2, 12]  # those of the last level, then "lone" and "odd"
-    assert make_heads("independent").score_offsets(per_level).tolist() == [0, 1, 2, 10, 11, 12, *leaves[:6]]
+    assert make_heads("independent").logit_offsets(per_level).tolist() == [0, 1, 2, 10, 11, 12, *leaves[:6]]
     for kind in ("tree", "flat"):
-        assert make_heads(kind).score_offsets(per_level).tolist() == leaves
+        assert make_heads(kind).logit_offsets(per_level).tolist() == leaves
 
 
 def test_unknown_kind():
@@ -214,7 +215,7 @@ def test_unknown_kind():
         LevelHeads(GAPS, 3, "softmax")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_fresh_heads_are_small_and_unbiased(kind):
     torch.manual_seed(0)
     heads = LevelHeads(GAPS, 200, kind)
@@ -222,7 +223,7 @@ def test_fresh_heads_are_small_and_unbiased(kind):
     assert [name for name, _ in heads.named_parameters()] == ["weight", "bias"] == list(heads.state_dict())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", HEAD_KINDS)
 def test_built_on_the_meta_device_and_filled_later(kind):
     """As from_pretrained of Transformers does."""
     source = make_heads(kind)

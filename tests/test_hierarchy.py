@@ -10,7 +10,8 @@ import random
 import pytest
 import torch
 
-from common.model.hierarchy import IGNORE, Hierarchy, fold_name
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE, fold_name
 
 SEEDS = range(6)
 SHAPES = [(), (3, 2)]

@@ -10,9 +10,10 @@ from PIL import Image, ImageOps
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2.functional import normalize
 
-from common.images import transforms as images
+from common.images import encoded
+from common.images.encoded import EncodedImage
 from common.images.files import ORIENTATION, check_file, load_image
-from common.images.transforms import EncodedImage, EvaluationTransform, MixImages, Normalize, TrainTransform
+from common.images.transforms import EvaluationTransform, MixImages, Normalize, TrainTransform
 
 RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
@@ -270,7 +271,7 @@ def test_jpegs_decode_to_the_pixels_of_pillow(data, tmp_path):
 @pytest.mark.parametrize("limit", [0, 2**24])
 def test_results_stay_when_more_is_decoded(limit, monkeypatch):
     """Decoding uses its memory again; here nothing is left to resize, so that the result might be that memory."""
-    monkeypatch.setattr(images, "SCRATCH_LIMIT", limit)
+    monkeypatch.setattr(encoded, "SCRATCH_LIMIT", limit)
     opened = [EncodedImage(jpeg(photo(width, 40, seed=width))) for width in (60, 80, 40, 60)]
     results = [image.resized((0, 0, *image.shape), image.shape, InterpolationMode.BILINEAR) for image in opened]
     assert all(torch.equal(result, image.pixels()) for result, image in zip(results, opened, strict=True))

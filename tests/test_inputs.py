@@ -93,7 +93,7 @@ def test_data_sets(tmp_path):
         open_inputs([str(tmp_path / "two")])
     with pytest.raises(ValueError, match="No split 'c'"):
         open_inputs([str(tmp_path / "two")], split="c")
-    with pytest.raises(ValueError, match="give it alone"):
+    with pytest.raises(ValueError, match="as the only input"):
         open_inputs([str(tmp_path / "two"), str(tmp_path)])
 
 

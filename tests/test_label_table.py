@@ -7,7 +7,8 @@ import pytest
 
 from common.labels.encoding import encode_names, encode_paths, read_class_order
 from common.labels.table import hierarchy_from_table
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 
 LEVELS = ["order", "genus", "species"]
 

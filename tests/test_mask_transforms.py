@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from conftest import counted_randomness
 from torchvision import tv_tensors
 
-from common.data.masks import MaskedImages
-from common.data.rows import make_loader
+from common.data.rows import Samples, make_loader
 from common.images.files import BadSampleError
 from common.images.mask_transforms import (
     Geometry,
@@ -446,18 +445,18 @@ class Memory:
     def encoded(self, indices):
         return [int(index) for index in indices]
 
-    def load(self, index, source):
+    def apply(self, transform, index, source):
         assert source == index
         if index in self.broken:
             raise BadSampleError(f"row {index}")
-        return self.pairs[index]
+        return transform(*self.pairs[index])
 
 
 def masked_images(rows=7, **options):
     transform = transform_of(
         Geometry(24), **TURNED, **{"rare_crop": 0.5, "scale_jitter": (0.5, 2), "color_jitter": 0.2}
     )
-    return MaskedImages(Memory(), np.arange(rows), transform, **options)
+    return Samples(Memory(), np.arange(rows), transform, **options)
 
 
 def assert_equal_samples(one, two):
@@ -484,7 +483,7 @@ def test_samples_depend_on_seed_epoch_and_row_alone():
 def test_a_subset_of_rows_is_augmented_alike():
     """The row counts, not the place among the rows in use."""
     images = masked_images(seed=3)
-    some = MaskedImages(images.images, np.array([5, 2]), images.transform, seed=3)
+    some = Samples(images.images, np.array([5, 2]), images.transform, seed=3)
     for index, row in enumerate((5, 2)):
         assert_equal_samples(some[0, index], images[0, row])
 
@@ -502,7 +501,7 @@ def test_batches_do_not_depend_on_workers(num_workers):
 
 
 def test_evaluation_batches_keep_every_truth():
-    images = MaskedImages(
+    images = Samples(
         Memory(broken=(2,)), np.arange(7), MaskEvaluationTransform(Geometry(24, "fit"), MEAN), on_bad_sample="drop"
     )
     (batch,) = make_loader(images, [[(0, 1), (0, 2), (0, 4)]], 0, pin_memory=False)
@@ -513,7 +512,7 @@ def test_evaluation_batches_keep_every_truth():
 
 
 def test_broken_rows_are_replaced():
-    images = MaskedImages(Memory(broken=(2, 3)), np.arange(7), transform_of(Geometry(24)), 3, "replace")
+    images = Samples(Memory(broken=(2, 3)), np.arange(7), transform_of(Geometry(24)), None, 3, "replace")
     sample = images[0, 2]
     assert sample["rows"] == 4 and sample["problems"] == ["row 2", "row 3"]
     assert torch.equal(sample["pixels"], images[0, 4]["pixels"])

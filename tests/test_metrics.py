@@ -13,7 +13,8 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from torchmetrics.functional.classification.calibration_error import _ce_compute
 
 from common.metrics.taxonomy import TaxonomyMetrics
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 
 SEEDS = range(4)
 NAN = math.nan

@@ -178,7 +178,7 @@ def test_a_model_without_calibration_says_how_to_get_one(fruit, model, photos, c
     train_taxonomy.main(words_of({**words, "dataloader_num_workers": 0}))
     assert json.loads((again / "calibration.json").read_text()) == stored
     predict.main(command(photos, model=bare, target_precision=0.5, calibration=again / "calibration.json"))
-    with pytest.raises(ValueError, match="be shown to be right on the 41 images"):
+    with pytest.raises(ValueError, match="sufficient certainty on the 41 images"):
         predict.main(command(photos, model=bare, target_precision=0.99, calibration=again / "calibration.json"))
 
 
@@ -277,7 +277,7 @@ def test_broken_images_are_listed(photos, command, tmp_path, capfd):
     assert problems["row"].tolist() == [3, 5, 6, 7]
     assert problems["image"].tolist() == ["003.jpg", "../outside.jpg", "gone.jpg", "007.jpg"]
     assert problems["kind"].tolist() == ["broken", "outside of the root", "missing", "broken"]
-    assert problems["problem"][0] == "not an image, or of a kind that is not known"
+    assert problems["problem"][0] == "not an image, or of an unknown format"
     groups = pd.read_csv(tmp_path / "out" / "groups.csv")
     assert len(groups) == 20 and sorted(groups["num_images"])[:3] == [1, 1, 1]  # 6 and 7 are one group
     assert "4 of 41 images are broken" in capfd.readouterr().err

@@ -115,7 +115,7 @@ def test_overlays_leave_the_background_as_it_is(tiles, model, tmp_path):
         output_dir=tmp_path,
         evaluation=loaded.config.evaluation,
         overlay_size=8,
-        window_batch_size=1,
+        batch_size=1,
     )
     picture = np.full((4, 4, 3), 100, dtype=np.uint8)
     leaf = np.zeros((8, 8), dtype=np.uint8)
@@ -138,7 +138,7 @@ def test_windows_on_request(tiles, model, tmp_path):
         predict.main(command(model, tiles, split="validation", output_dir=tmp_path / "whole", eval_crop=33))
 
 
-def test_goes_on_after_a_kill_and_lists_broken_images(tiles, model, tmp_path, monkeypatch):
+def test_resumes_after_a_kill_and_lists_broken_images(tiles, model, tmp_path, monkeypatch):
     folder = tmp_path / "photos"
     folder.mkdir()
     for index, row in enumerate(datasets.load_from_disk(tiles)["validation"]):

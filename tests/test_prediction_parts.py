@@ -1,11 +1,12 @@
 """Parts that are whole or absent, and what a restart does with them."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
 
-from common.predict.parts import STATE_FILE, PartBatchSampler, PredictionParts, plan_parts
+from common.predict.parts import STATE_FILE, PredictionParts, plan_parts
 
 
 @pytest.mark.parametrize("num_rows", [0, 1, 63, 64, 65, 1000, 100_000])
@@ -24,27 +25,21 @@ def test_groups_stay_together():
             assert {row for row in range(len(groups)) if groups[row] == group} <= set(part.tolist())
 
 
-def test_batches_do_not_cross_parts():
-    sampler = PartBatchSampler([np.arange(5), np.arange(5, 7)], 3)
-    assert list(sampler) == [[(0, 0), (0, 1), (0, 2)], [(0, 3), (0, 4)], [(0, 5), (0, 6)]]
-    assert len(sampler) == 3
-
-
 FINGERPRINT = {"the model": "m", "--top_k": 5}
 
 
 def test_goes_on_where_it_stopped(tmp_path):
     parts = PredictionParts(tmp_path / "out", 3, FINGERPRINT)
-    assert parts.begin() == (False, [0, 1, 2])
+    assert parts.begin() == [0, 1, 2]
     parts.write(1, [{"row": 1, "image": "ä"}])
-    (parts.folder / "part_000002.incomplete").write_text('{"row"')  # killed while writing
-    assert PredictionParts(tmp_path / "out", 3, FINGERPRINT).begin() == (False, [0, 2])
+    (parts.folder / "part_000002.jsonl.tmp").write_text('{"row"')  # killed while writing
+    assert PredictionParts(tmp_path / "out", 3, FINGERPRINT).begin() == [0, 2]
     parts.write(2, [])
     parts.write(0, [{"row": 0}, {"row": 2}])
     assert list(parts.lines()) == [{"row": 0}, {"row": 2}, {"row": 1, "image": "ä"}]
     parts.finish()
     assert not parts.folder.exists()
-    assert PredictionParts(tmp_path / "out", 3, FINGERPRINT).begin() == (True, [])
+    assert PredictionParts(tmp_path / "out", 3, FINGERPRINT).begin() is None
 
 
 def test_an_unserializable_line_leaves_no_part(tmp_path):
@@ -52,7 +47,7 @@ def test_an_unserializable_line_leaves_no_part(tmp_path):
     parts.begin()
     with pytest.raises(TypeError):
         parts.write(0, [{"row": 0}, {"row": object()}])
-    assert parts.begin() == (False, [0])
+    assert parts.begin() == [0]
 
 
 def test_other_results_are_left_alone(tmp_path):
@@ -73,12 +68,6 @@ def test_waits_for_other_processes(tmp_path):
     parts = PredictionParts(tmp_path, 2, FINGERPRINT)
     parts.begin()
     parts.write(0, [])
-    looks = []
-
-    def still_here():
-        looks.append(1)
-        if len(looks) == 3:
-            parts.write(1, [])
-
-    parts.wait(still_here, seconds=0)
-    assert len(looks) == 3
+    threading.Timer(0.1, parts.write, (1, [{"row": 1}])).start()
+    parts.wait(seconds=0.01)
+    assert list(parts.lines()) == [{"row": 1}]

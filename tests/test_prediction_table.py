@@ -10,7 +10,8 @@ from accelerate import Accelerator
 
 from common.metrics import prediction_table as module
 from common.metrics.prediction_table import PredictionTable
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 
 # The leaves are x (A), x (B), and Z, which has no class at the level s.
 TREE = Hierarchy(["g", "s"], [["A", "B", "Z"], ["x", "x"]], [[None] * 3, [0, 1]])

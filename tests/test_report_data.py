@@ -11,7 +11,8 @@ from accelerate import Accelerator
 
 from common.metrics.prediction_table import PredictionTable
 from common.metrics.report_data import EXAMPLE_KINDS, ReportData
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 
 TREE = Hierarchy(
     ["family", "genus", "species"],

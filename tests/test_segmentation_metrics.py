@@ -14,7 +14,8 @@ from torchmetrics.functional.classification import multiclass_jaccard_index
 from common.metrics import segmentation as segmentation_metrics
 from common.metrics.report_data import ReportData
 from common.metrics.segmentation import SegmentationMetrics
-from common.model.hierarchy import IGNORE, Hierarchy
+from common.model.hierarchy import Hierarchy
+from common.model.tree import IGNORE
 from common.report.confusions import ConfusionPairs
 
 NAN = math.nan

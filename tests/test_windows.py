@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from common.images.mask_transforms import Geometry, MaskEvaluationTransform
-from common.predict.windows import Resampler, dense_labels, sliding_scores, window_starts
+from common.predict.windows import Resampler, dense_labels, sliding_logits, window_starts
 
 
 def noise(*shape, seed=0):
@@ -191,14 +191,14 @@ SIZES = [(32, 32), (33, 32), (61, 75), (64, 40), (35, 130), (100, 99)]
 @pytest.mark.parametrize("size", SIZES)
 def test_local_models_do_not_notice(size, stride):
     pixels = noise(3, *size)
-    scores = sliding_scores(local, pixels, 32, stride, 3)
+    scores = sliding_logits(local, pixels, 32, stride, 3)
     assert scores.shape == (1, 4, -(-size[0] // 4), -(-size[1] // 4)) and scores.dtype == torch.float32
     torch.testing.assert_close(scores, whole(pixels), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", SIZES)
 def test_constant_scores_stay_constant(size):
-    scores = sliding_scores(lambda windows: torch.full((len(windows), 2, 8, 8), 7.0), noise(3, *size), 32, 12, 4)
+    scores = sliding_logits(lambda windows: torch.full((len(windows), 2, 8, 8), 7.0), noise(3, *size), 32, 12, 4)
     torch.testing.assert_close(scores, torch.full_like(scores, 7.0))
 
 
@@ -209,7 +209,7 @@ def by_position(windows):
 
 def test_batch_size_does_not_matter():
     pixels = noise(3, 61, 75)
-    expected = sliding_scores(by_position, pixels, 32, 20, 1)
+    expected = sliding_logits(by_position, pixels, 32, 20, 1)
     sizes = []
 
     def model(windows):
@@ -218,7 +218,7 @@ def test_batch_size_does_not_matter():
 
     for batch_size in (2, 5, 12, 100):
         sizes.clear()
-        torch.testing.assert_close(sliding_scores(model, pixels, 32, 20, batch_size), expected)
+        torch.testing.assert_close(sliding_logits(model, pixels, 32, 20, batch_size), expected)
         assert max(sizes) <= batch_size and sum(sizes) == 3 * 4
 
 
@@ -229,7 +229,7 @@ def test_blending_by_hand():
     def model(windows):  # 0 for the left window, 1 for the right one
         return windows[:, :1, :1, :1].expand(-1, -1, 4, 4)
 
-    scores = sliding_scores(model, pixels, 16, 8, 8)
+    scores = sliding_logits(model, pixels, 16, 8, 8)
     weights = [1, 2, 2, 1]
     overlap = [weights[i] / (weights[i] + weights[i + 2]) for i in range(2)]
     torch.testing.assert_close(scores[0, 0], torch.tensor([0, 0, *overlap, 1, 1]).expand(4, -1))
@@ -237,27 +237,27 @@ def test_blending_by_hand():
 
 def test_output_stride():
     pixels = noise(3, 50, 70)
-    scores = sliding_scores(lambda windows: F.avg_pool2d(windows, 8), pixels, 32, 16, 2, output_stride=8)
+    scores = sliding_logits(lambda windows: F.avg_pool2d(windows, 8), pixels, 32, 16, 2, output_stride=8)
     padded = F.pad(pixels, (0, 2, 0, 6))
     torch.testing.assert_close(scores, F.avg_pool2d(padded[None], 8), rtol=1e-5, atol=1e-5)
 
 
 def test_low_precision_is_blended_in_float32():
     pixels = noise(3, 61, 75)
-    scores = sliding_scores(lambda windows: local(windows).bfloat16(), pixels, 32, 12, 2)
+    scores = sliding_logits(lambda windows: local(windows).bfloat16(), pixels, 32, 12, 2)
     assert scores.dtype == torch.float32
     torch.testing.assert_close(scores, whole(pixels).bfloat16().float(), rtol=1e-5, atol=1e-5)
 
 
 def test_nothing_is_kept_for_gradients():
     weight = torch.ones(1, requires_grad=True)
-    assert not sliding_scores(lambda windows: local(windows) * weight, noise(3, 40, 40), 32, 20, 2).requires_grad
+    assert not sliding_logits(lambda windows: local(windows) * weight, noise(3, 40, 40), 32, 20, 2).requires_grad
 
 
 @pytest.mark.parametrize("stride", [0, 2, 30])
 def test_strides_that_do_not_fit(stride):
     with pytest.raises(AssertionError):
-        sliding_scores(local, noise(3, 40, 40), 32, stride, 2)
+        sliding_logits(local, noise(3, 40, 40), 32, stride, 2)
 
 
 @pytest.mark.parametrize("size", [(9, 40), (40, 9), (1, 1), (31, 30), (5, 100)])
@@ -273,7 +273,7 @@ def test_images_smaller_than_a_window(size):
         return local(windows)
 
     pixels = sample["pixels"].float()
-    scores = sliding_scores(model, pixels, 32, 20, 2)
+    scores = sliding_logits(model, pixels, 32, 20, 2)
     assert set(seen) == {(32, 32)}
     torch.testing.assert_close(scores, whole(pixels))
     (labels,) = dense_labels(Resampler(sample["resized"], size, 4, "cpu"), [scores[0]], argmax)
@@ -294,7 +294,7 @@ def test_a_mask_survives_the_way_through_windows():
             mean = F.avg_pool2d(windows[:, :1], 4)
             return torch.cat([100 - mean, mean - 100], 1)
 
-        scores = sliding_scores(model, sample["pixels"].float(), 32, 20, 4)
+        scores = sliding_logits(model, sample["pixels"].float(), 32, 20, 4)
         (labels,) = dense_labels(Resampler(sample["resized"], truth.shape, 4, "cpu"), [scores[0]], argmax)
         wrong = labels != truth
         assert not wrong[9:23, 21:39].any() and wrong.float().mean() < 0.03

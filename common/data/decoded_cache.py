@@ -25,15 +25,13 @@ from .rows import leave_signals_to_main_process
 logger = logging.getLogger(__name__)
 
 VERSION = 1
-"""Of the file's layout and of what decoding means; a new one makes old caches useless."""
+"""Of the file format and of how images are decoded; caches of other versions are not used."""
 
 Shrink = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
-class DecodedCache:
-    """Random access to decoded images and masks, in the place of :class:`common.data.masks.MaskedImageRows`.
-
-    Rows that do not decode are left to the files, which say what is wrong with them.
+class DecodedCache(MaskedImageRows):
+    """Images and masks from the cache. Rows that do not decode are read from the files, which gives the messages.
 
     Args:
         folder: a finished cache.
@@ -41,24 +39,23 @@ class DecodedCache:
     """
 
     def __init__(self, folder: Path, rows: MaskedImageRows) -> None:
-        self.rows, self.folder = rows, folder
+        super().__init__(rows.images, rows.masks, rows.reader)
+        self.folder = folder
         self.index = np.load(folder / "index.npy")
         self._pixels: np.ndarray | None = None
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}  # a worker maps the file itself, instead of receiving a copy of it
+        return {**self.__dict__, "_pixels": None}  # a worker maps the file itself instead of receiving a copy
 
     def encoded(self, indices: Sequence[int]) -> list[Any]:
-        """Nothing: it is all in the cache. What is not comes as the source that the files take."""
-        return [None if self.index[index, 0] >= 0 else self.rows.encoded([index])[0] for index in indices]
+        """``None`` for rows in the cache, otherwise what :class:`MaskedImageRows` returns."""
+        encoded = super().encoded
+        return [None if self.index[index, 0] >= 0 else encoded([index])[0] for index in indices]
 
     def load(self, index: int, source: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 image (3, height, width) and mask (height, width), which may be of another size."""
         if source is not None:
-            return self.rows.load(index, source)
+            return super().load(index, source)
         if self._pixels is None:
             self._pixels = np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
         start, height, width, mask_height, mask_width = self.index[index].tolist()
@@ -67,25 +64,17 @@ class DecodedCache:
         mask = self._pixels[middle : middle + mask_height * mask_width].reshape(mask_height, mask_width)
         return torch.from_numpy(image.copy()).permute(2, 0, 1), torch.from_numpy(mask.copy())
 
-    def check_headers(self, num_rows: int = 20_000) -> list[str]:
-        """What is wrong with the files."""
-        return self.rows.check_headers(num_rows)
-
-    def count_pixels(self, rows: np.ndarray, num_threads: int) -> tuple[np.ndarray, list[str]]:
-        """From the files: see :meth:`common.data.masks.MaskedImageRows.count_pixels`."""
-        return self.rows.count_pixels(rows, num_threads)
-
 
 def open_cache(root: Path, rows: MaskedImageRows, shrink: Shrink, settings: str, num_workers: int) -> DecodedCache:
-    """The cache of these rows, made now if there is none; one process of a node at a time should call it.
+    """The cache of these rows, which is made if it does not exist; one process of a node at a time should call this.
 
     Its name is a hash of the encoded files, of ``settings`` and of how masks are read, so that a change of any makes
-    another one. It appears in one step: a cache that was interrupted is never taken for a whole one.
+    another one. It appears when it is complete: an interrupted one is never used.
 
     Args:
         root: folder for caches.
         rows: images and masks.
-        shrink: what is kept of an image and its mask.
+        shrink: image and mask -> what the cache keeps of them.
         settings: everything that ``shrink`` depends on.
         num_workers: processes that decode.
     """
@@ -123,7 +112,7 @@ def _file_state(path: str | None) -> bytes:
 
 
 def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int) -> None:
-    # A generator of its own: a loader draws a seed for its workers, which the first run alone must not notice.
+    # Its own generator: a loader draws a seed for its workers, which must not change the run that makes the cache.
     decoded = DataLoader(
         _Decoded(rows, shrink),
         batch_size=None,

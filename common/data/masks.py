@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +11,14 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from PIL import Image, ImageColor
+from PIL import ImageColor
 
-from ..data.rows import Samples
-from ..images.files import BAD_IMAGE, BadSampleError, explain, upright_size
+from ..images.encoded import EncodedImage
+from ..images.files import BAD_IMAGE, BadSampleError, explain
 from ..images.mask_files import IGNORED_PIXEL, read_mask, read_mask_file
 from ..labels.hierarchy_files import StrictLoader
-from ..model.hierarchy import IGNORE, Hierarchy, fold_name
+from ..model.hierarchy import Hierarchy
+from ..model.tree import IGNORE, fold_name
 from .rows import ImageRows
 
 MaskSource = tuple[Any, Any]
@@ -118,12 +118,6 @@ def _colour(path: str | Path, name: str, colour: Any) -> int:
     return red << 16 | green << 8 | blue
 
 
-def _header_size(source: bytes | str) -> tuple[int, int]:
-    """Width and height of an image turned upright, from the header: to be sure, Pillow decodes every PNG for it."""
-    with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-        return upright_size(image)
-
-
 class MaskedImageRows:
     """Random access to images and their masks.
 
@@ -145,12 +139,15 @@ class MaskedImageRows:
 
     def load(self, index: int, source: MaskSource) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 image (3, height, width) and mask (height, width); BadSampleError names row and file."""
-        with self.images.opened(index, source[0]) as opened:
-            image = opened.pixels()
+        image = self.images.apply(EncodedImage.pixels, index, source[0])
         mask = self.load_mask(index, source[1])
         if image.shape[1:] != mask.shape:
             raise BadSampleError(self._sizes_differ(index, image.shape[:0:-1], mask.shape[::-1]))
         return image, mask
+
+    def apply(self, transform: Callable[[torch.Tensor, torch.Tensor], Any], index: int, source: Any) -> Any:
+        """What a transform returns for the image and the mask."""
+        return transform(*self.load(index, source))
 
     def load_mask(self, index: int, source: Any) -> torch.Tensor:
         """The mask alone."""
@@ -164,24 +161,21 @@ class MaskedImageRows:
         return f"mask in {self.masks.describe(index)}: it is {sizes[0]} pixels large, its image {sizes[1]}"
 
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
-        """Open images and masks without decoding what is whole: a message for each that fails or differs in size."""
-        problems = [f"mask in {line}" for line in self.masks.check_headers(num_rows)]
-        problems += self.images.check_headers(num_rows)
+        """A message for each broken mask or image (see :meth:`ImageRows.headers`), or for each pair of two sizes."""
+        pairs = list(zip(self.images.headers(num_rows), self.masks.headers(num_rows), strict=True))
+        problems = [f"mask in {mask.problem}" for _, mask in pairs if mask.problem]
+        problems += [image.problem for image, _ in pairs if image.problem]
         if problems:
             return problems
-        rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(int)).tolist()
-        for start in range(0, len(rows), 256):
-            part = rows[start : start + 256]
-            for row, (image, mask) in zip(part, self.encoded(part), strict=True):
+        for image, mask in pairs:
+            if image.size != mask.size:  # the header may not tell the orientation
                 try:
-                    sizes = _header_size(image), _header_size(mask)
-                    if sizes[0] != sizes[1]:  # perhaps the header does not tell all
-                        sizes = self.images.size(image), self.masks.size(mask)
+                    sizes = self.images.size(image.source), self.masks.size(mask.source)
                 except BAD_IMAGE as error:
-                    problems.append(f"image or mask in {self.masks.describe(row)}: {explain(error)}")
+                    problems.append(f"image or mask in {self.masks.describe(image.row)}: {explain(error)}")
                     continue
                 if sizes[0] != sizes[1]:
-                    problems.append(self._sizes_differ(row, *sizes))
+                    problems.append(self._sizes_differ(image.row, *sizes))
         return problems
 
     def count_pixels(self, rows: np.ndarray, num_threads: int) -> tuple[np.ndarray, list[str]]:
@@ -201,30 +195,6 @@ class MaskedImageRows:
         with ThreadPoolExecutor(num_threads) as pool:  # decoding lets other threads run
             parts = list(pool.map(count, np.array_split(rows, max(1, -(-len(rows) // 32)))))
         return np.concatenate(parts), sorted(problems)
-
-
-class MaskedImages(Samples):
-    """What a transform makes of images and masks.
-
-    Args:
-        images: a :class:`common.data.masks.MaskedImageRows`, or what stands in its place.
-        rows, seed, on_bad_sample: see :class:`common.data.rows.Samples`.
-        transform: image and mask -> dict.
-    """
-
-    def __init__(
-        self,
-        images: Any,
-        rows: np.ndarray,
-        transform: Callable[[torch.Tensor, torch.Tensor], dict[str, Any]],
-        seed: int = 0,
-        on_bad_sample: str = "error",
-    ) -> None:
-        super().__init__(images, rows, seed, on_bad_sample)
-        self.transform = transform
-
-    def prepare(self, row: int, source: Any) -> dict[str, Any]:
-        return self.transform(*self.images.load(row, source))
 
 
 def masks_to_labels(masks: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,18 @@
-"""problems.csv: what is wrong with rows of a data set, in one form for every script that finds or heeds it."""
+"""problems.csv: what is wrong with rows of a data set, in one format for all scripts that write or read it."""
 
 from __future__ import annotations
 
 import csv
 import logging
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Value
+
+from ..files import atomic_write
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +25,7 @@ class Problem:
         split: of the row; empty where there are no splits.
         row: its number in the split or table, from 0.
         image: the file, as the table writes it; empty where images are embedded.
-        kind: a word or two that problems can be counted by, such as ``broken`` or ``outside of the root``.
+        kind: a word or two to count problems by, such as ``broken`` or ``outside of the root``.
         problem: a sentence for people.
     """
 
@@ -35,20 +37,18 @@ class Problem:
 
 
 def write_problems(path: str | Path, problems: Iterable[Problem]) -> None:
-    """Write problems as CSV, whole or not at all."""
-    unfinished = Path(f"{path}.incomplete")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    """Write problems as CSV."""
+    with atomic_write(path) as file:
         writer = csv.writer(file)
         writer.writerow([entry.name for entry in fields(Problem)])
         writer.writerows(astuple(problem) for problem in problems)
-    os.replace(unfinished, path)
 
 
 def read_problems(path: str | Path) -> list[Problem]:
     """Read what :func:`write_problems` wrote.
 
     Raises:
-        ValueError: it is not there, or not of this form.
+        ValueError: it does not exist, or lacks columns.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
@@ -62,12 +62,12 @@ def read_problems(path: str | Path) -> list[Problem]:
 
 
 def kept_rows(splits: DatasetDict, files: Sequence[str | Path], image_column: str) -> dict[str, np.ndarray]:
-    """Row numbers of each split, int64 ascending, but for the rows that problems files list.
+    """Row numbers of each split, int64 ascending, except the rows that problems files list.
 
-    Problems of splits that are not here are passed over.
+    Problems of other splits are ignored.
 
     Raises:
-        ValueError: a row does not exist, or holds another image than the file says: it is about other data.
+        ValueError: a row does not exist, or holds another image than the file says: it was made for other data.
     """
     listed: dict[str, set[int]] = {split: set() for split in splits}
     for path in files:
@@ -79,7 +79,7 @@ def kept_rows(splits: DatasetDict, files: Sequence[str | Path], image_column: st
 
 
 def leave_out(splits: DatasetDict, files: Sequence[str | Path], image_column: str) -> DatasetDict:
-    """The splits without the rows that problems files list (see :func:`kept_rows`); those after them move up."""
+    """The splits without the rows that problems files list (see :func:`kept_rows`); the others are renumbered."""
     kept = kept_rows(splits, files, image_column) if files else {}
     left = dict(splits)
     for split, rows in kept.items():
@@ -92,15 +92,12 @@ def leave_out(splits: DatasetDict, files: Sequence[str | Path], image_column: st
 
 def image_names(dataset: Dataset, column: str) -> list[str]:
     """Each row's image file as the data set writes it; empty where images are embedded without a name."""
-    feature = dataset.features[column]
-    rows = dataset.select_columns([column])
-    if isinstance(feature, Value):
-        return [name or "" for name in rows.with_format("arrow")[:].column(column).to_pylist()]
-    table = rows.with_format("arrow")
+    paths = isinstance(dataset.features[column], Value)
+    table = dataset.select_columns([column]).with_format("arrow")
     names: list[str] = []
-    for start in range(0, len(rows), 1000):
-        cells = table[start : start + 1000].column(column).combine_chunks()
-        names += [name or "" for name in cells.field("path").to_pylist()]
+    for start in range(0, len(table), 1000):  # a selection of rows would be copied, images included
+        cells = table[start : start + 1000].column(column)
+        names += [name or "" for name in (cells if paths else pc.struct_field(cells, "path")).to_pylist()]
     return names
 
 

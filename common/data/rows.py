@@ -1,4 +1,4 @@
-"""From rows of a data set to batches of uint8 tensors: reading, decoding, and what to do with broken images."""
+"""From rows of a data set to batches of uint8 tensors: reading, decoding, and handling broken images."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ import logging
 import os
 import signal
 import threading
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +18,21 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader, default_collate
 
+from ..images.encoded import EncodedImage
 from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain, lies_in, load_image, upright_size
-from ..images.transforms import EncodedImage
 from .sampling import Key, generators_kept, seed_sample
 from .splits import check_columns
 
 logger = logging.getLogger(__name__)
+
+
+class Header(NamedTuple):
+    """What :meth:`ImageRows.headers` finds out about an image."""
+
+    row: int
+    source: Any
+    size: tuple[int, int] | None
+    problem: str
 
 
 class ImageRows:
@@ -65,11 +73,10 @@ class ImageRows:
         with self._named(index):
             return load_image(self.checked(source))
 
-    @contextmanager
-    def opened(self, index: int, source: bytes | str | None) -> Iterator[EncodedImage]:
-        """The image, not decoded yet; if it is broken there or inside, BadSampleError names row and file."""
+    def apply(self, transform: Callable[[EncodedImage], Any], index: int, source: bytes | str | None) -> Any:
+        """What a transform returns for the image; BadSampleError names row and file if it does not decode."""
         with self._named(index):
-            yield EncodedImage(self.checked(source))
+            return transform(EncodedImage(self.checked(source)))
 
     @contextmanager
     def _named(self, index: int) -> Iterator[None]:
@@ -79,7 +86,7 @@ class ImageRows:
             raise BadSampleError(f"{self.describe(index)}: {explain(error)}") from error
 
     def checked(self, source: bytes | str | None) -> bytes | str:
-        """The source again; ValueError if there is none, or it is a path to outside of the folder."""
+        """The source itself; ValueError if there is none, or it is a path to outside of the folder."""
         if not source:
             raise ValueError("the row has no image")
         if isinstance(source, str) and self.root and not lies_in(self.root, source):
@@ -97,44 +104,50 @@ class ImageRows:
         with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return upright_size(image, thorough=True)
 
-    def check_headers(self, num_rows: int = 20_000) -> list[str]:
-        """Open up to ``num_rows`` images spread evenly, and decode those whose file seems to end too early.
+    def headers(self, num_rows: int) -> Iterator[Header]:
+        """Open up to ``num_rows`` images spread evenly, and decode those whose file seems to be cut short.
 
-        Returns:
-            A message for each that fails.
+        Yields:
+            Row, source, width and height, and a message if the image is broken (then without a size).
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(int)).tolist()
-        problems = []
         for start in range(0, len(rows), 256):
             part = rows[start : start + 256]
             for row, source in zip(part, self.encoded(part), strict=True):
                 try:
-                    check_file(self.checked(source))
+                    yield Header(row, source, check_file(self.checked(source))[1], "")
                 except BAD_IMAGE as error:
-                    problems.append(f"{self.describe(row)}: {explain(error)}")
-        return problems
+                    yield Header(row, source, None, f"{self.describe(row)}: {explain(error)}")
+
+    def check_headers(self, num_rows: int = 20_000) -> list[str]:
+        """A message for each broken image among those that :meth:`headers` looks at."""
+        return [header.problem for header in self.headers(num_rows) if header.problem]
 
 
-class Samples(torch.utils.data.Dataset, ABC):
+class Samples(torch.utils.data.Dataset):
     """(epoch, index) keys -> samples. Augmentation depends on (seed, epoch, row) alone.
 
     Args:
-        images: where the encoded images are: has ``encoded``, and whatever ``load`` needs.
+        images: an :class:`ImageRows` or :class:`common.data.masks.MaskedImageRows`.
         rows: the row numbers in use; a key's index counts these.
+        transform: what ``images.apply`` takes; returns uint8 ``pixels``, or a dict with them.
+        labels: int64 (all rows, levels), which go with the pixels; ``None`` for none.
         seed: of the augmentation.
         on_bad_sample: ``error``, ``replace`` (by the next good row, for training) or ``drop`` (for evaluation).
     """
 
-    def __init__(self, images: Any, rows: np.ndarray, seed: int = 0, on_bad_sample: str = "error") -> None:
-        self.images, self.rows, self.seed, self.on_bad_sample = images, rows, seed, on_bad_sample
-
-    @abstractmethod
-    def prepare(self, row: int, source: Any) -> dict[str, Any]:
-        """What a sample holds, of what ``images.encoded`` returned; may draw from the global generators.
-
-        Raises:
-            BadSampleError: it does not decode.
-        """
+    def __init__(
+        self,
+        images: Any,
+        rows: np.ndarray,
+        transform: Callable[..., Any],
+        labels: np.ndarray | None = None,
+        seed: int = 0,
+        on_bad_sample: str = "error",
+    ) -> None:
+        assert labels is None or len(labels) == len(images), "one row of labels per image"
+        self.images, self.rows, self.transform, self.labels = images, rows, transform, labels
+        self.seed, self.on_bad_sample = seed, on_bad_sample
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -153,57 +166,32 @@ class Samples(torch.utils.data.Dataset, ABC):
             row = int(self.rows[index])
             seed_sample(self.seed, epoch, row)
             try:
-                return {**self.prepare(row, source), "rows": torch.tensor(row), "problems": problems}
+                made = self.images.apply(self.transform, row, source)
             except BadSampleError as error:
                 problems.append(str(error))
                 if self.on_bad_sample != "replace":
                     break
                 index = (index + 1) % len(self)
                 source = self.images.encoded([self.rows[index]])[0]
+                continue
+            sample = {} if self.labels is None else {"labels": torch.from_numpy(self.labels[row])}
+            sample |= made if isinstance(made, dict) else {"pixels": made}
+            return sample | {"rows": torch.tensor(row), "problems": problems}
         return {"pixels": None, "problems": problems}
-
-
-class LabelledImages(Samples):
-    """uint8 images ``pixels`` and their ``labels``.
-
-    Args:
-        images: where the encoded images are.
-        labels: int64 (rows, levels), one row an image.
-        rows, seed, on_bad_sample: see :class:`Samples`.
-        transform: image -> uint8 tensor.
-    """
-
-    def __init__(
-        self,
-        images: ImageRows,
-        labels: np.ndarray,
-        rows: np.ndarray,
-        transform: Callable[[EncodedImage], torch.Tensor],
-        seed: int = 0,
-        on_bad_sample: str = "error",
-    ) -> None:
-        assert len(images) == len(labels), "one row of labels per image"
-        super().__init__(images, rows, seed, on_bad_sample)
-        self.labels, self.transform = labels, transform
-
-    def prepare(self, row: int, source: Any) -> dict[str, Any]:
-        with self.images.opened(row, source) as image:
-            pixels = self.transform(image)
-        return {"pixels": pixels, "labels": torch.from_numpy(self.labels[row])}
 
 
 def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Stack samples: ``pixels`` uint8 (batch, 3, h, w), ``rows`` (batch,), ``problems``, and what else there is.
 
-    Tensors are stacked, but for ``truth``, which has every image's own size; other values are kept in lists.
-    ``pixels`` is ``None`` if nothing could be decoded. In a loader's worker tensors go to memory that it shares.
+    Tensors are stacked, except ``truth``, which has every image's own size; other values are kept in lists.
+    ``pixels`` is ``None`` if nothing could be decoded. In a loader's worker, tensors are stacked in shared memory.
     """
     good = [sample for sample in samples if sample["pixels"] is not None]
     problems = [problem for sample in samples for problem in sample["problems"]]
     if not good:
         return {"pixels": None, "problems": problems}
     columns = {name: [sample[name] for sample in good] for name in good[0] if name != "problems"}
-    # With the colours of a pixel side by side, as they come: another order would cost more than stacking does.
+    # Stacked channels-last, as they come: changing the order would cost more than stacking does.
     columns["pixels"] = [pixels.movedim(0, 2) for pixels in columns["pixels"]]
     stacked = {
         name: default_collate(values) if isinstance(values[0], torch.Tensor) and name != "truth" else values
@@ -213,7 +201,7 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def make_loader(dataset: Samples, batch_sampler: Any, num_workers: int, pin_memory: bool) -> DataLoader:
-    """A loader of keyed batches. It is already this process's share: do not give it to ``accelerator.prepare``."""
+    """A loader of batches of keys. They are this process's share: ``accelerator.prepare`` would divide them again."""
     return DataLoader(
         dataset,
         batch_sampler=batch_sampler,
@@ -227,10 +215,10 @@ def make_loader(dataset: Samples, batch_sampler: Any, num_workers: int, pin_memo
 
 
 def leave_signals_to_main_process(worker: int = 0) -> None:
-    """In a loader's worker: be deaf to what asks the run to stop, which needs the worker until its step is done.
+    """In a loader's worker: ignore the signals that ask the run to stop; the step in progress still needs the worker.
 
-    Launchers, Slurm and Ctrl-C signal all processes of a run. By SIGTERM the main process itself ends a worker that
-    hangs, so from there it still counts; a thread looks who sent it.
+    Launchers, Slurm and Ctrl-C signal all processes of a run. The main process ends workers that hang by SIGTERM, so
+    that signal counts if it comes from there; a thread checks who sent it.
     """
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
@@ -247,18 +235,18 @@ def leave_signals_to_main_process(worker: int = 0) -> None:
 
 
 class ProblemLog:
-    """Broken images met so far: raises at the first, or counts and remembers them."""
+    """Broken images found so far: raises at the first one, or counts and remembers them."""
 
     def __init__(self, on_bad_sample: str) -> None:
         self.on_bad_sample = on_bad_sample
         self.found: dict[str, None] = {}
 
     def add(self, problems: Sequence[str]) -> None:
-        """Note problems; BadSampleError unless they are to be skipped."""
+        """Remember problems; BadSampleError unless they are to be skipped."""
         for message in problems:
             if self.on_bad_sample == "error":
                 raise BadSampleError(
-                    f"Broken image: {message}. Mend or remove it, or go on with --on_bad_sample skip."
+                    f"Broken image: {message}. Fix or remove it, or skip it with --on_bad_sample skip."
                 )
             if message not in self.found:
                 self.found[message] = None

@@ -15,8 +15,9 @@ from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_d
 from ..labels.encoding import clean_column, encode_names, encode_paths
 from ..labels.hierarchy_files import load_hierarchy
 from ..labels.table import hierarchy_from_table
-from ..model.hierarchy import IGNORE, Hierarchy
-from .selection import read_source, select_rows
+from ..model.hierarchy import Hierarchy
+from ..model.tree import IGNORE
+from .prepared import read_source, select_rows
 
 FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
 
@@ -28,7 +29,7 @@ def load_splits(name: str, config: str | None, files: Mapping[str, str | None]) 
     """Load a data set.
 
     Args:
-        name: a folder written by ``save_to_disk``, or with a selection (:mod:`common.data.selection`); a folder or
+        name: a folder written by ``save_to_disk``, or with a selection (:mod:`common.data.prepared`); a folder or
             Hub id that ``load_dataset`` understands.
         config: its configuration on the Hub.
         files: split name -> CSV, TSV, JSON lines or Parquet file; if any is given, these are the data set.

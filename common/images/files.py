@@ -1,4 +1,4 @@
-"""Image files of every kind: decoding to RGB, and what can be known without decoding.
+"""Image files of every kind: decoding to RGB, and what can be checked without decoding.
 
 This file imports neither torch nor timm, so that the many processes that prepare data stay small.
 """
@@ -15,7 +15,7 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What a whole file ends with; other endings may be whole too, so they are only a reason to look closer.
+# What a complete file ends with; a file with another end may be complete too, so it is then decoded to find out.
 FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 HEAD = 2**14  # bytes that hold the header of most files
@@ -32,8 +32,8 @@ class BadSampleError(ValueError):
 def load_image(source: bytes | str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file to RGB as a person would see it.
 
-    EXIF rotation is applied, transparency is laid on white, palettes and CMYK are converted, 16-bit and floating-point
-    grey values are scaled (not clipped) to 8 bits, and of several frames the first is taken.
+    EXIF rotation is applied, transparent pixels are blended with white, palettes and CMYK are converted, 16-bit and
+    floating-point grey values are scaled (not clipped) to 8 bits, and of several frames the first is used.
 
     Args:
         source: the file's content, or its path.
@@ -46,7 +46,7 @@ def load_image(source: bytes | str | Path, at_least: tuple[int, int] | None = No
         if at_least is not None:
             image.draft(None, at_least)
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # without, it copies an upright image too
+        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies upright images too
         if image.mode.startswith("I") or image.mode == "F":
             return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
         if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
@@ -67,7 +67,7 @@ def _to_8_bits(values: np.ndarray) -> np.ndarray:
 
 
 def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
-    """Width and height of a JPEG without peculiarities, in a fraction of Pillow's time; ``None`` of all other files.
+    """Width and height of a plain JPEG (RGB or grey, not rotated), faster than Pillow; ``None`` for other files.
 
     Args:
         content: the file, or as much of it as holds its header.
@@ -82,13 +82,13 @@ def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
 
 
 def _may_be_turned(jpeg: bytes) -> bool:
-    """Whether a JPEG has Exif data, or XMP data with an orientation, or is odd; Pillow then finds out."""
+    """Whether a JPEG has Exif data, XMP data with an orientation, or an unusual header; Pillow then finds out."""
     start = 2
     while jpeg[start : start + 1] == b"\xff":
         marker, length = jpeg[start + 1 : start + 2], int.from_bytes(jpeg[start + 2 : start + 4])
         if marker == b"\xda":  # pixels follow
             return False
-        if not b"\xc0" <= marker <= b"\xfe" or b"\xd0" <= marker <= b"\xd9" or length < 2:  # not one with a length
+        if not b"\xc0" <= marker <= b"\xfe" or b"\xd0" <= marker <= b"\xd9" or length < 2:  # a marker without a length
             return True
         segment = jpeg[start : start + 2 + length] if marker == b"\xe1" else b""
         if b"Exif\0\0" in segment or b"tiff:Orientation" in segment:
@@ -98,14 +98,14 @@ def _may_be_turned(jpeg: bytes) -> bool:
 
 
 def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str, tuple[int, int]]:
-    """Look at the header of an image file and at its end, and decode it only if that seems to come too early.
+    """Check an image file's header and end, and decode the image only if the file seems to be cut short.
 
     Args:
         source: the file's content, or its path.
         max_pixels: ValueError for images of more, before anything is decoded; no limit but Pillow's by default.
 
     Returns:
-        The format in Pillow's words; width and height as a person would see the image.
+        The format as Pillow names it; width and height as a person would see the image.
 
     Raises:
         OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError: it is broken or too large.
@@ -130,9 +130,9 @@ def upright_size(image: Image.Image, thorough: bool = False) -> tuple[int, int]:
 
     Args:
         image: opened, not decoded yet.
-        thorough: decode a PNG if need be: it may say at its end only that it is turned.
+        thorough: decode a PNG if need be: its orientation may stand behind the pixels.
     """
-    if image.format == "TIFF":  # Pillow has turned its size already
+    if image.format == "TIFF":  # Pillow has swapped its size already
         return image.size
     exif = image.getexif() if thorough else Image.Image.getexif(image)
     return image.size[::-1] if exif.get(ORIENTATION, 1) >= 5 else image.size
@@ -144,7 +144,7 @@ def lies_in(root: str, path: str) -> bool:
 
 
 def _reaches(image: Image.Image) -> int:
-    """Where the last strip or tile of a TIFF ends, in bytes from the file's beginning."""
+    """The end of a TIFF's last strip or tile, in bytes from the start of the file."""
     for starts, lengths in ((273, 279), (324, 325)):
         if starts in image.tag_v2 and lengths in image.tag_v2:
             places = zip(image.tag_v2[starts], image.tag_v2[lengths], strict=False)
@@ -157,7 +157,7 @@ def _length(source: bytes | str) -> int:
 
 
 def _ends(source: bytes | str) -> tuple[bytes, bytes]:
-    """The first and the last bytes of a file, the last without what writers pad with."""
+    """The first and the last bytes of a file, without padding at its end."""
     if isinstance(source, str):
         with open(source, "rb") as file:
             head = file.read(HEAD)
@@ -167,7 +167,7 @@ def _ends(source: bytes | str) -> tuple[bytes, bytes]:
 
 
 def explain(error: BaseException) -> str:
-    """Why an image does not decode, in words."""
+    """Why an image does not decode, for messages."""
     if isinstance(error, UnidentifiedImageError):
-        return "not an image, or of a kind that is not known"
+        return "not an image, or of an unknown format"
     return str(error) or type(error).__name__

@@ -1,6 +1,6 @@
 """Mask files of every kind -> numbers, one per pixel.
 
-Like image_files.py, this imports no torch.
+Like files.py, this imports no torch.
 """
 
 from __future__ import annotations
@@ -12,24 +12,24 @@ import numpy as np
 from PIL import Image, ImageOps
 
 IGNORED_PIXEL = 255
-"""Value of a pixel without a label, in mask files and in the masks that workers hand over."""
+"""Value of a pixel without a label, in mask files and in the masks that data loaders return."""
 
 SPREAD = {"L;2": 85, "L;4": 17}
-"""Factor by which Pillow spreads grey values of 2 or 4 bits over 0..255"""
+"""Factor with which Pillow scales grey values of 2 or 4 bits to 0..255"""
 
 
 def read_mask(source: bytes | str, num_classes: int) -> np.ndarray:
-    """uint8 (height, width): what a palette, grey or grey-in-RGB file says, a class or 255 where there is none.
+    """uint8 (height, width): the values of a palette, grey or grey-in-RGB file, a class or 255 where there is none.
 
     Raises:
-        ValueError: if a value is neither, or the file is of a kind that does not say.
+        ValueError: if a value is neither, or the file's colours are not class numbers.
         OSError, SyntaxError, EOFError: from Pillow, if the file is broken.
     """
     return read_mask_file(source, lambda image, raw_mode: _checked(image, raw_mode, num_classes))
 
 
 def read_mask_file(source: bytes | str, interpret: Callable[[Image.Image, str], np.ndarray]) -> np.ndarray:
-    """Decode a mask, turn it upright and hand it over together with the way in which its file holds values.
+    """Decode a mask, apply its EXIF orientation, and call ``interpret`` with it and Pillow's raw mode of the file.
 
     Raises:
         ValueError: if it is partly transparent.
@@ -46,7 +46,7 @@ def read_mask_file(source: bytes | str, interpret: Callable[[Image.Image, str], 
 
 
 def is_spread(image: Image.Image) -> bool:
-    """Whether Pillow will multiply the values of a grey file; to be asked before it is decoded."""
+    """Whether Pillow will scale the values of a grey file; to be called before it is decoded."""
     return _raw_mode(image) in SPREAD
 
 
@@ -65,13 +65,13 @@ def _checked(image: Image.Image, raw_mode: str, num_classes: int) -> np.ndarray:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How the file holds its values, in Pillow's words; to be asked before it is decoded."""
+    """Pillow's raw mode, which tells how the file stores values; to be read before it is decoded."""
     args = image.tile[0].args if image.tile else None
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
 def _plain_values(image: Image.Image, raw_mode: str) -> np.ndarray:
-    """The numbers in a mask file of palette, grey or grey-in-RGB kind."""
+    """The values of a mask file with a palette, in grey or in grey stored as RGB."""
     if image.mode in {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}:
         values = np.asarray(image).astype(np.int64 if image.mode.startswith("I") else np.uint8)
         return values // SPREAD.get(raw_mode, 1) if image.mode == "L" else values

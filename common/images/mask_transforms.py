@@ -1,4 +1,4 @@
-"""Images together with their masks: sizes, augmentation, and what evaluation does instead."""
+"""Images together with their masks: sizes, augmentation, and preparation for evaluation."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
+from .encoded import resize_part
 from .mask_files import IGNORED_PIXEL
-from .transforms import resize_part
 
-RESIZE_MODES = ("squash", "fit")
+MASK_RESIZE_MODES = ("squash", "fit")
 
 
 @dataclass(frozen=True)
 class Geometry:
-    """At which size the model is shown an image.
+    """The size at which an image is shown to the model.
 
     Attributes:
         size: side of the model's square input, pixels.
         resize_mode: ``squash`` gives the whole image both sides of the input; ``fit`` keeps its shape and pads.
         windows: cut windows of ``size`` out of the image instead of showing the whole of it.
-        resize_longer: longer side of an image before windows are cut; its own if ``None``.
+        resize_longer: longer side of an image before windows are cut, in pixels; ``None`` to keep the image's own.
     """
 
     size: int
@@ -46,33 +46,33 @@ class Geometry:
         return max(1, round(height * scale)), max(1, round(width * scale))
 
     def largest(self, height: int, width: int, most: float) -> tuple[int, int]:
-        """The same at the largest scale that augmentation asks for, never beyond the image's own."""
-        if self.windows and not self.resize_longer:  # scales then are multiples of the image's own
+        """The same at ``most`` times that scale, the largest of augmentation, but never larger than the image."""
+        if self.windows and not self.resize_longer:  # scales are multiples of the image's own
             return height, width
         resized = self.resized(height, width)
         return min(height, math.ceil(resized[0] * most)), min(width, math.ceil(resized[1] * most))
 
 
 def resize_pair(image: torch.Tensor, mask: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Image (3, h, w) bilinearly with antialiasing and mask (h, w) by the nearest pixel, to (height, width)."""
+    """Resize image (3, h, w), bilinearly with antialiasing, and mask (h, w), by the nearest pixel."""
     return F.resize(image, list(size), antialias=True), nearest(mask, size)
 
 
 def nearest(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
-    """Mask (h, w) -> (height, width), each pixel from the nearest one."""
+    """Resize mask (h, w) to (height, width), each pixel from the nearest one."""
     if tuple(mask.shape) == tuple(size):
         return mask
     return F.resize_image(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 
 class ScaledCrop(v2.Transform):
-    """Cut a square out of image and mask at a random scale; what lies outside of the image is mean colour and ignored.
+    """Cut a square out of image and mask at a random scale; beyond the image it is mean colour, and ignored.
 
     Args:
         geometry: the scale that evaluation uses, and the size of the square.
         scale_jitter: smallest and largest multiple of that scale; drawn evenly in its logarithm.
-        rare_crop: probability that the square is placed around a pixel of one of the image's classes, each class as
-            likely as any other but for the commonest, which is left out. Otherwise it is placed anywhere.
+        rare_crop: probability that the square is placed around a pixel of one of the image's classes, drawn with equal
+            probability from all but the most common one. Otherwise the square is placed anywhere.
         fill: the mean colour, 0..255.
     """
 
@@ -113,7 +113,7 @@ class ScaledCrop(v2.Transform):
 
     @staticmethod
     def _rare_pixel(mask: torch.Tensor) -> tuple[int, int] | None:
-        """Row and column of a pixel of a class other than the commonest; ``None`` if there is no other."""
+        """Row and column of a pixel of a class other than the most common one; ``None`` if there is no other."""
         values = mask.as_subclass(torch.Tensor).flatten()
         counts = torch.bincount(values, minlength=IGNORED_PIXEL + 1)[:IGNORED_PIXEL]
         present = counts.nonzero().flatten()
@@ -137,7 +137,7 @@ class ScaledCrop(v2.Transform):
 
 
 class RandomRot90(v2.Transform):
-    """Turn image and mask by 0, 90, 180 or 270 degrees, each as likely, with probability ``p``."""
+    """With probability ``p``, rotate image and mask by 0, 90, 180 or 270 degrees, all equally likely."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class MaskTrainTransform:
     Args:
         geometry, scale_jitter, rare_crop: see :class:`ScaledCrop`.
         hflip, vflip: probabilities of mirroring.
-        rot90: probability of a random turn by multiples of 90 degrees.
+        rot90: probability of a random rotation by a multiple of 90 degrees.
         color_jitter: strength for brightness, contrast and saturation.
         mean: the model's mean colour, in 0..1.
     """
@@ -197,10 +197,10 @@ class MaskTrainTransform:
 
 
 class ImageEvaluationTransform:
-    """uint8 image (3, height, width) -> what the model is shown of it; the same every time.
+    """uint8 image (3, height, width) -> what the model is shown, without randomness.
 
-    Returns a dict: ``pixels`` uint8 (3, h, w), and ``resized``, the height and width of the part of them that is image
-    (the rest is padding).
+    Returns a dict: ``pixels`` uint8 (3, h, w), and ``resized``, the height and width of the image in them (the rest is
+    padding).
 
     Args:
         geometry: the size.
@@ -225,9 +225,9 @@ class ImageEvaluationTransform:
 
 
 class MaskEvaluationTransform(ImageEvaluationTransform):
-    """Image and mask -> what the model is shown, and the truth to compare with.
+    """Image and mask -> what the model is shown, and the labels to compare with.
 
-    Returns a dict: in addition ``labels`` uint8 (h, w), as large as ``pixels``, and ``truth``, the mask as it was.
+    Returns a dict with, in addition, ``labels`` uint8 (h, w), as large as ``pixels``, and ``truth``, the mask itself.
     """
 
     def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:

@@ -1,162 +1,22 @@
-"""Image files -> pixels as tensors: decoding, augmentation, and what is left to do on the device.
+"""Images -> what a classifier is shown: augmentation, resizing, and what is left to do on the device.
 
-Until they reach the device, pixels are uint8, and the three colours of a pixel lie side by side in memory (channels
-last), as they are decoded and as torchvision resizes them fastest.
+Until they reach the device, pixels are uint8 and channels last (see :mod:`common.images.encoded`).
 """
 
 from __future__ import annotations
 
-import io
 import math
 import random
-import threading
 from collections.abc import Sequence
-from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
-import simplejpeg
 import torch
-from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_train
 from torchvision.transforms import InterpolationMode, v2
 
-from .files import ORIENTATION, load_image, plain_jpeg_size
+from .encoded import EncodedImage, as_pixels
 
-RESIZE_MODES = ("center", "squash")
-
-# Bytes of pixels that are decoded into memory used before; larger images are worth a page fault per 4 KiB.
-SCRATCH_LIMIT = 2**24
-
-
-class EncodedImage:
-    """An image file whose size is known, and that is decoded when it is clear which part of it is needed how large.
-
-    Args:
-        source: the file's content, or its path.
-
-    Attributes:
-        shape: height and width, as a person would see the image.
-
-    Raises:
-        OSError, ValueError, SyntaxError, Image.DecompressionBombError: here and in the methods, from Pillow, if the
-            file is broken or absurdly large.
-    """
-
-    def __init__(self, source: bytes | str | Path) -> None:
-        self.content = source
-        if not isinstance(source, bytes):
-            with open(source, "rb") as file:
-                self.content = file.read()
-        self.decoded: torch.Tensor | None = None
-        self.is_jpeg = self.is_upright = self.is_plain = self._read_plain_header()
-        if not self.is_plain:
-            self._read_header()
-
-    def _read_plain_header(self) -> bool:
-        """Whether this is a JPEG without peculiarities, of which it is then known how large it is."""
-        size = plain_jpeg_size(self.content)
-        if size:
-            self.size, self.shape = size, size[::-1]
-        return size is not None
-
-    def _read_header(self) -> None:
-        """The same for all other files, by Pillow, which decodes them at once unless they are JPEGs."""
-        with Image.open(io.BytesIO(self.content)) as image:
-            self.is_jpeg = image.format in ("JPEG", "MPO")
-            orientation = image.getexif().get(ORIENTATION, 1) if self.is_jpeg else 1
-            self.is_upright = orientation == 1
-            self.is_plain = self.is_jpeg and image.mode in ("RGB", "L") and self.is_upright
-            self.size = image.size
-        self.shape = self.size if orientation in (5, 6, 7, 8) else self.size[::-1]
-        if not self.is_jpeg:
-            self.decoded = as_pixels(load_image(self.content))
-            self.shape = tuple(self.decoded.shape[1:])
-
-    def pixels(self) -> torch.Tensor:
-        """uint8 (3, height, width): those of :func:`common.images.files.load_image`, sooner.
-
-        libjpeg-turbo decodes JPEGs to arrays without detours; everything else is left to Pillow.
-        """
-        if self.decoded is not None:
-            return self.decoded
-        return as_pixels(self._decode())
-
-    def _decode(self, reduction: int = 1, memory: np.ndarray | None = None) -> np.ndarray | Image.Image:
-        """A JPEG's pixels (height, width, 3), at this fraction of its size; into ``memory`` if given."""
-        width, height = (side // reduction for side in self.size)
-        if self.is_plain:
-            with suppress(ValueError):  # Pillow may know better, or says better what is wrong
-                return simplejpeg.decode_jpeg(
-                    self.content, fastdct=False, fastupsample=False, min_height=height, min_width=width, buffer=memory
-                )
-        return load_image(self.content, at_least=(width, height))
-
-    def resized(self, box: Sequence[int], size: Sequence[int], how: InterpolationMode) -> torch.Tensor:
-        """A part of the image, resized with antialiasing.
-
-        Of a JPEG no more is decoded than the result needs: at 1/2, 1/4 or 1/8 of its size, several times faster. The
-        result then differs by less than a grey level on average.
-
-        Args:
-            box: top, left, height and width of the part.
-            size: height and width of the result.
-            how: the filter.
-
-        Returns:
-            uint8 (3, height, width).
-        """
-        reduction = self.reduction_for(box[2:], size)
-        if reduction == 1:
-            top, left, height, width = box
-            whole = self.decoded
-            if whole is None:
-                whole = as_pixels(self._decode(memory=_scratch.of(3 * math.prod(self.size))))
-            return resize_part(whole[:, top : top + height, left : left + width], size, how)
-        decoded = self._decode(reduction)
-        image = Image.fromarray(decoded) if isinstance(decoded, np.ndarray) else decoded
-        top, left, height, width = (side / reduction for side in box)  # Pillow takes fractions of pixels
-        edges = (left, top, left + width, top + height)
-        return as_pixels(image.resize(tuple(reversed(size)), Image.Resampling[how.name], edges))
-
-    def reduction_for(self, box: Sequence[int], size: Sequence[int]) -> int:
-        """8, 4, 2 or 1: how far (height, width) ``box`` may be reduced before it is resized to ``size``."""
-        if not self.is_jpeg or (not self.is_upright and any(side % 8 for side in self.size)):
-            return 1  # a turned image would begin with what is left over at the end of the blocks
-        scale = min(b / s for b, s in zip(box, size, strict=True))
-        # One value a block of 8 x 8 is what an eighth has; resized less than to a half, that shows.
-        return next((reduction for reduction, least in ((8, 16), (4, 4), (2, 2)) if scale >= least), 1)
-
-
-class _Scratch(threading.local):
-    """Memory that one image after the other is decoded into, in each thread."""
-
-    memory = np.empty(0, np.uint8)
-
-    def of(self, num_bytes: int) -> np.ndarray | None:
-        """At least as much, with anything in it; ``None`` above the limit."""
-        if num_bytes > SCRATCH_LIMIT:
-            return None
-        if num_bytes > len(self.memory):
-            self.memory = np.empty(num_bytes, np.uint8)
-        return self.memory
-
-
-_scratch = _Scratch()
-
-
-def as_pixels(image: Image.Image | np.ndarray) -> torch.Tensor:
-    """An RGB image as uint8 (3, height, width); an array is not copied."""
-    return torch.from_numpy(image if isinstance(image, np.ndarray) else np.array(image)).permute(2, 0, 1)
-
-
-def resize_part(
-    part: torch.Tensor, size: Sequence[int], how: InterpolationMode = InterpolationMode.BILINEAR
-) -> torch.Tensor:
-    """Part of an image, uint8 (3, height, width), resized with antialiasing; shares no memory with the image."""
-    # A copy in one piece is resized in half the time.
-    copy = part[None].clone(memory_format=torch.channels_last)[0]
-    return v2.functional.resize_image(copy, list(size), how, antialias=True)
+IMAGE_RESIZE_MODES = ("center", "squash")
 
 
 class TrainTransform:
@@ -207,14 +67,14 @@ class TrainTransform:
         )
         self.size = [size, size]
         self.flips = v2.Compose(flips) if flips else None
-        # These work on small PIL images, cut out before.
+        # These take PIL images; they get the crop, which is small.
         self.policies = v2.Compose([v2.ToPILImage(), *policies]) if policies else None
         # timm erases normalised tensors; on uint8, its constant mode (zero) is the mean colour.
         fill = [round(255 * value) for value in mean]
         self.erase = v2.RandomErasing(random_erasing, value=fill) if random_erasing else None
 
     def __call__(self, image: EncodedImage) -> torch.Tensor:
-        canvas = torch.empty((3, *image.shape), device="meta")  # timm asks it for its size
+        canvas = torch.empty((3, *image.shape), device="meta")  # only its size is read
         box = self.crop.get_params(canvas, self.crop.scale, self.crop.ratio)
         choices = self.crop.interpolation
         how = random.choice(choices) if isinstance(choices, tuple | list) else choices
@@ -227,11 +87,11 @@ class TrainTransform:
 
 
 class EvaluationTransform:
-    """Image -> uint8 tensor (3, size, size), the same every time, as timm does it for evaluation.
+    """Image -> uint8 tensor (3, size, size), without randomness, as timm does for evaluation.
 
     Args:
         size: side of the output, pixels.
-        resize_mode: ``center`` resizes the shorter side and cuts out the middle, ``squash`` resizes both sides.
+        resize_mode: ``center`` resizes the shorter side and crops the centre, ``squash`` resizes both sides.
         crop_pct: share of the resized image's side that is kept.
         interpolation: of the resize.
     """
@@ -254,7 +114,7 @@ class Normalize(torch.nn.Module):
 
     Args:
         mean, std: of each colour, in 0..1.
-        memory_format: of the result; pixels come in any.
+        memory_format: of the result.
     """
 
     def __init__(
@@ -273,10 +133,10 @@ class Normalize(torch.nn.Module):
 
 
 class MixImages:
-    """mixup (Zhang et al., ICLR 2018) and cutmix (Yun et al., ICCV 2019) of neighbours: image i with image i ^ 1.
+    """mixup (Zhang et al., ICLR 2018) and cutmix (Yun et al., ICCV 2019) of neighbours: images 0 and 1, 2 and 3, ...
 
-    Pairs lie within a micro-batch however the global batch is divided, and the draw is a function of (seed, step), so
-    runs on any number of processes mix the same pixels.
+    Both images of a pair are in one micro-batch however the global batch is divided, and the random numbers are a
+    function of (seed, step), so runs on any number of processes mix the same pixels.
 
     Args:
         mixup: alpha of mixup's Beta distribution, 0 for none.
@@ -313,7 +173,7 @@ class MixImages:
 
 
 def _span(length: int, share: float, random: np.random.Generator) -> tuple[int, int]:
-    """Where a box of the cut-out size lies along one side, clipped to the image."""
+    """Start and end of a cutmix box along one side, clipped to the image."""
     size = int(length * (1 - share) ** 0.5)
     centre = int(random.integers(length))
     return max(centre - size // 2, 0), min(centre + (size + 1) // 2, length)

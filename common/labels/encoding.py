@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..model.hierarchy import IGNORE, Hierarchy, fold_name
+from ..model.hierarchy import Hierarchy
+from ..model.tree import IGNORE, fold_name
 
 LabelPath = tuple[str | None, ...]
 """Names along a path, coarse to fine; ``None`` where a cell is blank."""

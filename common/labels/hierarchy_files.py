@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from ..model.hierarchy import Hierarchy, fold_name
+from ..model.hierarchy import Hierarchy
+from ..model.tree import fold_name
 from .encoding import LabelPath
 from .table import hierarchy_from_paths, hierarchy_from_table
 

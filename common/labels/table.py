@@ -16,7 +16,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from ..model.hierarchy import Hierarchy, fold_name
+from ..model.hierarchy import Hierarchy
+from ..model.tree import fold_name
 from .encoding import LabelPath, clean_column, encode_path, path_text, row_list
 
 

@@ -11,17 +11,17 @@ from ..model.heads import LevelHeads
 
 
 class LevelCrossEntropy(nn.Module):
-    """Weighted sum over the levels of the cross-entropy between scores and labels.
+    """Weighted sum over the levels of the cross-entropy between logits and labels.
 
     A level's loss is a weighted mean over its labelled elements. The mean's denominator is given from outside, so that
     the parts of one batch (micro-batches, processes) add up to exactly the loss of the whole.
 
     Args:
-        heads: what turns scores into log-probabilities.
+        heads: what turns logits into log-probabilities.
         weights: per level, summing to 1 (:func:`level_weights`).
         class_weights: per level (classes,), or ``None`` for none.
         label_smoothing: share of the target spread evenly over the classes of a level.
-        logit_adjustment: multiple of the log-prior added to the scores in training mode (Menon et al., Long-tail
+        logit_adjustment: multiple of the log-prior added to the logits in training mode (Menon et al., Long-tail
             learning via logit adjustment, ICLR 2021); 0 for none, otherwise usually 1.
         counts: per level (classes,) training samples; needed for the prior.
         backoff_levels: levels at which some labels end (a specimen known to its genus only). An element whose label
@@ -53,7 +53,7 @@ class LevelCrossEntropy(nn.Module):
         if logit_adjustment:
             assert counts is not None, "logit adjustment needs the class counts"
             priors = [(n.double().clamp(min=1) / n.sum().clamp(min=1)).log().float() for n in counts]
-            offset = logit_adjustment * heads.score_offsets(priors)
+            offset = logit_adjustment * heads.logit_offsets(priors)
         self.register_buffer("offset", offset, persistent=False)
         self.adjusted = bool(logit_adjustment)
 
@@ -73,7 +73,7 @@ class LevelCrossEntropy(nn.Module):
 
     def forward(
         self,
-        scores: torch.Tensor,
+        logits: torch.Tensor,
         labels: torch.Tensor,
         denominators: torch.Tensor | None = None,
         mixed_with: torch.Tensor | None = None,
@@ -82,16 +82,16 @@ class LevelCrossEntropy(nn.Module):
         """The loss, a float32 scalar attached to the graph even if no element is labelled (then it is 0).
 
         Args:
-            scores: (batch, outputs, ...) of the heads, any floating dtype.
+            logits: (batch, outputs, ...) of the heads, any floating dtype.
             labels: (batch, levels, ...) int64.
             denominators: (levels,) :meth:`label_weights` of the whole batch that this is a part of; by default of
                 this one.
             mixed_with: labels of the images mixed in by mixup or cutmix.
             mix: share of the image that ``labels`` belongs to.
         """
-        sums = mix * self.level_sums(scores, labels)
+        sums = mix * self.level_sums(logits, labels)
         if mixed_with is not None:
-            sums = sums + (1 - mix) * self.level_sums(scores, mixed_with)
+            sums = sums + (1 - mix) * self.level_sums(logits, mixed_with)
         if denominators is None:
             denominators = self.label_weights(labels)
             if mixed_with is not None:
@@ -103,17 +103,17 @@ class LevelCrossEntropy(nn.Module):
         means = sums / denominators.to(sums.dtype).clamp(min=torch.finfo(torch.float32).tiny)
         return sum(weight * mean for weight, mean in zip(self.weights, means, strict=True))
 
-    def level_sums(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def level_sums(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Weighted sum of the elements' losses per level, float32 (levels,); 0 for levels of weight 0."""
         if self.adjusted and self.training:
-            scores = scores.float() + self.offset.view(1, -1, *(1,) * (scores.dim() - 2))
+            logits = logits.float() + self.offset.view(1, -1, *(1,) * (logits.dim() - 2))
         wanted = [level for level, weight in enumerate(self.weights) if weight or level in self.backoff_levels]
-        log_probs = self._heads[0].log_probs(scores, wanted)
+        log_probs = self._heads[0].log_probs(logits, wanted)
         elements = [
             None if x is None else self._losses(x, labels[:, level], level) for level, x in enumerate(log_probs)
         ]
         # The zero keeps levels without labels attached to the graph; one element, because a sum may overflow.
-        zero = scores.flatten()[:1].float().nan_to_num(0, 0, 0).sum() * 0
+        zero = logits.flatten()[:1].float().nan_to_num(0, 0, 0).sum() * 0
         return zero + self._sum_with_backoff(elements, labels)
 
     def _losses(self, log_probs: torch.Tensor, labels: torch.Tensor, level: int) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Dice and focal loss of every pixel per level of the label tree, computed together with their gradient.
 
-A segmentation model's scores at full resolution are the largest tensors of the program, and what automatic
-differentiation keeps of them (probabilities, one-hot labels, products, each per level) is many times their size. Here
-the gradient is written out, and computed chunk by chunk in the forward pass: nothing of full resolution is kept.
+A segmentation model's logits at full resolution are the largest tensors of the program, and what autograd keeps of
+them (probabilities, one-hot labels, products, each per level) is many times their size. Here the gradient is written
+out and computed chunk by chunk in the forward pass: nothing is kept at full resolution.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from ..model.heads import LevelHeads
-from .pixel_softmax import Layout, PixelSoftmax, enlarge, gather_enlarged, look_up
+from .pixel_softmax import PixelSoftmax, SoftmaxLayout, enlarge, gather_enlarged, look_up
 
-# Probabilities kept at a time, (CPU, GPU), unless they stand in the memory of the gradient: few, or what a GPU needs.
+# Probabilities in memory at a time, (CPU, GPU), unless they share the gradient's memory.
 CHUNK = (2**22, 2**27)
 
 
@@ -34,11 +34,11 @@ class SegmentationLoss(nn.Module):
       image: T pixels are of the class, its probabilities sum to I over these and to S over all labelled pixels.
 
     Args:
-        heads: what the scores are of.
+        heads: the heads that give the logits.
         weights: per level, used as they are; may be changed between steps. Levels of weight 0 are not computed.
         class_weights: per level (classes,), or ``None`` for none.
         dice_over: ``image``, or ``batch`` for one Dice of each class over all images of a forward pass.
-        stride: how many times smaller than the labels the scores may be.
+        stride: how many times smaller than the labels the logits may be.
 
     Raises:
         ValueError: for an unknown or negative option.
@@ -69,7 +69,7 @@ class SegmentationLoss(nn.Module):
         self.dice_over, self.smooth, self.stride = dice_over, smooth, stride
         for level, value in enumerate(class_weights or [torch.ones(n) for n in heads.hierarchy.num_classes]):
             self.register_buffer(f"class_weight_{level}", value.float(), persistent=False)
-        self._layouts: dict[Any, Layout] = {}
+        self._layouts: dict[Any, SoftmaxLayout] = {}
 
     @property
     def num_levels(self) -> int:
@@ -85,12 +85,12 @@ class SegmentationLoss(nn.Module):
         return torch.stack([both[:, row].sum(1) for row in layout.rows])
 
     def forward(
-        self, scores: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor | None = None
+        self, logits: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The loss, a float32 scalar attached to the graph even if no pixel is labelled (then it is 0).
 
         Args:
-            scores: (batch, outputs of the heads, h, w), any floating dtype; of the labels' size, or ``stride`` times
+            logits: (batch, outputs of the heads, h, w), any floating dtype; of the labels' size, or ``stride`` times
                 smaller (rounded up) and then enlarged bilinearly.
             labels: (batch, H, W) int64 leaf labels, negative where there is none.
             denominators: (levels, 2) :meth:`label_weights` of the whole batch that this is a part of; by default of
@@ -101,58 +101,58 @@ class SegmentationLoss(nn.Module):
         """
         if denominators is None:
             denominators = self.label_weights(labels)
-        if torch.is_grad_enabled() and scores.requires_grad:
-            return _WithGradient.apply(scores, labels, denominators, self)
-        return self.combine(self.level_sums(scores, labels), denominators)
+        if torch.is_grad_enabled() and logits.requires_grad:
+            return _WithGradient.apply(logits, labels, denominators, self)
+        return self.combine(self.level_sums(logits, labels), denominators)
 
     def combine(self, sums: torch.Tensor, denominators: torch.Tensor) -> torch.Tensor:
         """The loss, from :meth:`level_sums` and :meth:`label_weights` added up over all parts; x/0 counts as 0."""
         return (sums * self._factors(denominators).to(sums)).sum()
 
-    def level_sums(self, scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def level_sums(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Numerators [of Dice, of focal] per level, float32 (levels, 2), not in the graph; 0 where the weight is 0."""
-        return self.sums_and_gradient(scores, labels)[0]
+        return self.sums_and_gradient(logits, labels)[0]
 
     @torch.no_grad()
     def sums_and_gradient(
-        self, scores: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor | None = None
+        self, logits: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """:meth:`level_sums` and, given denominators, the loss's float32 gradient with respect to the scores."""
-        size, full = tuple(scores.shape[2:]), tuple(labels.shape[1:])
+        """:meth:`level_sums` and, given denominators, the loss's float32 gradient with respect to the logits."""
+        size, full = tuple(logits.shape[2:]), tuple(labels.shape[1:])
         if size != full and size != tuple(-(-length // self.stride) for length in full):
             raise ValueError(
-                f"Scores of {size} pixels fit labels of {full} neither so nor {self.stride} times larger."
+                f"Logits of {size} pixels are neither as large as labels of {full} nor {self.stride} times smaller."
             )
-        sums = torch.zeros(self.num_levels, 2, device=scores.device)
+        sums = torch.zeros(self.num_levels, 2, device=logits.device)
         active = [level for level, weight in enumerate(self.weights) if weight]
-        if not active or not scores.numel():
-            return sums, None if denominators is None else torch.zeros_like(scores, dtype=torch.float32)
-        layout = self._layout(active, scores.device)
-        with torch.autocast(scores.device.type, enabled=False):
-            return self._sums_and_gradient(layout, sums, scores, labels, denominators)
+        if not active or not logits.numel():
+            return sums, None if denominators is None else torch.zeros_like(logits, dtype=torch.float32)
+        layout = self._layout(active, logits.device)
+        with torch.autocast(logits.device.type, enabled=False):
+            return self._sums_and_gradient(layout, sums, logits, labels, denominators)
 
     def _sums_and_gradient(
-        self, layout: Layout, sums: torch.Tensor, scores: torch.Tensor, labels: torch.Tensor, denominators: Any
+        self, layout: SoftmaxLayout, sums: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, denominators: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         full, leaves, slopes = labels.shape[1:], self._leaves(labels), None
-        gradient, factors = None, torch.zeros(len(layout.active), 2, device=scores.device)
+        gradient, factors = None, torch.zeros(len(layout.active), 2, device=logits.device)
         if denominators is not None:
-            all_written = layout.num_terminals == scores.shape[1]
-            gradient = (torch.empty_like if all_written else torch.zeros_like)(scores, dtype=torch.float32)
+            all_written = layout.num_terminals == logits.shape[1]
+            gradient = (torch.empty_like if all_written else torch.zeros_like)(logits, dtype=torch.float32)
             factors = self._factors(denominators).index_select(0, layout.levels).float()
-        # The gradient takes shape in its own memory if the probabilities can stand there.
-        in_place = gradient is not None and scores.shape[2:] == full and gradient.is_contiguous() and all_written
+        # If possible, the probabilities use the gradient's memory and become the gradient in place.
+        in_place = gradient is not None and logits.shape[2:] == full and gradient.is_contiguous() and all_written
         weight = self._class_weights(layout)
         run = partial(self._softmax, layout, layout.of_leaves(weight[None]), factors, sums)
-        step = max(1, CHUNK[scores.is_cuda] // (layout.num_terminals * leaves.shape[1]))
-        step = len(scores) if in_place and self.dice_over == "batch" else step
-        parts = [slice(start, start + step) for start in range(0, len(scores), step)]
+        step = max(1, CHUNK[logits.is_cuda] // (layout.num_terminals * leaves.shape[1]))
+        step = len(logits) if in_place and self.dice_over == "batch" else step
+        parts = [slice(start, start + step) for start in range(0, len(logits), step)]
         of_batch = None
-        if self.dice_weight and self.dice_over == "batch" and len(parts) > 1:  # no slope before the last sum
-            of_batch = sum(self._overlaps(run(scores[part], leaves[part], full), leaves[part]) for part in parts)
+        if self.dice_weight and self.dice_over == "batch" and len(parts) > 1:  # slopes need the batch's sums
+            of_batch = sum(self._overlaps(run(logits[part], leaves[part], full), leaves[part]) for part in parts)
             sums.zero_()
         for part in parts:
-            softmax = run(scores[part], leaves[part], full, gradient[part] if in_place else None)
+            softmax = run(logits[part], leaves[part], full, gradient[part] if in_place else None)
             if self.dice_weight:
                 overlaps = self._overlaps(softmax, leaves[part]) if of_batch is None else of_batch
                 dice, slopes = self._dice(overlaps, weight)
@@ -164,21 +164,21 @@ class SegmentationLoss(nn.Module):
                 softmax.to_gradient(slopes)
                 if not in_place:
                     self._write(softmax, full, gradient[part])
-            del softmax  # before the next takes as much memory
+            del softmax  # free its memory before the next is made
         return sums, gradient
 
     def _softmax(
         self,
-        layout: Layout,
+        layout: SoftmaxLayout,
         weights: torch.Tensor,
         factors: torch.Tensor,
         sums: torch.Tensor,
-        scores: torch.Tensor,
+        logits: torch.Tensor,
         leaves: torch.Tensor,
         full: Sequence[int],
         out: torch.Tensor | None = None,
     ) -> PixelSoftmax:
-        """That of some images, with focal's slopes; focal itself is added to the sums."""
+        """The softmax of some images, with focal's slopes; focal itself is added to the sums."""
 
         def focal(prob: torch.Tensor, log_prob: torch.Tensor, leaves: torch.Tensor) -> None:
             if not self.focal_weight:
@@ -187,25 +187,25 @@ class SegmentationLoss(nn.Module):
             sums[:, 1].index_add_(0, layout.levels, self._focal(prob, log_prob, look_up(weights, leaves)))
             log_prob.mul_(factors[:, 1, None])
 
-        if layout.num_terminals != scores.shape[1]:
-            scores = torch.cat([scores[:, channels] for channels, _ in layout.softmaxes], 1)
-        scores = (scores if scores.shape[2:] == full else enlarge(scores, self.stride, full)).flatten(2)
-        out = torch.empty_like(scores, dtype=torch.float32) if out is None else out.flatten(2)
-        return PixelSoftmax(layout, scores, leaves, out, focal)
+        if layout.num_terminals != logits.shape[1]:
+            logits = torch.cat([logits[:, channels] for channels, _ in layout.softmaxes], 1)
+        logits = (logits if logits.shape[2:] == full else enlarge(logits, self.stride, full)).flatten(2)
+        out = torch.empty_like(logits, dtype=torch.float32) if out is None else out.flatten(2)
+        return PixelSoftmax(layout, logits, leaves, out, focal)
 
     def _write(self, softmax: PixelSoftmax, full: Sequence[int], gradient: torch.Tensor) -> None:
-        """What the probabilities have become, to the gradient (images, channels, h, w) of the scores."""
+        """Copy what the probabilities have become to the gradient (images, channels, h, w) of the logits."""
         for channels, terminals in softmax.layout.softmaxes:
             found, size = softmax.probs[:, terminals].unflatten(2, full), gradient.shape[2:]
             gradient[:, channels] = found if size == full else gather_enlarged(found, self.stride, size)
 
-    def _layout(self, active: Sequence[int], device: torch.device) -> Layout:
+    def _layout(self, active: Sequence[int], device: torch.device) -> SoftmaxLayout:
         key = (*active, device)
         if key not in self._layouts:
-            self._layouts[key] = Layout(self._heads[0], list(active), device)
+            self._layouts[key] = SoftmaxLayout(self._heads[0], list(active), device)
         return self._layouts[key]
 
-    def _class_weights(self, layout: Layout) -> torch.Tensor:
+    def _class_weights(self, layout: SoftmaxLayout) -> torch.Tensor:
         """(positions,)"""
         weight = layout.sums.new_zeros(layout.num_sums + layout.num_terminals)
         for row, level in zip(layout.rows, layout.active, strict=True):
@@ -213,10 +213,10 @@ class SegmentationLoss(nn.Module):
         return weight
 
     def _leaves(self, labels: torch.Tensor) -> torch.Tensor:
-        """(images, pixels): labels, the number of leaves where there is none."""
+        """(images, pixels): the labels; the number of leaves where there is no label."""
         return torch.where(labels < 0, self._heads[0].hierarchy.num_leaves, labels).flatten(1)
 
-    def _counts(self, layout: Layout, leaves: torch.Tensor) -> torch.Tensor:
+    def _counts(self, layout: SoftmaxLayout, leaves: torch.Tensor) -> torch.Tensor:
         """(images, positions) float64: pixels of each class; (1, positions) for all images if Dice is over these."""
         shape = len(leaves), self._heads[0].hierarchy.num_leaves + 1
         each = torch.zeros(shape, dtype=torch.float64, device=leaves.device)
@@ -224,20 +224,20 @@ class SegmentationLoss(nn.Module):
         return counts.sum(0, keepdim=True) if self.dice_over == "batch" else counts
 
     def _overlaps(self, softmax: PixelSoftmax, leaves: torch.Tensor) -> torch.Tensor:
-        """I, S and T of each class as the class's docstring has them: (3, images or 1, positions) float64."""
+        """I, S and T of each class (see the docstring of this class): (3, images or 1, positions) float64."""
         inside, everywhere = softmax.inside, softmax.everywhere
         if self.dice_over == "batch":
             inside, everywhere = inside.sum(0, keepdim=True), everywhere.sum(0, keepdim=True)
         return torch.stack([inside, everywhere, self._counts(softmax.layout, leaves)])
 
     def _factors(self, denominators: torch.Tensor) -> torch.Tensor:
-        """(levels, 2): what a numerator is multiplied with in the loss."""
+        """(levels, 2): weight / denominator of each numerator; 0 where the denominator is 0."""
         weights = torch.tensor(self.weights, dtype=torch.float64)[:, None]
         weights = weights * torch.tensor([self.dice_weight, self.focal_weight], dtype=torch.float64)
         return torch.where(denominators > 0, weights.to(denominators.device, non_blocking=True) / denominators, 0)
 
     def _dice(self, overlaps: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dice of each class from I, S, T (3, images, classes): (images, classes), and its slopes in S and -I."""
+        """Dice of each class from I, S, T (3, images, classes): (images, classes); its derivatives by S and -I."""
         inside, everywhere, count = overlaps
         weight = torch.where(count > 0, weight, 0)
         below = torch.where(count > 0, everywhere + count + self.smooth, 1)
@@ -245,14 +245,14 @@ class SegmentationLoss(nn.Module):
         return weight * (1 - ratio), torch.stack([weight * ratio / below, 2 * weight / below]).float()
 
     def _focal(self, prob: torch.Tensor, log_prob: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        """Sums (slots,) of focal; ``log_prob`` becomes its slope in that."""
+        """Sums (slots,) of focal; ``log_prob`` is replaced by the derivative with respect to it."""
         if not self.focal_gamma:
             sums = -(weight * log_prob).sum((0, 2))
             torch.neg(weight, out=log_prob)
             return sums
         wrong = 1 - prob
         weight *= wrong.pow(self.focal_gamma)
-        # p log p / (1 - p): finite; at p = 1 it is multiplied with 0, so that 0 will do there, unlike 0 / 0.
+        # p log p / (1 - p) is finite; at p = 1 it is multiplied with 0, so any finite value does instead of 0 / 0.
         ratio = (prob * log_prob).div_(wrong.clamp_(min=torch.finfo(torch.float32).tiny))
         sums = -log_prob.mul_(weight).sum((0, 2))
         torch.mul(weight, ratio.mul_(self.focal_gamma).sub_(1), out=log_prob)
@@ -263,19 +263,19 @@ class _WithGradient(torch.autograd.Function):
     """The loss as one step of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, scores: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor, loss: Any) -> Any:
-        sums, ctx.gradient = loss.sums_and_gradient(scores, labels, denominators)
-        ctx.dtype = scores.dtype
+    def forward(ctx: Any, logits: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor, loss: Any) -> Any:
+        sums, ctx.gradient = loss.sums_and_gradient(logits, labels, denominators)
+        ctx.dtype = logits.dtype
         return loss.combine(sums, denominators)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        # Handed on and not kept: it is as large as the scores. Rounded only after a loss scale is in, because one
-        # pixel's share of a mean underflows in half precision.
+        # Not kept: it is as large as the logits. Cast only after the loss scale is applied, because one pixel's share
+        # of a mean underflows in half precision.
         gradient, ctx.gradient = ctx.gradient, None
         if gradient is None:
-            raise RuntimeError("The segmentation loss goes backward once; compute it again for a second time.")
-        if gradient.is_cuda or upstream != 1:  # a GPU would have to be waited for
+            raise RuntimeError("backward() works once for the segmentation loss; compute the loss again.")
+        if gradient.is_cuda or upstream != 1:  # asking a GPU would synchronize
             gradient.mul_(upstream)
         return gradient.to(ctx.dtype), None, None, None

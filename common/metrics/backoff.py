@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ..labels.encoding import LabelPath, encode_path
-from ..model.hierarchy import IGNORE, Hierarchy
+from ..model.hierarchy import Hierarchy
+from ..model.tree import IGNORE
 
 UNKNOWN = -1
 """Label of something that is named, but that the label tree has no class for"""

@@ -13,7 +13,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..files import atomic_write
-from ..model.hierarchy import IGNORE, Hierarchy
+from ..model.hierarchy import Hierarchy
+from ..model.tree import IGNORE
 from .backoff import path_probabilities
 
 TOP_LEAVES = 5

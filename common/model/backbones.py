@@ -12,15 +12,15 @@ from transformers import CONFIG_MAPPING, AutoModelForImageClassification
 
 from .encoders import (
     TIMM_PREFIXES,
+    EncoderOptions,
     accepts,
     build_timm,
-    config_to_dict,
     first_line,
     load_strictly,
     num_classes_in,
     open_timm,
-    preprocessing,
     read_config,
+    transformers_spec,
 )
 from .pyramids import PyramidBackbone, load_pyramid
 
@@ -31,7 +31,7 @@ class Backbone(nn.Module):
     Args:
         spec: what it takes to build the same architecture again without any download: ``library`` ("timm" or
             "transformers"), its arguments, ``num_features``, ``image_size``, and the preprocessing that goes with it.
-        model: the encoder, if it has been built already; otherwise it is built with random weights.
+        model: the encoder, if there is one already; otherwise it is built with random weights.
     """
 
     def __init__(self, spec: dict[str, Any], model: nn.Module | None = None) -> None:
@@ -69,11 +69,11 @@ def load_backbone(
             Transformers' ``AutoModelForImageClassification`` knows, by id or local path; for a pyramid, what
             ``AutoBackbone`` knows, or ``AutoModel`` if its hidden states are maps (SegFormer) or those of a ViT.
         pretrained: load the weights that go with the name; ``False`` builds the architecture with random weights.
-        weights: a safetensors file with a state dict to load instead.
+        weights: a safetensors file with a state dict to load instead of those.
         image_size: side of the square input in pixels; the model's own by default.
         drop_path_rate: stochastic depth, where the architecture has it; its own by default.
         trust_remote_code: allow code from the model's repository to run (Transformers only).
-        pyramid: four feature maps, as decoders of segmentation need them, in the place of pooled features.
+        pyramid: give four feature maps, as decoders of segmentation need them, instead of pooled features.
 
     Returns:
         The backbone, and its own classifier if it came with trained weights (None with ``pyramid``).
@@ -83,12 +83,14 @@ def load_backbone(
     """
     if weights is not None and not Path(weights).is_file():
         raise ValueError(f"No weights file at {weights} (--backbone_weights).")
-    arguments = (name, pretrained and weights is None, weights, image_size, drop_path_rate, trust_remote_code)
+    options = EncoderOptions(
+        name, pretrained and weights is None, weights, image_size, drop_path_rate, trust_remote_code
+    )
     try:
         if pyramid:
-            return load_pyramid(*arguments), None
+            return load_pyramid(options), None
         load = _load_timm if name.startswith(TIMM_PREFIXES) else _load_transformers
-        backbone, classifier = load(*arguments)
+        backbone, classifier = load(options)
     except (OSError, RuntimeError, KeyError) as error:
         offline = "timm/<architecture> and nvidia/mit-b0 to b5 are" if pyramid else "timm/<architecture> is"
         hint = "" if pretrained else f" With --no_pretrained only the architecture is needed: {offline} offline."
@@ -96,57 +98,33 @@ def load_backbone(
     return backbone, classifier if pretrained or weights else None
 
 
-def _load_timm(
-    name: str,
-    pretrained: bool,
-    weights: str | None,
-    image_size: int | None,
-    drop_path_rate: float | None,
-    _: bool,
-) -> tuple[Backbone, nn.Linear | None]:
-    model, spec = open_timm(name, pretrained, weights, image_size, drop_path_rate)
+def _load_timm(options: EncoderOptions) -> tuple[Backbone, nn.Linear | None]:
+    model, spec = open_timm(options)
     classifier = model.get_classifier()
     model.reset_classifier(0)
     spec["num_features"] = getattr(model, "head_hidden_size", None) or model.num_features
     return Backbone(spec, model), classifier if isinstance(classifier, nn.Linear) else None
 
 
-def _load_transformers(
-    name: str,
-    pretrained: bool,
-    weights: str | None,
-    image_size: int | None,
-    drop_path_rate: float | None,
-    trust_remote_code: bool,
-) -> tuple[Backbone, nn.Linear]:
-    config = read_config(name, drop_path_rate, trust_remote_code)
-    if pretrained:
+def _load_transformers(options: EncoderOptions) -> tuple[Backbone, nn.Linear]:
+    config, remote = read_config(options), options.trust_remote_code
+    if options.pretrained:
         model = AutoModelForImageClassification.from_pretrained(
-            name, config=config, dtype=torch.float32, trust_remote_code=trust_remote_code, ignore_mismatched_sizes=True
+            options.name, config=config, dtype=torch.float32, trust_remote_code=remote, ignore_mismatched_sizes=True
         )
     else:
-        if image_size and isinstance(getattr(config, "image_size", None), int):
-            config.image_size = image_size
-        state = load_file(weights) if weights else None
-        if state is not None:
-            config.num_labels = num_classes_in(state, "classifier") or config.num_labels
-        model = AutoModelForImageClassification.from_config(config, trust_remote_code=trust_remote_code)
-        if state is not None:
-            load_strictly(model, state, weights)
+        state = load_file(options.weights) if options.weights else {}
+        config.num_labels = num_classes_in(state, "classifier") or config.num_labels
+        model = AutoModelForImageClassification.from_config(config, trust_remote_code=remote)
+        if options.weights:
+            load_strictly(model, state, options.weights)
     classifier = _remove_classifier(model)
-    size = getattr(config, "image_size", None)
-    spec = {
-        "library": "transformers",
-        "config": config_to_dict(config),
-        "image_size": image_size or (size if isinstance(size, int) else 224),
-        "num_features": classifier.in_features,
-        **preprocessing(name),
-    }
+    spec = transformers_spec(options, config) | {"num_features": classifier.in_features}
     return Backbone(spec, model), classifier
 
 
 def _remove_classifier(model: nn.Module) -> nn.Linear:
-    """Put an identity in the place of the last linear layer with one output a label, and return that layer."""
+    """Replace the last linear layer with one output per label by an identity, and return that layer."""
     for name, module in reversed(list(model.named_modules())):
         if isinstance(module, nn.Linear) and module.out_features == model.config.num_labels and "classifier" in name:
             parent, _, child = name.rpartition(".")

@@ -1,9 +1,11 @@
-"""What opening encoders of timm and Transformers takes, whether their features are pooled or kept as a pyramid."""
+"""Opening encoders of timm and Transformers, whether their features are pooled or kept as a pyramid."""
 
 from __future__ import annotations
 
 import inspect
 import logging
+import re
+from dataclasses import dataclass
 from typing import Any
 
 import timm
@@ -12,50 +14,60 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from timm.models import load_model_config_from_hf
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig, SegformerConfig
 
 TIMM_PREFIXES = ("timm/", "hf-hub:", "local-dir:")
 
 logger = logging.getLogger(__name__)
 
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """Which encoder to open; the fields are those of :func:`.backbones.load_backbone`.
+
+    ``pretrained`` is False if there is a weights file.
+    """
+
+    name: str
+    pretrained: bool
+    weights: str | None
+    image_size: int | None
+    drop_path_rate: float | None
+    trust_remote_code: bool
+
+
 # ---- timm
 
 
-def open_timm(
-    name: str,
-    pretrained: bool,
-    weights: str | None,
-    image_size: int | None,
-    drop_path_rate: float | None,
-    **optional: Any,
-) -> tuple[nn.Module, dict[str, Any]]:
-    """The whole classifier and the ``spec`` that :func:`build_timm` needs; arguments as of ``load_backbone``.
+def open_timm(options: EncoderOptions, **optional: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """The complete classifier, and the ``spec`` that :func:`build_timm` needs.
 
     Args:
-        optional: more arguments for the architecture, which are left out where it does not take them.
+        options: which encoder.
+        optional: more arguments for the architecture, left out where it does not take them.
 
     Raises:
         ValueError: if the weights do not fit.
     """
     kwargs: dict[str, Any] = {}
-    architecture = name.removeprefix("timm/")
-    if name.startswith("hf-hub:"):  # remember the architecture, so that the saved model needs no hub
-        _, architecture, model_args = load_model_config_from_hf(name.removeprefix("hf-hub:"))
+    architecture = options.name.removeprefix("timm/")
+    if options.name.startswith("hf-hub:"):  # remember the architecture, so that the saved model needs no hub
+        _, architecture, model_args = load_model_config_from_hf(options.name.removeprefix("hf-hub:"))
         kwargs.update(model_args or {})
-    source = name if name.startswith(("hf-hub:", "local-dir:")) else architecture
-    state = load_file(weights) if weights else None
+    name = options.name if options.name.startswith(("hf-hub:", "local-dir:")) else architecture
+    state = load_file(options.weights) if options.weights else None
     if state is not None:
         kwargs["num_classes"] = num_classes_in(state, timm.get_pretrained_cfg_value(architecture, "classifier"))
-    optional |= {"img_size": image_size, "drop_path_rate": drop_path_rate}
-    model = _create_timm(source, pretrained, kwargs, optional)
+    optional |= {"img_size": options.image_size, "drop_path_rate": options.drop_path_rate}
+    model = _create_timm(name, options.pretrained, kwargs, optional)
     if state is not None:
-        load_strictly(model, timm.models.clean_state_dict(state), weights)
+        load_strictly(model, timm.models.clean_state_dict(state), options.weights)
     config = resolve_model_data_config(model)
     return model, {
         "library": "timm",
         "architecture": model.pretrained_cfg.get("architecture") or architecture,
         "kwargs": {k: v for k, v in kwargs.items() if v is not None and k != "num_classes"},
-        "image_size": image_size or config["input_size"][-1],
+        "image_size": options.image_size or config["input_size"][-1],
         "mean": list(config["mean"]),
         "std": list(config["std"]),
         "interpolation": config["interpolation"],
@@ -68,7 +80,7 @@ def build_timm(spec: dict[str, Any]) -> nn.Module:
 
 
 def _create_timm(name: str, pretrained: bool, kwargs: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
-    """Tell the architecture its image size where it wants to know; notes in ``kwargs`` what it accepted."""
+    """Create a model, without those optional arguments that it refuses; the others are added to ``kwargs``."""
     optional = {key: value for key, value in optional.items() if value is not None and key not in kwargs}
     while True:
         try:
@@ -89,32 +101,55 @@ def _create_timm(name: str, pretrained: bool, kwargs: dict[str, Any], optional: 
 # ---- Transformers
 
 
-def read_config(name: str, drop_path_rate: float | None, trust_remote_code: bool) -> PretrainedConfig:
-    """The configuration of a model, by id or local path, with another stochastic depth if it has that."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
-    return set_drop_path_rate(config, name, drop_path_rate)
+def read_config(options: EncoderOptions, config: PretrainedConfig | None = None) -> PretrainedConfig:
+    """The configuration of a model with the stochastic depth and image size asked for; read by name if not given.
 
-
-def set_drop_path_rate(config: PretrainedConfig, name: str, drop_path_rate: float | None) -> PretrainedConfig:
-    """Changes ``config`` and returns it; a warning where it has no such setting."""
-    if drop_path_rate is not None:
+    The image size is changed only where the weights are random: models with trained weights interpolate their
+    position embeddings.
+    """
+    config = config or AutoConfig.from_pretrained(options.name, trust_remote_code=options.trust_remote_code)
+    if options.drop_path_rate is not None:
         if hasattr(config, "drop_path_rate"):
-            config.drop_path_rate = drop_path_rate
+            config.drop_path_rate = options.drop_path_rate
         else:
-            logger.warning("%s takes no drop_path_rate: it has no effect.", name)
+            logger.warning("%s takes no drop_path_rate: it has no effect.", options.name)
+    size = getattr(config, "image_size", None)
+    if size and options.image_size and not options.pretrained:
+        config.image_size = options.image_size if isinstance(size, int) else [options.image_size] * 2
     return config
 
 
+def transformers_spec(
+    options: EncoderOptions, config: PretrainedConfig, default_size: int = 224, imagenet: bool = False
+) -> dict[str, Any]:
+    """What it takes to build the same architecture again, and the preprocessing that goes with it.
+
+    Args:
+        options: which encoder.
+        config: its configuration.
+        default_size: the image size, where neither the options nor the configuration have one.
+        imagenet: use ImageNet's mean and deviation instead of reading the model's preprocessing.
+    """
+    size = getattr(config, "image_size", None) or default_size
+    preprocessing = _imagenet("bilinear") if imagenet else _read_preprocessing(options.name)
+    return {
+        "library": "transformers",
+        "config": config_to_dict(config),
+        "image_size": options.image_size or (size if isinstance(size, int) else size[0]),
+        **preprocessing,
+    }
+
+
 def config_to_dict(config: PretrainedConfig) -> dict[str, Any]:
-    """What of a configuration describes the encoder: nothing of labels, its origin or its storage."""
+    """What describes the encoder in a configuration, without labels, origin and storage."""
     kept = config.to_dict()
     for key in ("id2label", "label2id", "architectures", "transformers_version", "num_labels", "dtype"):
         kept.pop(key, None)
     return kept
 
 
-def preprocessing(name: str) -> dict[str, Any]:
-    """Mean, standard deviation and interpolation that the model was trained with, if that is known offline."""
+def _read_preprocessing(name: str) -> dict[str, Any]:
+    """Mean, standard deviation and interpolation that the model was trained with, if they can be read offline."""
     try:
         processor = AutoImageProcessor.from_pretrained(name)
         names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -124,8 +159,33 @@ def preprocessing(name: str) -> dict[str, Any]:
             "interpolation": names.get(int(processor.resample), "bicubic"),
         }
     except (OSError, ValueError, AttributeError, TypeError):
-        logger.warning("%s comes without a preprocessor_config.json: ImageNet's mean and deviation are used.", name)
-        return {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD), "interpolation": "bicubic"}
+        logger.warning("%s has no preprocessor_config.json: ImageNet's mean and deviation are used.", name)
+        return _imagenet("bicubic")
+
+
+def _imagenet(interpolation: str) -> dict[str, Any]:
+    mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
+    return {"mean": mean, "std": std, "interpolation": interpolation}
+
+
+# Xie et al., "SegFormer", NeurIPS 2021, Table 6: depths of the encoders MiT-B0 to B5.
+_MIT_DEPTHS = ([2, 2, 2, 2], [2, 2, 2, 2], [3, 4, 6, 3], [3, 4, 18, 3], [3, 8, 27, 3], [3, 6, 40, 3])
+_MIT_NAME = re.compile(r"(?:.*[/_-])?(?:mit|segformer)-b([0-5])(?:-\D+-(\d+)-\d+)?$")
+
+
+def segformer_config(name: str) -> SegformerConfig | None:
+    """The configuration of a SegFormer encoder by its published name, without a download; ``None`` for other names."""
+    match = _MIT_NAME.match(name)
+    if match is None:
+        return None
+    widths = [32, 64, 160, 256] if match[1] == "0" else [64, 128, 320, 512]
+    return SegformerConfig(hidden_sizes=widths, depths=_MIT_DEPTHS[int(match[1])])
+
+
+def segformer_size(name: str) -> int:
+    """The image size that a SegFormer was trained with, by its published name; 224 for other names."""
+    match = _MIT_NAME.match(name)
+    return int(match[2] or 512) if match else 224
 
 
 # ---- both
@@ -148,7 +208,7 @@ def load_strictly(model: nn.Module, state: dict[str, torch.Tensor], source: str 
 
 
 def accepts(model: nn.Module, argument: str) -> bool:
-    """Whether a model's ``forward`` names this argument."""
+    """Whether a model's ``forward`` has an argument of this name."""
     return argument in inspect.signature(model.forward).parameters
 
 

@@ -1,12 +1,13 @@
-"""Features -> scores -> log-probabilities of every level, for a tree of labels.
+"""Features -> logits -> log-probabilities of every level, for a tree of labels.
 
-Three ways to score, all linear in the features:
+Three kinds of heads, all linear in the features:
 
-- ``tree``: the score of a leaf is the sum of the logits on its path, with one softmax over the leaves; every level's
-  probabilities are marginals of it. Consistent by construction, and rare leaves borrow from what is above them
-  (parameter-sharing softmax: Valmadre, Hierarchical classification at multiple operating points, NeurIPS 2022).
+- ``tree``: every class has a weight vector, and the logit of a leaf is the sum over the classes on its path; one
+  softmax over the leaves, of which every level's probabilities are marginals. Levels agree by construction, and rare
+  leaves share the weights above them (parameter-sharing softmax: Valmadre, Hierarchical classification at multiple
+  operating points, NeurIPS 2022).
 - ``independent``: a softmax per level, as multi-task models usually have it.
-- ``flat``: one softmax over the leaves, each with a logit of its own; upper levels are marginals. The baseline.
+- ``flat``: one softmax over the leaves, each with its own weight vector; upper levels are marginals. The baseline.
 """
 
 from __future__ import annotations
@@ -18,24 +19,25 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .hierarchy import IGNORE, Hierarchy
+from .hierarchy import Hierarchy
+from .tree import IGNORE
 
-KINDS = ("tree", "independent", "flat")
+HEAD_KINDS = ("tree", "independent", "flat")
 
 
 class LevelHeads(nn.Module):
-    """One linear layer for the classes of all levels side by side, and what its outputs mean.
+    """One linear layer for the classes of all levels, and what its outputs mean.
 
     Args:
         hierarchy: the label tree.
         in_features: channels of the features.
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`HEAD_KINDS`.
     """
 
     def __init__(self, hierarchy: Hierarchy, in_features: int, kind: str = "tree") -> None:
         super().__init__()
-        if kind not in KINDS:
-            raise ValueError(f"Unknown head {kind!r}; choose from {', '.join(KINDS)}.")
+        if kind not in HEAD_KINDS:
+            raise ValueError(f"Unknown head {kind!r}; choose from {', '.join(HEAD_KINDS)}.")
         self.hierarchy = hierarchy
         self.kind = kind
         num_outputs = hierarchy.num_leaves if kind == "flat" else sum(hierarchy.num_classes)
@@ -50,11 +52,11 @@ class LevelHeads(nn.Module):
 
     @property
     def leaf_softmax(self) -> bool:
-        """Whether the scores are of leaves (one softmax) rather than of the classes of each level."""
+        """Whether there is one softmax over the leaves, and not one per level."""
         return self.kind != "independent"
 
     def forward(self, features: torch.Tensor) -> torch.Tensor:
-        """Scores of features (batch, channels) or (batch, channels, height, width).
+        """Logits of features (batch, channels) or (batch, channels, height, width).
 
         Returns:
             (batch, leaves, ...) for ``tree`` and ``flat``; (batch, classes of all levels, ...) for ``independent``.
@@ -66,50 +68,49 @@ class LevelHeads(nn.Module):
             return F.conv2d(features, weight[:, :, None, None], bias)
         return F.linear(features, weight, bias)
 
-    def log_probs(self, scores: torch.Tensor, levels: Sequence[int] | None = None) -> list[torch.Tensor | None]:
+    def log_probs(self, logits: torch.Tensor, levels: Sequence[int] | None = None) -> list[torch.Tensor | None]:
         """Float32 log-probabilities (batch, classes of the level, ...) per level; ``None`` for levels not wanted."""
         every = range(self.hierarchy.num_levels)
         wanted = every if levels is None else levels
-        scores = scores.float()
+        logits = logits.float()
         if self.leaf_softmax:
-            return self.hierarchy.marginalize(scores.log_softmax(1), wanted)
-        split = scores.split(self.hierarchy.num_classes, dim=1)
+            return self.hierarchy.marginalize(logits.log_softmax(1), wanted)
+        split = logits.split(self.hierarchy.num_classes, dim=1)
         return [split[level].log_softmax(1) if level in wanted else None for level in every]
 
-    def leaf_scores(self, scores: torch.Tensor) -> torch.Tensor:
-        """(batch, leaves, ...): what the best path is the argmax of; a softmax turns it into probabilities.
+    def leaf_logits(self, logits: torch.Tensor) -> torch.Tensor:
+        """(batch, leaves, ...): logits of the leaves; a softmax over them gives the leaves' probabilities.
 
-        For ``independent``, log-probabilities summed along each path. A path without a value at some level has fewer
-        of them and would win by that, so its sum is scaled up to the number of levels.
+        For ``independent`` these are log-probabilities summed along each path. A path without a class at some level
+        has fewer terms, which would favour it, so its sum is scaled up to the number of levels.
         """
         if self.leaf_softmax:
-            return scores
-        total = self.hierarchy.path_scores(self.log_probs(scores))
+            return logits
+        total = self.hierarchy.path_scores(self.log_probs(logits))
         num_values = (self.hierarchy.ancestors >= 0).sum(1).to(total)
         return total * (self.hierarchy.num_levels / num_values).view(1, -1, *(1,) * (total.dim() - 2))
 
-    def path_scores(self, scores: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str) -> torch.Tensor:
-        """(batch, leaves, ...): what the leaf at the end of the best path is the argmax of.
+    def path_scores(self, logits: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str) -> torch.Tensor:
+        """(batch, leaves, ...): the best path ends in the leaf with the highest of these.
 
         Args:
-            scores: (batch, outputs, ...).
-            log_probs: of every level, from the same scores.
+            logits: (batch, outputs, ...).
+            log_probs: of every level, from the same logits.
             decoding: ``leaf`` for the most probable leaf, ``levels`` for the path with the most levels expected right.
         """
         if decoding == "levels":
             return self.hierarchy.path_scores([level.exp() for level in log_probs])
-        return self.leaf_scores(scores)
+        return self.leaf_logits(logits)
 
-    def normalized(self, scores: torch.Tensor) -> torch.Tensor:
-        """Float32 scores that mean the same, and are log-probabilities where each softmax ends."""
-        blocks = [scores] if self.leaf_softmax else scores.split(self.hierarchy.num_classes, dim=1)
+    def normalized(self, logits: torch.Tensor) -> torch.Tensor:
+        """The same logits shifted, in float32, so that they are the log-probabilities of each softmax."""
+        blocks = [logits] if self.leaf_softmax else logits.split(self.hierarchy.num_classes, dim=1)
         return torch.cat([block.float().log_softmax(1) for block in blocks], 1)
 
-    def score_offsets(self, per_level: Sequence[torch.Tensor]) -> torch.Tensor:
-        """One number per score from one per class and level, e.g. log-priors for logit adjustment.
+    def logit_offsets(self, per_level: Sequence[torch.Tensor]) -> torch.Tensor:
+        """One number per logit from one per class and level, such as log-priors for logit adjustment.
 
-        With one softmax over the leaves only the leaves' own numbers count; a leaf of an upper level brings that
-        level's.
+        With one softmax over the leaves only the leaves' own numbers count; a leaf of an upper level has that level's.
         """
         if not self.leaf_softmax:
             return torch.cat(list(per_level))
@@ -117,9 +118,9 @@ class LevelHeads(nn.Module):
 
     @contextmanager
     def untrained_kept(self, level_weights: Sequence[float]) -> Iterator[None]:
-        """Keep what a loss with these weights of the levels does not train as it is while an optimizer steps.
+        """While an optimizer steps, keep the rows of levels with loss weight 0 as they are.
 
-        Otherwise weight decay would shrink, and momentum move, the rows of levels that are not in use.
+        Otherwise weight decay would shrink them and momentum would move them.
         """
         if self.leaf_softmax or all(level_weights):
             yield

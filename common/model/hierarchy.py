@@ -2,22 +2,19 @@
 
 A *level* is one tier of the tree (phylum, ..., species, or binary, coarse, fine). A *leaf* is a class without
 children: every class of the last level and, after those, classes of upper levels that nothing finer was named under.
-A *path* is one class per level, or IGNORE where a level has no value (an undamaged pixel has no kind of damage).
-
-This file imports nothing of ours, because it travels to the Hub with every trained model.
+A *path* is one class per level, or IGNORE where a level has none (an undamaged pixel has no kind of damage).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-IGNORE = -100
-"""Label of an element without a value at a level: PyTorch's default ``ignore_index``."""
+from .tree import IGNORE, as_list, check_tree, find_leaves, fold_name, node_paths, per_level, repeated, to_parent
 
 
 class Hierarchy:
@@ -27,8 +24,8 @@ class Hierarchy:
         levels: names of the levels, coarse to fine.
         names: per level, the ordered class names. A node is a path, not a name: a name may occur twice in a level as
             long as the parents differ (:meth:`display_names` tells them apart).
-        parents: per level, one entry a class: the index of its parent in the level above; or ``(level_index, class)``
-            where levels in between have no value; or ``None`` where nothing is above it.
+        parents: per level, one entry per class: the index of its parent in the level above; or ``(level, class)``
+            where the levels in between have none; or ``None`` where nothing is above it.
 
     Raises:
         ValueError: if this is not a tree; the message names the classes.
@@ -40,20 +37,19 @@ class Hierarchy:
         names: Mapping[str, Sequence[str]] | Sequence[Sequence[str]],
         parents: Mapping[str, Sequence[Any]] | Sequence[Sequence[Any]],
     ) -> None:
-        self.levels = tuple(str(level) for level in _list("levels", levels))
+        self.levels = tuple(str(level) for level in as_list("levels", levels))
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise ValueError(f"A hierarchy needs at least one level and no level twice; got {list(self.levels)}.")
-        self.names = tuple(tuple(str(name) for name in column) for column in self._per_level("names", names))
+        self.names = tuple(tuple(map(str, column)) for column in per_level("names", names, self.levels))
         self.parents = tuple(
-            tuple(_parent(entry, level) for entry in column)
-            for level, column in enumerate(self._per_level("parents", parents))
+            tuple(to_parent(entry, level) for entry in column)
+            for level, column in enumerate(per_level("parents", parents, self.levels))
         )
-        self._check()
-        paths = self._node_paths()
-        self._paths = paths
-        self.leaves = self._find_leaves()
+        check_tree(self.levels, self.names, self.parents)
+        self._paths = node_paths(self.parents)
+        self.leaves = find_leaves(self.parents)
         self.ancestors = torch.tensor(
-            [paths[level][index] for level, index in self.leaves], dtype=torch.long, device="cpu"
+            [self._paths[level][index] for level, index in self.leaves], dtype=torch.long, device="cpu"
         )
         self.has_gaps = (self.ancestors < 0).any(0).tolist()
         self._tables: dict[Any, torch.Tensor] = {}
@@ -80,18 +76,18 @@ class Hierarchy:
         return tuple(self._paths[level][index])
 
     def path_names(self, level: int, index: int) -> tuple[str | None, ...]:
-        """The names along :meth:`path`; ``None`` where a level has no value."""
+        """The names along :meth:`path`; ``None`` where a level has no class."""
         path = self.path(level, index)
         return tuple(None if label == IGNORE else self.names[depth][label] for depth, label in enumerate(path))
 
     def display_names(self, level: int) -> list[str]:
-        """Class names of one level, made unique by what is above them where one name has several parents."""
+        """Class names of one level, made unique by the names above them where one name has several parents."""
         column = self.names[level]
-        repeated = _repeated(column)
+        twice = repeated(column)
         shown = []
         for index, name in enumerate(column):
             above = [part for part in self.path_names(level, index)[:level] if part is not None]
-            shown.append(f"{name} ({' > '.join(above) or 'root'})" if name in repeated else name)
+            shown.append(f"{name} ({' > '.join(above) or 'root'})" if name in twice else name)
         return shown
 
     def leaf_names(self) -> list[str]:
@@ -140,7 +136,7 @@ class Hierarchy:
             scores: per level, a tensor (batch, classes of the level, ...).
 
         Returns:
-            (batch, leaves, ...); levels without a value for a leaf add nothing.
+            (batch, leaves, ...); levels without a class on a leaf's path add nothing.
         """
         assert len(scores) == self.num_levels, "one tensor of scores per level"
         total = None
@@ -165,7 +161,7 @@ class Hierarchy:
     ) -> list[torch.Tensor | None]:
         """Log-probability of every class: the logsumexp over its leaves, per level.
 
-        Probabilities are joint: where some leaves have no value at a level, that level's sum to less than one.
+        Probabilities are joint: where some leaves have no class at a level, that level's sum to less than one.
 
         Args:
             leaf_log_probs: (batch, leaves, ...), floating point.
@@ -180,19 +176,19 @@ class Hierarchy:
         ]
 
     def is_path(self, labels: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Whether labels chosen level by level form a path of the tree.
+        """Whether labels predicted for each level on its own form a path of the tree.
 
-        A level that has no value on the path of the finest label cannot contradict it.
+        A level that has no class on the path of the finest label cannot contradict it.
 
         Args:
-            labels: per level an integer tensor of one shape, IGNORE where nothing was chosen.
+            labels: per level an integer tensor of one shape, IGNORE where nothing was predicted.
 
         Returns:
             Boolean tensor of that shape.
         """
         finest = torch.full_like(labels[0], -1)
         for level, column in enumerate(labels):
-            finest = torch.where(column >= 0, self._flat(column, level), finest)
+            finest = torch.where(column >= 0, column + sum(self.num_classes[:level]), finest)
         table = self._table("nodes", finest.device)
         consistent = torch.ones_like(finest, dtype=torch.bool)
         for level, column in enumerate(labels):
@@ -200,26 +196,23 @@ class Hierarchy:
             consistent &= (expected < 0) | (column == expected)
         return consistent
 
-    def _flat(self, labels: torch.Tensor, level: int) -> torch.Tensor:
-        return labels + sum(self.num_classes[:level])
-
-    def _logsumexp(self, leaf_scores: torch.Tensor, level: int) -> torch.Tensor:
+    def _logsumexp(self, leaf_log_probs: torch.Tensor, level: int) -> torch.Tensor:
         num_classes = self.num_classes[level]
         if level == self.num_levels - 1:  # leaves of the last level are its classes, in order
-            return leaf_scores[:, :num_classes]
-        # Leaves without a value at this level go to one class too many, which is cut off again.
-        index = self._table("lift", leaf_scores.device)[level, :-1]
+            return leaf_log_probs[:, :num_classes]
+        # Leaves without a class at this level go to an extra class, which is cut off again.
+        index = self._table("lift", leaf_log_probs.device)[level, :-1]
         index = torch.where(index < 0, num_classes, index)
-        shape = (leaf_scores.shape[0], num_classes + 1, *leaf_scores.shape[2:])
-        where = _as_dim1(index, leaf_scores.dim()).expand_as(leaf_scores)
-        top = leaf_scores.new_full(shape, -torch.inf).scatter_reduce(1, where, leaf_scores.detach(), "amax")
+        shape = (leaf_log_probs.shape[0], num_classes + 1, *leaf_log_probs.shape[2:])
+        where = _as_dim1(index, leaf_log_probs.dim()).expand_as(leaf_log_probs)
+        top = leaf_log_probs.new_full(shape, -torch.inf).scatter_reduce(1, where, leaf_log_probs.detach(), "amax")
         top = top.masked_fill(top == -torch.inf, 0)
-        scaled = (leaf_scores - top.index_select(1, index)).exp()
-        total = leaf_scores.new_zeros(shape).index_add(1, index, scaled)
+        scaled = (leaf_log_probs - top.index_select(1, index)).exp()
+        total = leaf_log_probs.new_zeros(shape).index_add(1, index, scaled)
         return (total[:, :num_classes].log() + top[:, :num_classes]).contiguous()
 
     def _table(self, kind: str, device: torch.device) -> torch.Tensor:
-        """Look-up tables (num_levels, entries + 1), made once per device; the extra last column is all IGNORE."""
+        """Look-up tables (num_levels, entries + 1), made once per device; the last column is IGNORE."""
         key = (kind, device)
         if key not in self._tables:
             nodes = [path for level in self._paths for path in level]
@@ -231,7 +224,7 @@ class Hierarchy:
     # ---- looking classes up by name
 
     def node_index(self) -> list[dict[str, list[int]]]:
-        """Per level, the classes that bear a name (case and spacing folded), for looking labels up."""
+        """Per level, name (case and spacing folded) -> the classes of that name."""
         index: list[dict[str, list[int]]] = [{} for _ in self.levels]
         for level, column in enumerate(self.names):
             for position, name in enumerate(column):
@@ -253,7 +246,7 @@ class Hierarchy:
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any]) -> Hierarchy:
-        """The inverse of :meth:`to_dict`; raises ValueError on anything else."""
+        """The inverse of :meth:`to_dict`; ValueError for anything else."""
         missing = {"levels", "names", "parents"} - set(content if isinstance(content, Mapping) else ())
         if missing:
             raise ValueError(f"A hierarchy needs the keys levels, names and parents; missing: {sorted(missing)}.")
@@ -263,75 +256,6 @@ class Hierarchy:
         """Write JSON; :func:`common.labels.hierarchy_files.load_hierarchy` reads it."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-    # ---- construction
-
-    def _per_level(self, what: str, given: Any) -> list[Sequence[Any]]:
-        if isinstance(given, Mapping):
-            if set(given) != set(self.levels):
-                raise ValueError(f"The hierarchy's {what} are for {list(given)}, its levels are {list(self.levels)}.")
-            given = [given[level] for level in self.levels]
-        if len(_list(what, given)) != len(self.levels):
-            raise ValueError(f"The hierarchy has {len(self.levels)} levels but {what} for {len(given)}.")
-        return [_list(what, column) for column in given]
-
-    def _check(self) -> None:
-        for level, (column, parents) in enumerate(zip(self.names, self.parents, strict=True)):
-            where = f"level {self.levels[level]!r}"
-            if not column:
-                raise ValueError(f"The {where} of the hierarchy has no class.")
-            if len(column) != len(parents):
-                raise ValueError(f"The {where} has {len(column)} classes but {len(parents)} parents.")
-            for name, parent in zip(column, parents, strict=True):
-                if parent is not None and not 0 <= parent[1] < len(self.names[parent[0]]):
-                    raise ValueError(
-                        f"Class {name!r} of {where} names parent {parent[1]} of level {self.levels[parent[0]]!r}, "
-                        f"which has {len(self.names[parent[0]])} classes: this is not a tree."
-                    )
-            twice = _repeated(zip(column, parents, strict=True))
-            if twice:
-                raise ValueError(f"Listed twice under the same parent in {where}: {sorted(n for n, _ in twice)[:10]}.")
-
-    def _node_paths(self) -> list[list[list[int]]]:
-        paths: list[list[list[int]]] = []
-        for level, parents in enumerate(self.parents):
-            rows = []
-            for index, parent in enumerate(parents):
-                row = [IGNORE] * self.num_levels if parent is None else list(paths[parent[0]][parent[1]])
-                row[level] = index
-                rows.append(row)
-            paths.append(rows)
-        return paths
-
-    def _find_leaves(self) -> list[tuple[int, int]]:
-        has_child = {parent for column in self.parents for parent in column if parent is not None}
-        last = self.num_levels - 1
-        leaves = [(last, index) for index in range(len(self.names[last]))]
-        for level in range(last):
-            leaves += [(level, i) for i in range(len(self.names[level])) if (level, i) not in has_child]
-        return leaves
-
-
-def fold_name(name: str) -> str:
-    """The form in which names are compared: spacing collapsed, case folded."""
-    return " ".join(str(name).split()).casefold()
-
-
-def _list(what: str, given: Any) -> Sequence[Any]:
-    """``given``, or ValueError if it is no list; a string would fall apart into characters."""
-    if isinstance(given, str | Mapping) or not isinstance(given, Iterable):
-        raise ValueError(f"The hierarchy's {what} must be lists, not {given!r}.")
-    return given
-
-
-def _parent(entry: Any, level: int) -> tuple[int, int] | None:
-    """Normalise one entry of ``parents`` to (level, class) or None."""
-    if entry is None:
-        return None
-    pair = (level - 1, entry) if isinstance(entry, int) else tuple(entry) if isinstance(entry, list | tuple) else ()
-    if len(pair) != 2 or not all(isinstance(part, int) for part in pair) or not 0 <= pair[0] < level:
-        raise ValueError(f"A class of level number {level} has the parent {entry!r}: not a class of a level above it.")
-    return pair
-
 
 def _compact(parent: tuple[int, int], level: int) -> int | list[int]:
     return parent[1] if parent[0] == level - 1 else list(parent)
@@ -339,11 +263,3 @@ def _compact(parent: tuple[int, int], level: int) -> int | list[int]:
 
 def _as_dim1(vector: torch.Tensor, num_dims: int) -> torch.Tensor:
     return vector.view(1, -1, *(1,) * (num_dims - 2))
-
-
-def _repeated(items: Any) -> set[Any]:
-    seen: set[Any] = set()
-    twice: set[Any] = set()
-    for item in items:
-        (twice if item in seen else seen).add(item)
-    return twice

@@ -1,4 +1,4 @@
-"""The trained models as Transformers knows them: backbone, heads for every level, and the label tree in the config."""
+"""The models as Transformers models: backbone, heads for every level, and the label tree in the config."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .pyramids import PyramidBackbone
 
 
 class LabelTreeConfig(PretrainedConfig):
-    """Everything needed to build a model again offline.
+    """Everything needed to build the model again offline.
 
     Args:
         backbone: the ``spec`` of a :class:`common.model.backbones.Backbone`.
@@ -29,7 +29,7 @@ class LabelTreeConfig(PretrainedConfig):
         dropout: probability of dropping a feature before the heads, while training.
         decoder: of dense models, a name of :data:`common.model.decoders.DECODERS`.
         decoder_channels: its width.
-        evaluation: how images were shown and paths decoded in evaluation; for whoever predicts with it.
+        evaluation: how images were resized and paths decoded in evaluation; predict.py does the same.
         calibration: see :class:`common.metrics.calibration.Calibration`; of models for whole images.
     """
 
@@ -127,18 +127,18 @@ class LabelTreeModel(PreTrainedModel):
         elif hasattr(module, "init_non_persistent_buffers"):
             module.init_non_persistent_buffers()
 
-    def scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """What the loss works on: see :meth:`LevelHeads.forward`."""
-        raise AssertionError("every kind of model has its own")
+    def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The heads' logits, which the loss takes: see :meth:`LevelHeads.forward`."""
+        raise NotImplementedError
 
     def forward(
-        self, pixel_values: torch.Tensor, scores_only: bool = False, return_dict: bool | None = None, **_: Any
+        self, pixel_values: torch.Tensor, logits_only: bool = False, return_dict: bool | None = None, **_: Any
     ) -> LabelTreeOutput | torch.Tensor | tuple:
-        """Normalised images (batch, 3, height, width) -> :class:`LabelTreeOutput`, or scores alone for training."""
-        scores = self.scores(pixel_values)
-        if scores_only:
-            return scores
-        output = LabelTreeOutput(logits=self.heads.leaf_scores(scores), log_probs=tuple(self.heads.log_probs(scores)))
+        """Normalised images (batch, 3, height, width) -> :class:`LabelTreeOutput`, or logits alone for training."""
+        logits = self.compute_logits(pixel_values)
+        if logits_only:
+            return logits
+        output = LabelTreeOutput(logits=self.heads.leaf_logits(logits), log_probs=tuple(self.heads.log_probs(logits)))
         return output.to_tuple() if return_dict is False else output
 
 
@@ -154,15 +154,15 @@ class LabelTreeForImageClassification(LabelTreeModel):
         self.heads = LevelHeads(self.hierarchy, self.backbone.num_features, config.head)
         self.post_init()
 
-    def scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         return self.heads(self.dropout(self.backbone(pixel_values)))
 
 
 class LabelTreeForSemanticSegmentation(LabelTreeModel):
-    """Image -> one class per level and pixel. Scores, logits and log-probabilities are at stride 4.
+    """Image -> one class per level and pixel. Logits and log-probabilities are at stride 4.
 
     Element (y, x) of them stands for the pixels 4y to 4y + 3, 4x to 4x + 3; the last row and column may stand for
-    fewer. Whoever wants other sizes resizes them bilinearly.
+    fewer. Resize them bilinearly for other sizes.
     """
 
     _auto_class = "AutoModelForSemanticSegmentation"
@@ -176,7 +176,7 @@ class LabelTreeForSemanticSegmentation(LabelTreeModel):
         self.heads = LevelHeads(self.hierarchy, self.decoder.num_features, config.head)
         self.post_init()
 
-    def scores(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         height, width = (-(-side // self.stride) for side in pixel_values.shape[-2:])
         features = self.decoder(self.backbone(pixel_values))
         return self.heads(self.dropout(features))[:, :, :height, :width]  # the backbone may have padded

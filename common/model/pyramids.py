@@ -1,15 +1,13 @@
-"""Encoders of both libraries as pyramids: image -> four feature maps, at strides 4, 8, 16 and 32."""
+"""Encoders of timm and Transformers as pyramids: image -> four feature maps, at strides 4, 8, 16 and 32."""
 
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
@@ -24,44 +22,34 @@ from transformers import (
 
 from .encoders import (
     TIMM_PREFIXES,
+    EncoderOptions,
     accepts,
     build_timm,
     config_to_dict,
     first_line,
     open_timm,
-    preprocessing,
     read_config,
-    set_drop_path_rate,
+    segformer_config,
+    segformer_size,
+    transformers_spec,
 )
 
 STRIDES = (4, 8, 16, 32)
-
-# Xie et al., "SegFormer", NeurIPS 2021, Table 6: widths and depths of the encoders MiT-B0 to B5.
-_WIDE = (64, 128, 320, 512)
-_MIT = [
-    ((32, 64, 160, 256), (2, 2, 2, 2)),
-    (_WIDE, (2, 2, 2, 2)),
-    (_WIDE, (3, 4, 6, 3)),
-    (_WIDE, (3, 4, 18, 3)),
-    (_WIDE, (3, 8, 27, 3)),
-    (_WIDE, (3, 6, 40, 3)),
-]
-_MIT_NAME = re.compile(r"(?:.*[/_-])?(?:mit|segformer)-b([0-5])(?:-\D+-(\d+)-\d+)?$")
 
 
 class PyramidBackbone(nn.Module):
     """An encoder without its classifier: (batch, 3, height, width) -> four maps at strides 4, 8, 16 and 32.
 
-    Images are padded with zeros, the mean colour, at the right and at the bottom up to multiples of ``size_divisor``.
-    Encoders that work at one stride (ViT, BEiT) give maps after each quarter of their blocks, which are resized as for
-    BEiT's UPerNet (Bao et al., ICLR 2022). Those bound to one image size see larger images in tiles of that size.
+    Images are padded with zeros, the mean colour, at the right and at the bottom to multiples of ``size_divisor``.
+    Encoders with one stride (ViT, BEiT) give maps after each quarter of their blocks, which are resized as for BEiT's
+    UPerNet (Bao et al., ICLR 2022). Encoders that take only one image size process larger images in tiles of it.
 
     Args:
         spec: what it takes to build the same architecture again without any download: ``library`` ("timm" or
             "transformers") and its arguments, ``image_size`` and the preprocessing; and, found by :func:`_plan`,
-            ``levels`` (positions of the four maps among all that the encoder gives), ``stride`` (of an encoder with
+            ``levels`` (indices of the four maps among all that the encoder gives), ``stride`` (of an encoder with
             one, else None), ``channels``, ``size_divisor``, ``tiles`` and ``unused`` (parameters without a gradient).
-        model: the encoder, if it has been built already; otherwise it is built with random weights.
+        model: the encoder, if there is one already; otherwise it is built with random weights.
     """
 
     def __init__(self, spec: dict[str, Any], model: nn.Module | None = None) -> None:
@@ -101,45 +89,27 @@ class PyramidBackbone(nn.Module):
         return maps
 
 
-def load_pyramid(
-    name: str,
-    pretrained: bool,
-    weights: str | None,
-    image_size: int | None,
-    drop_path_rate: float | None,
-    trust_remote_code: bool,
-) -> PyramidBackbone:
-    """Arguments as of :func:`.backbones.load_backbone`; ``pretrained`` is False if there is a weights file.
+def load_pyramid(options: EncoderOptions) -> PyramidBackbone:
+    """Open an encoder and find its four maps.
 
     Raises:
         ValueError: if the weights do not fit, or the encoder has no four maps.
     """
-    if name.startswith(TIMM_PREFIXES):  # some are told to take any size, those of the rest that cannot are found out
-        model, spec = open_timm(
-            name, pretrained, weights, image_size, drop_path_rate, dynamic_img_size=True, strict_img_size=False
-        )
-        return PyramidBackbone(_plan(spec, name), model)
-    table = None if pretrained or Path(name).is_dir() else _segformer_config(name)
-    config = set_drop_path_rate(table, name, drop_path_rate) if table else None
-    config = config or read_config(name, drop_path_rate, trust_remote_code)
-    own_size = getattr(config, "image_size", None) or _segformer_size(name)
-    own_size = own_size if isinstance(own_size, int) else own_size[0]
-    if not pretrained and image_size and hasattr(config, "image_size"):
-        config.image_size = image_size if isinstance(config.image_size, int) else [image_size] * 2
+    if options.name.startswith(TIMM_PREFIXES):  # some take any size if asked to; _plan finds out about the others
+        model, spec = open_timm(options, dynamic_img_size=True, strict_img_size=False)
+        return PyramidBackbone(_plan(spec, options.name), model)
+    known = None if options.pretrained or Path(options.name).is_dir() else segformer_config(options.name)
+    config = read_config(options, known)
     if isinstance(config, SegformerConfig):
         config.reshape_last_stage = True
-    spec = {
-        "library": "transformers",
-        "config": config_to_dict(config),
-        "image_size": image_size or own_size,
-        **(_imagenet() if table else preprocessing(name)),
-    }
-    spec = _plan(spec, name)
+    spec = _plan(transformers_spec(options, config, segformer_size(options.name), imagenet=bool(known)), options.name)
     config = _config(spec)
-    if pretrained:
-        model = _from_pretrained(config, name, None, name)
+    if options.pretrained:
+        model = _from_pretrained(config, options.name, None, options.name)
+    elif options.weights:
+        model = _from_pretrained(config, None, load_file(options.weights), options.weights)
     else:
-        model = _from_pretrained(config, None, load_file(weights), weights) if weights else _from_config(config)
+        model = _from_config(config)
     return PyramidBackbone(spec, model)
 
 
@@ -158,7 +128,7 @@ def _prune(model: nn.Module, spec: dict[str, Any]) -> nn.Module:
 
 
 def _feature_maps(model: nn.Module, pixels: torch.Tensor, levels: list[int] | None = None) -> list[torch.Tensor]:
-    """The maps (batch, channels, rows, columns) at these positions, or all that an encoder gives."""
+    """The maps (batch, channels, rows, columns) of these levels; of all by default."""
     positions = sorted(set(levels)) if levels is not None else None
     if hasattr(model, "forward_intermediates"):
         maps = model.forward_intermediates(pixels, indices=positions, intermediates_only=True)
@@ -173,7 +143,7 @@ def _feature_maps(model: nn.Module, pixels: torch.Tensor, levels: list[int] | No
 
 
 def _unfold(tokens: torch.Tensor, pixels: torch.Tensor, config: PretrainedConfig) -> torch.Tensor:
-    """Tokens of a ViT (batch, special ones and then patches, channels) -> (batch, channels, rows, columns)."""
+    """Tokens of a ViT (batch, special tokens and then patches, channels) -> (batch, channels, rows, columns)."""
     rows, columns = (side // config.patch_size for side in pixels.shape[2:])
     return tokens[:, -rows * columns :].transpose(1, 2).unflatten(2, (rows, columns)).contiguous()
 
@@ -190,7 +160,7 @@ def _join(tiles: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
 
 
 def _resizer(channels: int, factor: float) -> nn.Module:
-    """Enlarge (or reduce) a map by the power of two next to ``factor``."""
+    """Enlarge (or reduce) a map by the power of two nearest to ``factor``."""
     power = round(math.log2(factor))
     if power <= 0:
         return nn.MaxPool2d(2**-power) if power else nn.Identity()
@@ -200,26 +170,8 @@ def _resizer(channels: int, factor: float) -> nn.Module:
     return nn.Sequential(*layers[:-2])  # as BEiT's: normalised and activated in between
 
 
-def _segformer_config(name: str) -> SegformerConfig | None:
-    match = _MIT_NAME.match(name)
-    if match is None:
-        return None
-    widths, depths = _MIT[int(match[1])]
-    return SegformerConfig(hidden_sizes=list(widths), depths=list(depths))
-
-
-def _segformer_size(name: str) -> int:
-    match = _MIT_NAME.match(name)
-    return int(match[2] or 512) if match else 224
-
-
-def _imagenet() -> dict[str, Any]:
-    """What SegFormer's authors used."""
-    return {"mean": list(IMAGENET_DEFAULT_MEAN), "std": list(IMAGENET_DEFAULT_STD), "interpolation": "bilinear"}
-
-
 def _config(spec: dict[str, Any], levels: list[int] | None = None) -> PretrainedConfig:
-    """That of a ``spec``; a backbone's shall return these levels, if there are any given."""
+    """The configuration in a ``spec``; a backbone then returns these levels, if given."""
     config = CONFIG_MAPPING[spec["config"]["model_type"]].from_dict(dict(spec["config"]))
     if levels is not None and type(config) in MODEL_FOR_BACKBONE_MAPPING:
         config.out_indices = levels
@@ -233,16 +185,16 @@ def _from_config(config: PretrainedConfig) -> nn.Module:
 def _from_pretrained(
     config: PretrainedConfig, folder: str | None, state: dict[str, torch.Tensor] | None, source: str
 ) -> nn.Module:
-    """By Transformers, which knows older names of parameters; heads of the checkpoint are left out.
+    """Load with Transformers, which translates older parameter names, and without the checkpoint's heads.
 
-    Not by AutoBackbone, which asks the hub whether there is such a repository, even for a local folder.
+    AutoBackbone would ask the hub whether there is such a repository, even for a local folder.
     """
     in_backbones = type(config) in MODEL_FOR_BACKBONE_MAPPING
     kind = (MODEL_FOR_BACKBONE_MAPPING if in_backbones else MODEL_MAPPING)[type(config)]
     model, found = kind.from_pretrained(
         folder, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
-    with torch.device("meta"):  # a backbone may have norms that no classifier has
+    with torch.device("meta"):  # a backbone may have norms that classifiers lack
         known = set(AutoModel.from_config(config).state_dict())
     prefix = f"{model.base_model_prefix}."
     missing = sorted(key for key in found["missing_keys"] if key.removeprefix(prefix) in known and "pooler" not in key)
@@ -255,7 +207,7 @@ def _from_pretrained(
 
 
 def _plan(spec: dict[str, Any], name: str) -> dict[str, Any]:
-    """Add to a ``spec`` what depends on the feature maps, found by running the encoder without data ("meta" tensors).
+    """Add to a ``spec`` what depends on the feature maps, found by running the encoder on the "meta" device.
 
     Raises:
         ValueError: if there are no maps at the four strides.
@@ -269,13 +221,13 @@ def _plan(spec: dict[str, Any], name: str) -> dict[str, Any]:
                 chosen = _choose(encoder, divisor, divisor)
                 if _choose(encoder, 3 * divisor, 5 * divisor) == chosen:
                     return _complete(spec | chosen | {"size_divisor": divisor, "tiles": False})
-            except Exception as refusal:  # in their own ways: asserts, shapes that do not match, ...
+            except Exception as refusal:  # encoders refuse sizes with any exception: asserts, shape mismatches, ...
                 error = refusal
         try:
             chosen = _choose(encoder, own, own)
             if whole:
                 return _complete(spec | chosen | {"size_divisor": own, "tiles": True})
-            error = ValueError(f"it takes only images of one size, and {own} pixels are no multiple of 32.")
+            error = ValueError(f"it takes only images of one size, and {own} pixels are not a multiple of 32.")
         except Exception as refusal:
             error = refusal
     raise ValueError(f"{name} gives no feature maps at strides 4, 8, 16 and 32: {first_line(error)}.") from error
@@ -289,7 +241,7 @@ def _build_with_all_levels(spec: dict[str, Any]) -> nn.Module:
 
 
 def _choose(encoder: nn.Module, height: int, width: int) -> dict[str, Any]:
-    """The last map of each stride, or four of an encoder with one stride; ValueError if there are no such maps."""
+    """The last map of each stride, or four maps of an encoder with one stride; ValueError without such maps."""
     with torch.no_grad():
         maps = _feature_maps(encoder, torch.zeros(1, 3, height, width))
     strides = [
@@ -305,7 +257,8 @@ def _choose(encoder: nn.Module, height: int, width: int) -> dict[str, Any]:
     elif set(STRIDES) <= set(strides):
         levels = [len(strides) - 1 - strides[::-1].index(stride) for stride in STRIDES]
     else:
-        raise ValueError(f"of {height} x {width} pixels it makes {[tuple(features.shape[2:]) for features in maps]}.")
+        shapes = [tuple(features.shape[2:]) for features in maps]
+        raise ValueError(f"its maps of {height} x {width} pixels are {shapes}.")
     single = strides[0] if len(set(strides)) == 1 else None
     return {"levels": levels, "stride": single, "channels": [maps[level].shape[1] for level in levels]}
 
@@ -315,9 +268,7 @@ def _complete(spec: dict[str, Any]) -> dict[str, Any]:
     if spec["library"] == "transformers":
         returned = sorted(set(spec["levels"]))
         config = _config(spec, returned)
-        if (
-            type(config) in MODEL_FOR_BACKBONE_MAPPING
-        ):  # it has norms for the levels that it returns, and for no others
+        if type(config) in MODEL_FOR_BACKBONE_MAPPING:  # it has norms for the levels that it returns only
             spec |= {"levels": [returned.index(level) for level in spec["levels"]], "config": config_to_dict(config)}
     pyramid = PyramidBackbone(spec | {"unused": []}).eval()
     maps = pyramid(torch.zeros(1, 3, spec["size_divisor"], spec["size_divisor"]))

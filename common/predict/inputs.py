@@ -1,4 +1,4 @@
-"""What to predict: files, folders, patterns, a table or a prepared data set -> images by row number, with names."""
+"""The images to predict: from files, folders, patterns, a table or a prepared data set."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.compute as pc
-from datasets import Dataset, Value
+from datasets import Dataset
 
 from ..data.prepared import find_image_root
+from ..data.problems import image_names
 from ..data.rows import ImageRows
 from ..data.splits import FILE_FORMATS, check_columns, column_cells, get_split, load_splits
 
@@ -20,10 +20,10 @@ IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".jp2", ".j2k"),
     *(".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
 )
-"""Endings by which images are found in folders and by patterns; a file that is named itself may have any"""
+"""File name extensions of images in folders and patterns; a file that is given by its name may have any"""
 
 SPLIT = "input"
-"""What :class:`ImageRows` calls the data in messages"""
+"""Name of the data in messages"""
 
 
 @dataclass
@@ -32,7 +32,7 @@ class ImageInputs:
 
     Attributes:
         images: the encoded images, by row number.
-        names: of every row, as people know it: path as given, cell of the table, path in the data set (may be empty).
+        names: of every row: the path as given, the cell of the table, or the path in the data set (may be empty).
         rows: all columns of the table or data set; ``None`` for plain files.
     """
 
@@ -51,7 +51,7 @@ class ImageInputs:
         return column_cells(self.rows, name)
 
     def fingerprint(self) -> str:
-        """Differs if the images do: their names, and sizes and dates of files."""
+        """A hash of the images' names, and of the sizes and dates of files."""
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
         if self.rows is not None:
             digest.update(self.rows._fingerprint.encode())
@@ -68,7 +68,7 @@ class ImageInputs:
 def open_inputs(
     inputs: Sequence[str], image_column: str = "image", image_root: str | None = None, split: str | None = None
 ) -> ImageInputs:
-    """Open what the command line names.
+    """Open the inputs of the command line.
 
     Args:
         inputs: image files, folders (searched with all below them) and patterns such as ``photos/**/*.jpg``; or one
@@ -78,11 +78,11 @@ def open_inputs(
         split: of a data set with several.
 
     Raises:
-        ValueError: if something is not there, cannot be read, or there is no image.
+        ValueError: if an input does not exist or cannot be read, or there is no image.
     """
     special = [entry for entry in inputs if _is_table(entry) or _is_prepared(entry)]
     if special and len(inputs) > 1:
-        raise ValueError(f"{special[0]} is a table or a data set: give it alone, or only images and folders.")
+        raise ValueError(f"{special[0]} is a table or a data set: give it as the only input.")
     if not special:
         return _open_files(list_images(inputs))
     name = special[0]
@@ -110,17 +110,14 @@ def _open_files(paths: list[str]) -> ImageInputs:
 
 
 def _open_rows(rows: Dataset, image_column: str, root: str | Path) -> ImageInputs:
-    images = ImageRows(rows, image_column, SPLIT, root)
-    cells = images.rows.with_format("arrow")[:].column(image_column)  # mapped from the disk, not read
-    names = (cells if isinstance(rows.features[image_column], Value) else pc.struct_field(cells, "path")).to_pylist()
-    return ImageInputs(images, [name or "" for name in names], rows)
+    return ImageInputs(ImageRows(rows, image_column, SPLIT, root), image_names(rows, image_column), rows)
 
 
 def list_images(inputs: Sequence[str]) -> list[str]:
     """Paths of image files, those of a folder or pattern in sorted order; no path twice, no hidden file.
 
     Raises:
-        ValueError: if an input is not there, or holds no image.
+        ValueError: if an input does not exist, or there is no image in it.
     """
     found: dict[str, None] = {}
     for entry in inputs:
@@ -134,7 +131,7 @@ def list_images(inputs: Sequence[str]) -> list[str]:
         else:
             raise ValueError(f"There is no file or folder {entry}.")
         if not here:
-            raise ValueError(f"There is no image in {entry} (a file whose name ends in {', '.join(IMAGE_SUFFIXES)}).")
+            raise ValueError(f"There is no image in {entry} (no file name ends in {', '.join(IMAGE_SUFFIXES)}).")
         found.update(dict.fromkeys(here))
     return list(found)
 

@@ -1,33 +1,29 @@
-"""Predictions of many images in parts: each is written whole by one process, and a restart does what is missing."""
+"""Predictions in parts, each written by one process; a restart computes those that are missing."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..files import write_json
+from ..files import atomic_write, write_json
 
 STATE_FILE = "prediction_state.json"
 
-Line = Mapping[str, Any]
-"""What is written of one image, group or problem"""
-
 
 def plan_parts(num_rows: int, largest: int, groups: Sequence[str | None] | None = None) -> list[np.ndarray]:
-    """Row numbers of each part; how many processes there are does not matter, so that others can go on.
+    """Row numbers of each part. They do not depend on the number of processes, so that a restart may have another.
 
     Args:
         num_rows: number of images.
         largest: rows in a part; fewer if that would give fewer than 64 parts.
-        groups: of each row; a group's rows stay together in the order of first appearance. Rows without one
-            (``None``) are each on their own.
+        groups: of each row; the rows of a group stay together, in the order of first appearance. Rows with ``None``
+            are groups of their own.
     """
     size = min(largest, max(1, -(-num_rows // 64)))
     if groups is None:
@@ -45,12 +41,12 @@ def plan_parts(num_rows: int, largest: int, groups: Sequence[str | None] | None 
 
 
 def check_output_dir(output_dir: str | Path) -> None:
-    """ValueError if a folder holds files, and they are not a prediction's."""
+    """ValueError if a folder holds files other than those of a prediction."""
     folder = Path(output_dir)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file; --output_dir names a folder.")
     here = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
-    at_once = (".lock", "parts", f"{STATE_FILE}.tmp")  # all that there is if a run was killed at its very start
+    at_once = (".lock", "parts", f"{STATE_FILE}.tmp")  # all that a run leaves that was killed at its very start
     here = [name for name in here if name not in at_once]
     if here and STATE_FILE not in here:
         raise ValueError(
@@ -59,38 +55,13 @@ def check_output_dir(output_dir: str | Path) -> None:
         )
 
 
-class PartBatchSampler:
-    """Batches of (0, row) keys, part after part; a batch never holds rows of two parts.
-
-    Args:
-        parts: row numbers of each.
-        batch_size: rows per forward pass.
-    """
-
-    def __init__(self, parts: Sequence[np.ndarray], batch_size: int) -> None:
-        self.parts, self.batch_size = parts, batch_size
-
-    def __len__(self) -> int:
-        return sum(-(-len(part) // self.batch_size) for part in self.parts)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        for _, rows in self.batches():
-            yield [(0, int(row)) for row in rows]
-
-    def batches(self) -> Iterator[tuple[int, np.ndarray]]:
-        """Position in ``parts``, and rows, of every batch."""
-        for position, part in enumerate(self.parts):
-            for start in range(0, len(part), self.batch_size):
-                yield position, part[start : start + self.batch_size]
-
-
 class PredictionParts:
     """The parts of a prediction within its output folder.
 
     Args:
         output_dir: the folder.
         num_parts: how many there will be.
-        fingerprint: of the model, the images and the options that decide what is predicted, by their names.
+        fingerprint: of the model, the images and the options that the predictions depend on, by their names.
     """
 
     def __init__(self, output_dir: str | Path, num_parts: int, fingerprint: Mapping[str, Any]) -> None:
@@ -99,11 +70,11 @@ class PredictionParts:
         self.folder = self.output_dir / "parts"
         self.state_file = self.output_dir / STATE_FILE
 
-    def begin(self) -> tuple[bool, list[int]]:
-        """Make the folder, or find out how far an earlier run came (main process only).
+    def begin(self) -> list[int] | None:
+        """Make the folder, or find the results of an earlier run (main process only).
 
         Returns:
-            Whether everything is finished already, and otherwise the parts still to do.
+            The parts still to do; ``None`` if everything is finished.
 
         Raises:
             ValueError: if the folder holds something else.
@@ -113,7 +84,7 @@ class PredictionParts:
         if state is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._write_state(finished=False)
-            return False, list(range(self.num_parts))
+            return list(range(self.num_parts))
         different = [name for name, value in self.fingerprint.items() if state["fingerprint"].get(name) != value]
         if different:
             raise ValueError(
@@ -122,9 +93,9 @@ class PredictionParts:
             )
         if state["finished"]:
             shutil.rmtree(self.folder, ignore_errors=True)
-            return True, []
+            return None
         self.folder.mkdir(parents=True, exist_ok=True)
-        return False, [part for part in range(self.num_parts) if not self._file(part).is_file()]
+        return [part for part in range(self.num_parts) if not self._file(part).is_file()]
 
     def _read_state(self) -> dict[str, Any] | None:
         try:
@@ -141,26 +112,18 @@ class PredictionParts:
     def _file(self, part: int) -> Path:
         return self.folder / f"part_{part:06d}.jsonl"
 
-    def write(self, part: int, lines: Sequence[Line]) -> None:
-        """Write a part, whole or not at all."""
-        file = self._file(part)
-        unfinished = file.with_suffix(".incomplete")
-        with unfinished.open("w", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        os.replace(unfinished, file)
+    def write(self, part: int, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Write a part: a line for each image, group or problem."""
+        with atomic_write(self._file(part)) as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
-    def wait(self, still_here: Callable[[], None], seconds: float = 0.5) -> None:
-        """Until all processes have written their parts.
+    def wait(self, seconds: float = 0.5) -> None:
+        """Wait until all parts are written, checking every so many seconds.
 
-        Looking at the disk instead of meeting them lets one take hours longer than another.
-
-        Args:
-            still_here: called again and again meanwhile.
-            seconds: between two looks.
+        A collective operation would time out where one process takes hours longer than another.
         """
         missing = range(self.num_parts)
         while missing := [part for part in missing if not self._file(part).is_file()]:
-            still_here()
             time.sleep(seconds)
 
     def lines(self) -> Iterator[dict[str, Any]]:
@@ -170,6 +133,6 @@ class PredictionParts:
                 yield from map(json.loads, stream)
 
     def finish(self) -> None:
-        """Everything is merged: the parts are not needed any more."""
+        """Remove the parts, which are merged now."""
         self._write_state(finished=True)
         shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Scores of dense models at stride 4 -> labels of every pixel of an image, of any size, in bounded memory."""
+"""Dense models' outputs at stride 4 -> labels of every pixel of an image of any size, in bounded memory."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..model.hierarchy import IGNORE
+from ..model.tree import IGNORE
 
-# Scores enlarged at a time, (CPU, GPU): what stays in a CPU's cache, or keeps every processor of a GPU busy.
+# Scores enlarged at a time, (CPU, GPU): what fits into a CPU's cache, or keeps every processor of a GPU busy.
 STRIP = (2**20, 2**24)
 
 
 def window_starts(length: int, size: int, stride: int) -> list[int]:
-    """Where windows begin so that they cover ``length`` and the last one ends with it; [0] if one covers all."""
+    """Starts of windows that cover ``length``, the last one up to its end; [0] if one window covers it."""
     last = max(length - size, 0)
     return [*range(0, last, stride), last]
 
 
 def check_windows(crop: int | None, stride: int | None) -> list[str]:
-    """What is wrong with ``--eval_crop`` and ``--eval_stride``."""
+    """A message if ``--eval_crop`` or ``--eval_stride`` is wrong."""
     size, step = crop or 4, stride or 4
     if size % 4 or step % 4 or (crop and step > size):
         return ["--eval_crop and --eval_stride must be multiples of 4, and the stride no more than the crop"]
     return []
 
 
-def image_scores(
+def image_logits(
     model: Callable[..., torch.Tensor],
     pixels: torch.Tensor,
     prepare: Callable[[torch.Tensor], torch.Tensor],
@@ -37,28 +37,28 @@ def image_scores(
     eval_stride: int | None,
     batch_size: int,
 ) -> torch.Tensor:
-    """Float32 scores at stride 4, as evaluation and prediction make them.
+    """Float32 logits at stride 4, as evaluation and prediction compute them.
 
     Args:
         model: a dense model.
         pixels: uint8 images (n, 3, h, w) on the host; with windows a single one, of any size.
         prepare: such images, or windows of them -> normalised, on the device.
-        eval_crop: side of the windows, ``None`` to show the whole image.
+        eval_crop: side of the windows; ``None`` to show the image as one.
         eval_stride: distance from window to window; two thirds of a window by default.
         batch_size: windows in one forward pass.
     """
 
-    def scores(images: torch.Tensor) -> torch.Tensor:
-        return model(images, scores_only=True).float()
+    def logits(images: torch.Tensor) -> torch.Tensor:
+        return model(images, logits_only=True).float()
 
     if not eval_crop:
-        return scores(prepare(pixels))
+        return logits(prepare(pixels))
     stride = eval_stride or max(4, eval_crop * 2 // 3 // 4 * 4)
-    return sliding_scores(scores, pixels[0], eval_crop, stride, batch_size, prepare=prepare)
+    return sliding_logits(logits, pixels[0], eval_crop, stride, batch_size, prepare=prepare)
 
 
 @torch.no_grad()
-def sliding_scores(
+def sliding_logits(
     model: Callable[[torch.Tensor], torch.Tensor],
     pixels: torch.Tensor,
     size: int,
@@ -67,18 +67,18 @@ def sliding_scores(
     output_stride: int = 4,
     prepare: Callable[[torch.Tensor], torch.Tensor] = lambda windows: windows,
 ) -> torch.Tensor:
-    """Scores of a large image from overlapping windows, blended.
+    """Logits of a large image: a weighted mean over overlapping windows.
 
-    A window counts most in its middle and least at its border, where it knows least of what is around it.
+    A window's weight is largest in its middle and smallest at its border, where it shows least of the surroundings.
 
     Args:
-        model: normalised images (n, 3, size, size) -> scores (n, outputs, size / output_stride, ...).
+        model: normalised images (n, 3, size, size) -> logits (n, outputs, size / output_stride, ...).
         pixels: image (3, height, width), at least ``size`` on each side.
         size: side of a window, a multiple of ``output_stride``.
         stride: distance from window to window, likewise.
         batch_size: windows in one forward pass.
-        output_stride: of the scores; what windows lack to a multiple of it is padded with 0, once prepared.
-        prepare: part of the image (1, 3, h, w) -> normalised, on the device: so a large image need not fit there.
+        output_stride: of the logits; prepared windows are padded with 0 to a multiple of it.
+        prepare: part of the image (1, 3, h, w) -> normalised, on the device; so a large image need not fit there.
 
     Returns:
         float32 (1, outputs, ceil(height / output_stride), ceil(width / output_stride)).
@@ -98,13 +98,13 @@ def sliding_scores(
     total = norm = weight = None
     for first in range(0, len(corners), batch_size):
         part = corners[first : first + batch_size]
-        scores = model(torch.stack([cut(top, left) for top, left in part])).float()
+        logits = model(torch.stack([cut(top, left) for top, left in part])).float()
         if total is None:
-            weight = (ramp[:, None] * ramp).to(scores)
+            weight = (ramp[:, None] * ramp).to(logits)
             grid = [height // output_stride, width // output_stride]
-            total = scores.new_zeros(scores.shape[1], *grid)
-            norm = scores.new_zeros(grid)
-        for (top, left), window in zip(part, scores, strict=True):
+            total = logits.new_zeros(logits.shape[1], *grid)
+            norm = logits.new_zeros(grid)
+        for (top, left), window in zip(part, logits, strict=True):
             rows = slice(top // output_stride, top // output_stride + side)
             columns = slice(left // output_stride, left // output_stride + side)
             total[:, rows, columns] += window * weight
@@ -113,12 +113,12 @@ def sliding_scores(
 
 
 class Resampler:
-    """Bilinear samples of scores at the pixels of an image of another size, some rows at a time.
+    """Bilinear interpolation of scores at the pixels of an image of another size, some rows at a time.
 
     Args:
-        resized: height and width of the image as the model was shown it, without padding.
-        size: height and width wanted.
-        output_stride: pixels that the model was shown, per score.
+        resized: height and width of the image as it was shown to the model, without padding.
+        size: height and width of the result.
+        output_stride: pixels of the shown image per score.
         device: of the scores.
     """
 
@@ -132,10 +132,10 @@ class Resampler:
         ]
 
     def rows(self, scores: torch.Tensor, first: int, last: int) -> torch.Tensor:
-        """Scores (channels, h, w) -> (channels, last - first, width wanted) of rows ``first`` up to ``last``."""
+        """Scores (channels, h, w) -> rows ``first`` up to ``last`` of the result, (channels, last - first, width)."""
         low, high, share = self._axes[1]
         left, right = (index.clamp(max=scores.shape[2] - 1) for index in (low, high))
-        # Columns first, and of no more rows than needed: there are fewer of them, and whole rows are copied faster.
+        # Columns first, of the rows that are needed only: that is less to compute, and rows are copied faster.
         start, end = (int(_position(row, *self._heights)) for row in (first, last - 1))
         start = min(start, scores.shape[1] - 1)
         needed = scores[:, start : end + 2]
@@ -146,7 +146,7 @@ class Resampler:
 
 
 def _taps(shown: int, wanted: int, output_stride: int, device: torch.device | str) -> tuple[torch.Tensor, ...]:
-    """Per pixel wanted, the two scores that it lies between, and how far it is on the way to the second."""
+    """Per pixel of the result, the two scores that it lies between, and the weight of the second."""
     position = _position(torch.arange(wanted, device=device, dtype=torch.float64), shown, wanted, output_stride)
     position = position.clamp(min=0)
     low = position.floor().long()
@@ -154,7 +154,7 @@ def _taps(shown: int, wanted: int, output_stride: int, device: torch.device | st
 
 
 def _position(pixel: Any, shown: int, wanted: int, output_stride: int) -> Any:
-    """Where a pixel's centre lies among the centres of the scores; may be a little less than 0."""
+    """Position of a pixel's centre in units of the scores' centres; may be a little less than 0."""
     return (pixel + 0.5) * shown / wanted / output_stride - 0.5
 
 
@@ -164,16 +164,16 @@ def dense_labels(
     label: Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]],
     max_elements: int | None = None,
 ) -> list[torch.Tensor]:
-    """Labels at every pixel wanted, without ever holding all scores at that size.
+    """Labels at every pixel of the result, without all scores at that size in memory.
 
     Args:
-        resampler: see there.
+        resampler: to the result's size.
         scores: tensors (channels, h, w).
         label: tensors (1, channels, rows, width) -> label tensors (1, rows, width).
-        max_elements: scores held at once; by default as many as suit the device.
+        max_elements: scores in memory at a time; by default as many as suit the device.
 
     Returns:
-        Per label tensor, (height, width), uint8 where there are no more scores than a byte counts, otherwise int16.
+        Per label tensor, (height, width): uint8 if there are less than 256 channels, otherwise int16.
     """
     height, width = resampler.size
     per_row = width * sum(tensor.shape[0] for tensor in scores)

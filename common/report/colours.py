@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..model.hierarchy import IGNORE, Hierarchy
+from ..model.hierarchy import Hierarchy
+from ..model.tree import IGNORE
 
 # Ottosson's OKLab (2020), in which distances are about as large as they look: linear RGB from cubes of LMS from OKLab.
 OKLAB_TO_LMS = np.array([[1, 0.39634, 0.21580], [1, -0.10556, -0.06385], [1, -0.08948, -1.29149]])

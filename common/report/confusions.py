@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..metrics.report_data import ReportData, leaf_of_nodes
-from ..model.hierarchy import Hierarchy, fold_name
+from ..model.hierarchy import Hierarchy
+from ..model.tree import fold_name
 
 
 class ConfusionPairs:

@@ -20,7 +20,8 @@ from PIL import Image
 from ..files import atomic_write
 from ..images.mask_files import IGNORED_PIXEL
 from ..images.mask_transforms import nearest
-from ..model.hierarchy import IGNORE, Hierarchy
+from ..model.hierarchy import Hierarchy
+from ..model.tree import IGNORE
 from .colours import level_colours
 from .figures import DPI, GREY, draw_class_bars, file_name, save_figure, shortened
 

@@ -9,10 +9,9 @@ from typing import Literal
 from timm.optim import get_optimizer_info
 
 from ..data.prepared import read_image_root
-from ..data.selection import source_root
 from ..losses.class_weights import CLASS_WEIGHTINGS
 from ..model.encoders import TIMM_PREFIXES
-from ..model.heads import KINDS
+from ..model.heads import HEAD_KINDS
 from ..optim.batch_norm import BATCH_NORM_MODES
 from ..optim.parameters import check_optimizer
 from ..optim.schedule import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
@@ -82,7 +81,7 @@ class ModelArguments:
     )
     no_pretrained: bool = option(False, "Build the architecture with random weights, offline.")
     backbone_weights: str | None = option(None, "Load the backbone from this safetensors file.")
-    head: Literal[KINDS] = option("tree", "How classes are scored; see common/model/heads.py.")
+    head: Literal[HEAD_KINDS] = option("tree", "How classes are scored; see common/model/heads.py.")
     dropout: float = option(0.0, "Dropout before the heads.", "at least 0 and less than 1")
     drop_path_rate: float | None = option(
         None, "Stochastic depth of the backbone; its own by default.", "at least 0 and less than 1"
@@ -261,7 +260,7 @@ class CommonArguments(
 
     def _holds_paths(self) -> bool:
         """Whether the data are tables, or a folder that notes paths: images are then found under a root."""
-        noted = source_root(self.dataset_name) or read_image_root(self.dataset_name)
+        noted = read_image_root(self.dataset_name)
         return bool(self.train_file or self.validation_file) or noted is not None
 
     def idle(self) -> list[tuple[str, bool, str]]:
