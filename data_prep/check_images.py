@@ -24,8 +24,8 @@ import io
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
@@ -35,12 +35,11 @@ import numpy as np
 from PIL import Image
 
 from common.data.masks import MaskReader
-from common.data.problems import Problem, image_names, write_problems
+from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
 from common.images.files import BAD_IMAGE, explain, load_image
-from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
-from data_prep.inputs import add_inputs, add_num_proc, open_inputs, rows_of
-from data_prep.parallel import joined, run_chunks, work_folder
+from data_prep.parts.inputs import add_inputs, add_num_proc, add_palette, open_inputs, read_masks
+from data_prep.parts.parallel import run_chunks, work_folder
 
 ENDINGS = {"JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"}, "MPO": {".jpg", ".jpeg", ".jpe", ".mpo"}}
 ENDINGS |= {"PNG": {".png", ".apng"}, "TIFF": {".tif", ".tiff"}, "GIF": {".gif"}, "BMP": {".bmp", ".dib"}}
@@ -50,7 +49,7 @@ Found = tuple[str, str]  # kind, sentence
 
 @dataclass
 class Check:
-    """The work (see :mod:`data_prep.parallel`) of checking the rows of a split.
+    """The checks of a split's rows; see :class:`data_prep.parts.parallel.RowWork`.
 
     Results are ``row``, ``kind`` and ``problem``, an entry a problem.
 
@@ -148,29 +147,11 @@ def _columns(found: Sequence[tuple[int, str, str]]) -> dict[str, np.ndarray]:
     }
 
 
-def check_images(work: Mapping[str, Check], folder: Path, num_proc: int = 0) -> list[Problem]:
-    """Check the rows of each split; names of the files are left blank.
-
-    Args:
-        work: of each split.
-        folder: for unfinished work; see :func:`data_prep.parallel.work_folder`.
-        num_proc: processes; 0 for this one.
-    """
-    problems = []
-    for split, check in work.items():
-        if len(check.images):
-            # 32 rows, because one that ends its process takes them along, to be done again
-            results = joined(run_chunks(check, len(check.images), folder, split, num_proc=num_proc, chunk_rows=32))
-            columns = (results[name].tolist() for name in ("row", "kind", "problem"))
-            problems += [Problem(split, row, "", kind, text) for row, kind, text in zip(*columns, strict=True)]
-    return problems
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_inputs(parser, masks=True)
     parser.add_argument("--hierarchy", help="label tree that masks are read with; by default the one of the data set")
-    parser.add_argument("--mask_palette", help="YAML file with a colour per class, for masks that are coded by colour")
+    add_palette(parser)
     parser.add_argument("--min_side", type=int, default=16, help="pixels that the shorter side must have")
     parser.add_argument("--max_megapixels", type=float, default=180.0, help="larger images are not decoded")
     parser.add_argument("--output_dir", required=True, help="folder for problems.csv")
@@ -179,40 +160,32 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Raises:
-        ValueError: for anything the user can mend.
-    """
+    """Run the command line; returns the exit status. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
     inputs = open_inputs(args)
-    reader = None
-    if args.mask_column:
-        hierarchy, _ = load_hierarchy(args.hierarchy or find_hierarchy(args.dataset_name or ""))
-        reader = MaskReader(hierarchy, args.mask_palette)
-    work = {}
-    for split, dataset in inputs.splits.items():
-        images = rows_of(args, split, dataset, args.image_column)
-        masks = rows_of(args, split, dataset, args.mask_column) if args.mask_column else None
-        work[split] = Check(images, masks, reader, args.min_side, args.max_megapixels)
+    hierarchy, reader = read_masks(args)
+    images, masks = inputs.images(), inputs.images(args.mask_column) if args.mask_column else {}
     output = Path(args.output_dir)
-    roots = [check.images.root for check in work.values()]
     tree = reader and (hierarchy.to_dict(), reader.palette)
-    columns = (args.image_column, args.mask_column)
-    with work_folder(output, inputs.settings("check", roots, columns, tree, args.min_side, args.max_megapixels)) as at:
-        problems = check_images(work, at, args.num_proc)
-        names = {split: image_names(dataset, args.image_column) for split, dataset in inputs.splits.items()}
-        problems = [
-            replace(found, row=int(inputs.numbers[found.split][found.row]), image=names[found.split][found.row])
-            for found in problems
-        ]
+    problems: list[Problem] = []
+    with work_folder(output, inputs.settings("check", tree, args.min_side, args.max_megapixels)) as folder:
+        for split, rows in images.items():
+            check = Check(rows, masks.get(split), reader, args.min_side, args.max_megapixels)
+            # 32 rows, because one that ends its process takes them along, to be done again
+            found = run_chunks(check, len(rows), folder, split, num_proc=args.num_proc, chunk_rows=32)
+            names, numbers = inputs.image_names(split), inputs.numbers[split]
+            problems += [
+                Problem(split, int(numbers[row]), names[row], str(kind), str(problem))
+                for row, kind, problem in zip(found["row"], found["kind"], found["problem"], strict=True)
+            ]
         output.mkdir(parents=True, exist_ok=True)
         write_problems(output / "problems.csv", problems)
-    for (split, kind), count in sorted(Counter((found.split, found.kind) for found in problems).items()):
+    for (split, kind), count in sorted(Counter((problem.split, problem.kind) for problem in problems).items()):
         print(f"{split}: {kind}: {count}")
     num_rows = sum(map(len, inputs.splits.values()))
     told = f"; {output / 'problems.csv'} lists them" if problems else ""
-    print(f"{num_rows} rows checked, {len({(p.split, p.row) for p in problems})} with problems{told}.")
+    num_bad = len({(problem.split, problem.row) for problem in problems})
+    print(f"{num_rows} rows checked, {num_bad} with problems{told}.")
     return 1 if problems else 0
 
 

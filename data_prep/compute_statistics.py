@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,17 +27,26 @@ from matplotlib.figure import Figure
 
 from common.data.masks import MaskReader
 from common.data.rows import ImageRows
+from common.files import replaced_file
 from common.images.files import BAD_IMAGE
-from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import CLASS_WEIGHTINGS, class_weights, count_labels
 from common.model.hierarchy import Hierarchy
-from data_prep.inputs import Inputs, add_inputs, add_labels, add_num_proc, label_columns, open_inputs, rows_of
-from data_prep.parallel import joined, run_chunks, work_folder
+from data_prep.parts.inputs import (
+    Inputs,
+    add_inputs,
+    add_labels,
+    add_num_proc,
+    add_palette,
+    label_columns,
+    open_inputs,
+    read_masks,
+)
+from data_prep.parts.parallel import run_chunks, work_folder
 
 
 @dataclass
 class Measure:
-    """The work (see :mod:`data_prep.parallel`) of measuring some rows of a split.
+    """Measurements of some rows of a split; see :class:`data_prep.parts.parallel.RowWork`.
 
     Results are ``size`` int64 (rows, 2), width and height, 0 for a row that does not decode; ``sums`` float64
     (rows, 2, 3), sum and sum of squares of each channel in 0..1; and ``pixels`` int64 (rows, leaves).
@@ -140,7 +148,7 @@ def draw_tail(path: Path, counts: Mapping[str, np.ndarray], unit: str) -> None:
     """Draw the counts of each level's classes, from the commonest to the rarest, on logarithmic axes.
 
     Args:
-        path: of the PNG file; whole or not at all.
+        path: of the PNG file.
         counts: level -> (classes,).
         unit: what is counted.
     """
@@ -158,9 +166,8 @@ def draw_tail(path: Path, counts: Mapping[str, np.ndarray], unit: str) -> None:
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend()
-    unfinished = path.with_suffix(".incomplete.png")
-    figure.savefig(unfinished)
-    os.replace(unfinished, path)
+    with replaced_file(path, "wb") as file:
+        figure.savefig(file)
 
 
 def compute_statistics(
@@ -184,7 +191,7 @@ def compute_statistics(
     """
     result: dict[str, Any] = {"counted": "images" if labels else "pixels", "splits": {}}
     for split, measure in work.items():
-        found = joined(run_chunks(measure, len(measure.numbers), folder, split, num_proc=num_proc, chunk_rows=64))
+        found = run_chunks(measure, len(measure.numbers), folder, split, num_proc=num_proc, chunk_rows=64)
         if labels:
             counts = count_labels(torch.from_numpy(labels[split]), hierarchy)
         else:
@@ -201,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_inputs(parser, masks=True)
     add_labels(parser)
-    parser.add_argument("--mask_palette", help="YAML file with a colour per class, for masks that are coded by colour")
+    add_palette(parser)
     parser.add_argument("--num_images", type=int, default=10_000, help="to decode in each split; 0 for all")
     parser.add_argument("--class_weight_max_ratio", type=float, default=100.0, help="as in training")
     parser.add_argument("--output_dir", required=True, help="folder for the results")
@@ -210,9 +217,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _labels(args: argparse.Namespace, inputs: Inputs) -> tuple[Hierarchy, dict[str, np.ndarray]]:
-    """The tree and every row's labels; none of these if masks have them."""
-    if args.mask_column:
-        return load_hierarchy(args.hierarchy or find_hierarchy(args.dataset_name or ""))[0], {}
+    """The tree and every row's labels, from columns."""
     columns, first = label_columns(args), next(iter(inputs.splits))
     for split, dataset in inputs.splits.items():
         columns.check(dataset, split)
@@ -223,28 +228,21 @@ def _labels(args: argparse.Namespace, inputs: Inputs) -> tuple[Hierarchy, dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        ValueError: for anything the user can mend.
-    """
+    """Run the command line. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
     if args.class_weight_max_ratio < 1 or args.num_images < 0:
         raise ValueError("--class_weight_max_ratio must be at least 1, and --num_images at least 0.")
     inputs = open_inputs(args)
-    hierarchy, labels = _labels(args, inputs)
-    reader = MaskReader(hierarchy, args.mask_palette) if args.mask_column else None
+    tree, reader = read_masks(args)
+    hierarchy, labels = (tree, {}) if tree else _labels(args, inputs)
+    images, masks = inputs.images(), inputs.images(args.mask_column) if tree else {}
     work = {}
-    for split, dataset in inputs.splits.items():
-        if len(dataset):
-            most = min(args.num_images or len(dataset), len(dataset))
-            numbers = np.unique(np.linspace(0, len(dataset) - 1, most).astype(int))
-            masks = rows_of(args, split, dataset, args.mask_column) if args.mask_column else None
-            work[split] = Measure(rows_of(args, split, dataset, args.image_column), masks, reader, numbers)
+    for split, rows in images.items():
+        most = min(args.num_images or len(rows), len(rows))
+        numbers = np.unique(np.linspace(0, len(rows) - 1, most).astype(int))
+        work[split] = Measure(rows, masks.get(split), reader, numbers)
     output = Path(args.output_dir)
-    tree = reader and (hierarchy.to_dict(), reader.palette)
-    roots = [measure.images.root for measure in work.values()]
-    settings = inputs.settings("statistics", roots, args.image_column, args.mask_column, tree, args.num_images)
+    settings = inputs.settings("statistics", tree and (tree.to_dict(), reader.palette), args.num_images)
     with work_folder(output, settings) as folder:
         ratio = args.class_weight_max_ratio
         result = compute_statistics(work, labels, hierarchy, folder, num_proc=args.num_proc, max_ratio=ratio)
@@ -253,9 +251,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         levels = result["splits"][first]["levels"]
         tails = {level: np.array(list(facts["counts"].values())) for level, facts in levels.items()}
         draw_tail(output / "tail.png", tails, f"{result['counted']} ({first})")
-        unfinished = output / "statistics.json.incomplete"
-        unfinished.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, output / "statistics.json")
+        with replaced_file(output / "statistics.json") as file:
+            file.write(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     for split, facts in result["splits"].items():
         images = facts["images"]
         print(f"{split}: {facts['num_rows']} rows, {images['num_measured']} measured, {images['num_broken']} broken")

@@ -28,11 +28,11 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 import numpy as np
 
 from common.data.selection import Source, write_selection
-from common.data.splits import check_columns, read_cells
+from common.files import atomic_folder
 from common.labels.hierarchy_files import load_hierarchy
-from data_prep.files import whole_folder
-from data_prep.grouping import AUGMENTED, divide_groups, number_classes, number_groups, split_augmented
-from data_prep.inputs import SPLITS, Inputs, add_inputs, hierarchy_beside, open_inputs, source_of
+from data_prep.parts.columns import SPLITS
+from data_prep.parts.grouping import AUGMENTED, divide_groups, number_classes, number_groups, split_augmented
+from data_prep.parts.inputs import Inputs, add_group, add_inputs, hierarchy_beside, open_inputs
 
 NOWHERE = -1
 
@@ -108,7 +108,7 @@ def write_folds(
     hierarchy: Path | None,
     summary: dict[str, Any],
 ) -> None:
-    """Write a folder per fold, and folds.json; all of it or nothing.
+    """Write a folder per fold, and folds.json, in one step.
 
     Args:
         output_dir: a new folder.
@@ -118,7 +118,7 @@ def write_folds(
         hierarchy: file with the label tree, to lie in each fold.
         summary: what folds.json holds.
     """
-    with whole_folder(output_dir) as folder:
+    with atomic_folder(output_dir) as folder:
         for name, parts in folds.items():
             fold = folder / name
             fold.mkdir()
@@ -146,11 +146,8 @@ def describe_folds(folds: dict[str, np.ndarray], groups: np.ndarray, classes: np
 
 
 def _read(inputs: Inputs, column: str | None) -> list[Any] | None:
-    if column is None:
-        return None
-    for split, dataset in inputs.splits.items():
-        check_columns(dataset, [column], split)
-    return [cell for dataset in inputs.splits.values() for cell in read_cells(dataset, column)]
+    """A column of all splits together."""
+    return [cell for cells in inputs.cells(column).values() for cell in cells] if column else None
 
 
 def _groups(inputs: Inputs, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
@@ -177,7 +174,7 @@ def _parser() -> argparse.ArgumentParser:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--leave_out", metavar="COLUMN", help="a fold for each value of this column")
     kind.add_argument("--num_folds", type=int, help="random folds of groups")
-    parser.add_argument("--group_column", help="column (observation, artwork) whose values must not cross splits")
+    add_group(parser)
     parser.add_argument("--id_column", help="column in which augmented copies are named <id>_aug<N>")
     parser.add_argument("--augmented_pattern", default=AUGMENTED, help=f"what ends such a name; {AUGMENTED}")
     parser.add_argument("--stratify_by", nargs="+", default=[], metavar="COLUMN", help="classes to spread evenly")
@@ -189,11 +186,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        ValueError: for anything the user can mend.
-    """
+    """Run the command line. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
     if not 0 < args.validation_share < 1:
         raise ValueError(f"--validation_share must be between 0 and 1, not {args.validation_share}.")
@@ -215,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hierarchy = Path(args.hierarchy) if args.hierarchy else hierarchy_beside(args)
     if hierarchy:
         load_hierarchy(hierarchy)
-    write_folds(args.output_dir, named, places, source_of(args, inputs), hierarchy, summary)
+    write_folds(args.output_dir, named, places, inputs.source(), hierarchy, summary)
     for name, parts in summary.items():
         counts = ", ".join(f"{split} {parts[split]['num_rows']}" for split in SPLITS)
         print(f"{name}: {counts} rows; {parts['num_rows_left_out']} left out")

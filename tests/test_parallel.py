@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from data_prep.parallel import joined, run_chunks, work_folder
+from data_prep.parts.parallel import run_chunks, work_folder
 
 
 @dataclass
@@ -27,15 +27,15 @@ class Square:
 
 
 def test_a_row_that_kills_its_process_is_the_only_one_lost(tmp_path):
-    results = joined(run_chunks(Square((5, 17)), 30, tmp_path, "x", num_proc=2, chunk_rows=8))
+    results = run_chunks(Square((5, 17)), 30, tmp_path, "x", num_proc=2, chunk_rows=8)
     expected = np.arange(30) ** 2
     expected[[5, 17]] = -1
     np.testing.assert_array_equal(results["square"], expected)
 
 
 def test_finished_chunks_are_not_done_again(tmp_path):
-    first = joined(run_chunks(Square(), 30, tmp_path, "x", num_proc=0, chunk_rows=8))
-    again = joined(run_chunks(Square(never=True), 30, tmp_path, "x", num_proc=0, chunk_rows=8))
+    first = run_chunks(Square(), 30, tmp_path, "x", num_proc=0, chunk_rows=8)
+    again = run_chunks(Square(never=True), 30, tmp_path, "x", num_proc=0, chunk_rows=8)
     np.testing.assert_array_equal(first["square"], again["square"])
     (tmp_path / "x-000002.npz").unlink()
     with pytest.raises(AssertionError):

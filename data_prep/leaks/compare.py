@@ -53,7 +53,7 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
 
 @dataclass
 class Compare:
-    """The work (see :mod:`data_prep.parallel`) of looking at pairs.
+    """The work of looking at pairs.
 
     Results are ``correlation`` and ``detail`` (see :func:`agreement`) and ``same``, whether all pixels are equal.
 

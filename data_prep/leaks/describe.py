@@ -87,7 +87,7 @@ def vectors(spectra: np.ndarray, weights: np.ndarray, k: int) -> np.ndarray:
 
 @dataclass
 class Describe:
-    """The work (see :mod:`data_prep.parallel`) of describing the rows of a split.
+    """The work of describing the rows of a split.
 
     Results are ``spectrum`` float16 (rows, 16, 16), ``content`` uint64 (rows, 2), a hash of the file, ``contrast``
     float32 (rows,) in grey levels, and ``problem``, a sentence for an image that does not decode.

@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from common.images.files import BAD_IMAGE, explain
 from common.images.mask_files import IGNORED_PIXEL
-from data_prep.scans import load_mask, load_reduced, rows_of
-from data_prep.stores import (
-    BadRowError,
-    Cells,
-    Source,
-    Store,
-    checked_size,
-    count_values,
-    encode,
-    packed,
-    read_bytes,
-    scaled,
-)
+
+from .images import BadRowError, Cells, ImageFile, Store, count_values, encode, packed, scaled
+from .scans import colour_codes, load_mask, load_reduced, rows_of
 
 # The colours in which the data set's card shows the classes (its column annotation_rgb).
 COLOURS = {
@@ -81,22 +70,21 @@ class ScanStore(Store):
         tiles = {"tile_x": "int32", "tile_y": "int32"} if self.tile else {}
         return {"scale": "float64"} | tiles
 
-    def __call__(self, sources: Mapping[str, Source]) -> list[Cells]:
-        image, mask = sources[self.image_column], sources[self.mask_column]
-        size = checked_size(image, self.max_megapixels)
-        if checked_size(mask, self.max_megapixels, "mask") != size:
-            raise BadRowError("sizes differ", "the mask and its image are of different sizes")
-        target = scaled(size, min(1.0, (self.resize_longer or max(size)) / max(size)))
-        values = self._mask(mask, size, target)
+    def __call__(self, files: Mapping[str, ImageFile]) -> list[Cells]:
+        size = self._checked_size(files)
+        image, mask = files[self.image_column], files[self.mask_column]
+        scale = min(1.0, (self.resize_longer or max(size)) / max(size))
+        target = scaled(size, scale)
+        values = self._scan_values(mask, size, target)
         try:
-            parts = list(self._parts(image, values, size, target))
+            cells = [self._cells(image, mask, *part) for part in self._parts(image, values, size, target)]
         except BAD_IMAGE as error:
             raise BadRowError("broken", explain(error)) from error
-        if not parts:
+        if not cells:
             raise BadRowError("no label", "every pixel of the mask is ignored")
-        return [self._cells(image, mask, *part, scale=target[0] / size[0]) for part in parts]
+        return [{**entry, "scale": target[0] / size[0]} for entry in cells]
 
-    def _mask(self, mask: Source, size: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+    def _scan_values(self, mask: ImageFile, size: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
         """uint8 (height, width) values at the target's size, checked at full size."""
         try:
             full = load_mask(mask.content, size, dict(self.palette))
@@ -111,44 +99,37 @@ class ScanStore(Store):
         return np.asarray(full if target == size else full.resize(target, Image.Resampling.NEAREST))
 
     def _parts(
-        self, image: Source, values: np.ndarray, size: tuple[int, int], target: tuple[int, int]
-    ) -> Iterator[tuple[bytes, np.ndarray, tuple[int, int]]]:
-        """Encoded image, mask, and place of its upper left corner, of the whole or of every tile."""
+        self, image: ImageFile, values: np.ndarray, size: tuple[int, int], target: tuple[int, int]
+    ) -> Iterator[tuple[bytes | None, np.ndarray, tuple[int, int]]]:
+        """Encoded image (``None`` for the original file), mask, and upper left corner, of the scan or every tile."""
         if not self.tile:
             if (values != IGNORED_PIXEL).any():
-                yield self._whole(image, size, target), values, (0, 0)
+                yield None if target == size else self._jpeg(load_reduced(image.content, size, target)), values, (0, 0)
             return
         if target == size:
-            bands: Any = rows_of(image.content, size, self.tile)
+            bands = rows_of(image.content, size, self.tile)
         else:
             reduced = np.asarray(load_reduced(image.content, size, target))
             bands = (reduced[top : top + self.tile] for top in range(0, target[1], self.tile))
-        for row, band in enumerate(bands):
+        for top, band in zip(range(0, target[1], self.tile), bands, strict=True):
             for left in range(0, target[0], self.tile):
-                top = row * self.tile
                 part = values[top : top + self.tile, left : left + self.tile]
                 if (part != IGNORED_PIXEL).any():
-                    pixels = np.ascontiguousarray(band[:, left : left + self.tile])
-                    yield encode(Image.fromarray(pixels), "JPEG", quality=self.quality), part, (left, top)
+                    yield self._jpeg(Image.fromarray(band[:, left : left + self.tile].copy())), part, (left, top)
 
-    def _whole(self, image: Source, size: tuple[int, int], target: tuple[int, int]) -> bytes:
-        if target == size:
-            return read_bytes(image)
-        return encode(load_reduced(image.content, size, target), "JPEG", quality=self.quality)
+    def _jpeg(self, image: Image.Image) -> bytes:
+        return encode(image, "JPEG", quality=self.quality)
 
     def _cells(
-        self, image: Source, mask: Source, content: bytes, values: np.ndarray, corner: tuple[int, int], scale: float
+        self, image: ImageFile, mask: ImageFile, content: bytes | None, values: np.ndarray, corner: tuple[int, int]
     ) -> Cells:
-        height, width = values.shape
-        as_it_was = not self.tile and scale == 1
+        as_it_is = {"bytes": image.read(), "path": image.name or None} if content is None else None
+        png = encode(Image.fromarray(np.ascontiguousarray(values)), "PNG")
         cells = {
-            self.image_column: {"bytes": content, "path": image.name or None}
-            if as_it_was
-            else packed(content, image.name, ".jpg"),
-            self.mask_column: packed(encode(Image.fromarray(np.ascontiguousarray(values)), "PNG"), mask.name, ".png"),
-            "size": (width, height),
+            self.image_column: as_it_is or packed(content, image.name, ".jpg"),
+            self.mask_column: packed(png, mask.name, ".png"),
+            "size": values.shape[::-1],
             "pixels": count_values(values),
-            "scale": scale,
         }
         return cells | ({"tile_x": corner[0], "tile_y": corner[1]} if self.tile else {})
 
@@ -156,7 +137,7 @@ class ScanStore(Store):
 def compare_colours(values: np.ndarray, colours: np.ndarray, palette: Palette) -> tuple[int, str | None]:
     """Whether kinds of damage have the colours that the data set's card gives them, which tells their order.
 
-    Clean and background are passed over, and so are colours that are nobody's.
+    Clean, background and colours that stand for no class are skipped.
 
     Args:
         values: uint8 (height, width), a mask.
@@ -168,8 +149,7 @@ def compare_colours(values: np.ndarray, colours: np.ndarray, palette: Palette) -
         pixels, and its most frequent colour is its colour.
     """
     known = {colour: value for colour, value in palette if value not in (0, IGNORED_PIXEL)}
-    red, green, blue = np.moveaxis(colours.astype(np.uint32), -1, 0)
-    codes = red << 16 | green << 8 | blue
+    codes = colour_codes(colours)
     agreeing = 0
     for value in np.unique(values[values != IGNORED_PIXEL]).tolist():
         shown, counts = np.unique(codes[values == value], return_counts=True)

@@ -13,11 +13,12 @@ import yaml
 from datasets import Features
 
 from common.data.problems import Problem
+from common.files import replaced_file
 from common.labels.encoding import encode_paths
 from common.model.hierarchy import Hierarchy
-from data_prep.rows import SPLITS
-from data_prep.shards import ShardResult, write_text
-from data_prep.tables import SPLIT
+from data_prep.parts.columns import SPLIT, SPLITS
+
+from .shards import Shard, ShardResult
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -42,7 +43,7 @@ def describe(
     levels: Sequence[str],
     tree: Hierarchy | None,
     group_column: str | None,
-    results: Sequence[tuple[str, ShardResult]],
+    results: Sequence[tuple[Shard, ShardResult]],
     problems: Sequence[Problem],
 ) -> dict[str, Any]:
     """The statistics of a prepared folder.
@@ -52,7 +53,7 @@ def describe(
         levels: the label columns; none for masks.
         tree: the label tree, or ``None``.
         group_column: or ``None``.
-        results: split and statistics of every shard.
+        results: statistics of every shard.
         problems: rows that were left out.
     """
     splits = {}
@@ -61,19 +62,19 @@ def describe(
         if not len(part):
             continue
         summed = ShardResult()
-        for name, result in results:
-            if name == split:
+        for shard, result in results:
+            if shard.split == split:
                 summed.merge(result)
-        splits[split] = {"num_images": len(part)}
+        facts = splits[split] = {"num_images": len(part)}
         if group_column:
-            splits[split]["num_groups"] = int(part[group_column].nunique())
+            facts["num_groups"] = int(part[group_column].nunique())
         if levels:
-            splits[split]["levels"] = _label_counts(part, tree)
+            facts["levels"] = _label_counts(part, tree)
         if summed.pixels:
-            splits[split]["pixels"] = _pixel_counts(summed.pixels, tree)
-        splits[split] |= {"image_sizes": summed.sizes}
+            facts["pixels"] = _pixel_counts(summed.pixels, tree)
+        facts["image_sizes"] = summed.sizes
         if summed.num_bytes:
-            splits[split]["num_bytes"] = summed.num_bytes
+            facts["num_bytes"] = summed.num_bytes
     return {
         "splits": splits,
         "num_classes": dict(zip(tree.levels, tree.num_classes, strict=True)) if tree else {},
@@ -87,22 +88,20 @@ def _label_counts(part: pd.DataFrame, tree: Hierarchy) -> dict[str, Any]:
     found = {}
     for depth, level in enumerate(tree.levels):
         names = tree.display_names(depth)
-        counts = Counter(labels[:, depth].tolist())
-        counts = {names[label]: counts[label] for label in sorted(counts) if label >= 0}
-        most, least = max(counts.values(), default=0), min(counts.values(), default=1)
+        numbers = Counter(labels[:, depth].tolist())
+        counts = {names[label]: numbers[label] for label in sorted(numbers) if label >= 0}
         found[level] = {
             "num_labelled": sum(counts.values()),
             "num_classes": len(counts),
-            "imbalance_ratio": round(most / least, 2),
+            "imbalance_ratio": round(max(counts.values(), default=0) / min(counts.values(), default=1), 2),
             "counts": counts,
         }
     return found
 
 
 def _pixel_counts(pixels: Mapping[str, int], tree: Hierarchy | None) -> dict[str, int]:
-    names = tree.leaf_names() if tree else []
-    ordered = sorted(pixels.items(), key=lambda entry: int(entry[0]))
-    return {names[int(value)] if int(value) < len(names) else value: count for value, count in ordered}
+    names = dict(enumerate(tree.leaf_names())) if tree else {}
+    return {names.get(int(value), value): pixels[value] for value in sorted(pixels, key=int)}
 
 
 def write_card(
@@ -115,29 +114,26 @@ def write_card(
         "task_categories": [card.task],
         "size_categories": [next((name for limit, name in SIZES if total < limit), "1M<n<10M")],
     }
+    columns = [
+        f"`{name}` ({'image' if type(feature).__name__ == 'Image' else feature.dtype})"
+        for name, feature in features.items()
+    ]
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {card.title}\n",
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {card.title}",
         card.text,
         _splits_table(stats),
-    ]
-    if levels:
-        parts.append(_levels_table(stats, levels))
-    columns = ", ".join(f"`{name}` ({_kind(feature)})" for name, feature in features.items())
-    parts.append(f"Columns: {columns}.")
-    parts.append(
+        *([_levels_table(stats, levels)] if levels else []),
+        f"Columns: {', '.join(columns)}.",
         "Read it with `datasets.load_from_disk`. `hierarchy.json` is the label tree, `stats.json` has all counts, "
-        "`problems.csv` lists rows that were left out, `prepared.json` how the folder was made."
-    )
+        "`problems.csv` lists rows that were left out, `prepared.json` how the folder was made.",
+    ]
     if stats["left_out"]:
         parts.append("Left out: " + ", ".join(f"{count} {kind}" for kind, count in stats["left_out"].items()) + ".")
     if notes:
         shown = "\n".join(f"- {note}" for note in notes[:50])
         parts.append(f"Notes:\n\n{shown}" + (f"\n- and {len(notes) - 50} more in `stats.json`" if notes[50:] else ""))
-    write_text(path, "\n\n".join(part.strip() for part in parts) + "\n")
-
-
-def _kind(feature: Any) -> str:
-    return "image" if type(feature).__name__ == "Image" else feature.dtype
+    with replaced_file(path, sync=True) as file:
+        file.write("\n\n".join(part.strip() for part in parts) + "\n")
 
 
 def _splits_table(stats: Mapping[str, Any]) -> str:
@@ -150,13 +146,13 @@ def _splits_table(stats: Mapping[str, Any]) -> str:
 
 
 def _levels_table(stats: Mapping[str, Any], levels: Sequence[str]) -> str:
-    splits = list(stats["splits"])
+    splits = stats["splits"]
     lines = [
         "| level | classes | " + " | ".join(f"labelled, {split}" for split in splits) + " | imbalance, train |",
         "|---|--:|" + "--:|" * (len(splits) + 1),
     ]
     for level in levels:
-        entries = [stats["splits"][split]["levels"][level] for split in splits]
+        entries = [split["levels"][level] for split in splits.values()]
         labelled = " | ".join(str(entry["num_labelled"]) for entry in entries)
         lines.append(f"| {level} | {stats['num_classes'][level]} | {labelled} | {entries[0]['imbalance_ratio']} |")
     return "\n".join(lines)

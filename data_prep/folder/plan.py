@@ -16,29 +16,29 @@ from datasets import Features, Image, Value
 from common.data.prepared import FORMAT
 from common.data.problems import Problem
 from common.model.hierarchy import Hierarchy
-from data_prep.data_card import Card
-from data_prep.rows import SPLITS, RowSet
-from data_prep.shards import SOURCE, Shard, ShardResult
-from data_prep.stores import Store
-from data_prep.tables import ROW, SPLIT
+from data_prep.parts.columns import IMAGE, ROW, SOURCE, SPLIT, SPLITS
+from data_prep.rows.row_set import RowSet
+
+from .card import Card
+from .images import Store
+from .shards import Shard, ShardResult
 
 
 @dataclass
 class Content:
-    """What a prepared folder will hold, as far as it is known before the images are looked at.
+    """What a prepared folder will hold.
 
     Args:
         rows: with splits, clean paths and labels.
         columns: of the folder besides the images: level columns, group column, and others to keep.
         levels: the level columns, coarse to fine; none for masks.
+        card: what the data set card says.
         tree: the label tree if it is given; else the rows span it.
         group_column: or ``None``.
-        root: folder of the images, without symbolic links; empty if ``sources`` hold them.
-        sources: see :class:`data_prep.tables.Rows`.
+        root: folder of the images, without symbolic links; empty if the rows' sources hold them.
         source_columns: image column of the folder -> its name in the sources.
-        unseen: see :data:`data_prep.label_paths.UNSEEN`.
-        card: what the data set card says.
-        settings: everything that decides what is in the folder besides this and the store, as JSON.
+        unseen: see :func:`data_prep.rows.labels.settle_unseen`.
+        settings: everything else that decides what is in the folder, as JSON.
     """
 
     rows: RowSet
@@ -48,34 +48,46 @@ class Content:
     tree: Hierarchy | None = None
     group_column: str | None = None
     root: str = ""
-    sources: tuple[str, ...] = ()
     source_columns: Mapping[str, str] = field(default_factory=dict)
     unseen: str = "blank"
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Plan:
-    """A row for every image, ordered by split, and how it is divided into shards."""
+    """A row for every image, ordered by split, and how they are divided into shards.
+
+    Attributes:
+        frame: the rows.
+        table: what workers need of them.
+        features: of the data set that is written.
+        shards: each of up to ``rows_per_shard`` rows of one split.
+        fingerprint: of the rows and all settings.
+    """
 
     def __init__(self, content: Content, store: Store, rows_per_shard: int) -> None:
-        frame = content.rows.frame
-        order = pd.Categorical(frame[SPLIT], SPLITS).codes.argsort(kind="stable")
-        self.frame = frame.iloc[order].reset_index(drop=True)
-        self.image_column = store.image_column
-        self.features = _features(content, store)
-        self.schema = self.features.arrow_schema
-        names = [SPLIT, ROW, *content.columns]
-        names += [SOURCE] if content.sources else store.columns
-        columns = {name: text_array(self.frame[name]) for name in dict.fromkeys(names)}
-        self.table = pa.table(columns)
-        self.shards = list(_divide(self.frame[SPLIT].tolist(), rows_per_shard))
+        self.content, self.store = content, store
+        rows = content.rows
+        order = pd.Categorical(rows.frame[SPLIT], SPLITS).codes.argsort(kind="stable")
+        self.frame = rows.frame.iloc[order].reset_index(drop=True)
+        self.features = Features(
+            {name: Image() if store.embeds else Value("string") for name in store.columns}
+            | {name: Value("string") for name in content.columns}
+            | {name: Value(kind) for name, kind in store.extra_columns.items()}
+        )
+        names = [SPLIT, ROW, *content.columns, *([SOURCE] if rows.sources else store.columns)]
+        self.table = pa.table({name: arrow_column(self.frame[name]) for name in dict.fromkeys(names)})
+        self.shards = _divide(self.frame[SPLIT].tolist(), rows_per_shard)
+        self.fingerprint = self._fingerprint(rows_per_shard)
+
+    def _fingerprint(self, rows_per_shard: int) -> str:
+        content, store = self.content, self.store
         settings = {
             "format": FORMAT,
             "rows_per_shard": rows_per_shard,
             "features": str(self.features),
             "store": [type(store).__name__, asdict(store)],
             "root": content.root,
-            "sources": [_file_state(path) for path in content.sources],
+            "sources": [[path, os.stat(path).st_size] for path in content.rows.sources],
             "tree": content.tree.to_dict() if content.tree else None,
             "unseen": content.unseen,
             "problems": [asdict(problem) for problem in content.rows.problems],
@@ -86,40 +98,24 @@ class Plan:
         with pa.ipc.new_stream(sink, self.table.schema) as writer:
             writer.write_table(self.table)
         digest.update(sink.getvalue())
-        self.fingerprint = digest.hexdigest()
+        return digest.hexdigest()
 
-    def problems(self, result: ShardResult) -> list[Problem]:
-        """What was wrong with rows of a shard, for people."""
-        images = self.frame.get(self.image_column)
+    def problems(self, results: Sequence[ShardResult]) -> list[Problem]:
+        """What was wrong with rows of shards, for people."""
+        rows = self.frame.reindex(columns=[SPLIT, ROW, IMAGE]).astype(object)
         return [
-            Problem(
-                self.frame[SPLIT].iloc[row],
-                int(self.frame[ROW].iloc[row]),
-                (images.iloc[row] if images is not None else None) or "",
-                kind,
-                told,
-            )
+            Problem(split, int(number), image if isinstance(image, str) else "", kind, told)
+            for result in results
             for row, kind, told in result.problems
+            for split, number, image in [rows.iloc[row]]
         ]
 
 
-def _features(content: Content, store: Store) -> Features:
-    kinds: dict[str, Any] = {name: Image() if store.embeds else Value("string") for name in store.columns}
-    kinds |= {name: Value("string") for name in content.columns}
-    kinds |= {name: Value(kind) for name, kind in store.extra_columns.items()}
-    return Features(kinds)
-
-
-def text_array(column: pd.Series) -> pa.Array:
-    """A column of a frame, text or numbers, for Arrow."""
+def arrow_column(column: pd.Series) -> pa.Array:
+    """A column of a frame, text or whole numbers, for Arrow."""
     if pd.api.types.is_integer_dtype(column.dtype):
         return pa.array(column.to_numpy(), pa.int64())
     return pa.array(column.astype(object).where(column.notna(), None).tolist(), pa.string())
-
-
-def _file_state(path: str) -> list[Any]:
-    state = os.stat(path)
-    return [path, state.st_size]
 
 
 def _divide(splits: Sequence[str], rows_per_shard: int) -> list[Shard]:
