@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 from collections import Counter
@@ -31,7 +32,6 @@ from pathlib import Path
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 from PIL import Image
 
 from common.data.masks import MaskReader
@@ -39,19 +39,18 @@ from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
 from common.images.files import BAD_IMAGE, explain, load_image
 from data_prep.parts.inputs import add_inputs, add_num_proc, add_palette, open_inputs, read_masks
-from data_prep.parts.parallel import run_chunks, work_folder
+from data_prep.parts.parallel import map_rows, work_folder
 
 ENDINGS = {"JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"}, "MPO": {".jpg", ".jpeg", ".jpe", ".mpo"}}
 ENDINGS |= {"PNG": {".png", ".apng"}, "TIFF": {".tif", ".tiff"}, "GIF": {".gif"}, "BMP": {".bmp", ".dib"}}
 ENDINGS |= {"WEBP": {".webp"}}
 Found = tuple[str, str]  # kind, sentence
+CRASH = ("crashes the decoder", "decoding it ends the process, or needs too much memory")
 
 
 @dataclass
-class Check:
-    """The checks of a split's rows; see :class:`data_prep.parts.parallel.RowWork`.
-
-    Results are ``row``, ``kind`` and ``problem``, an entry a problem.
+class Checker:
+    """Says what is wrong with the rows of a split.
 
     Args:
         images: to decode.
@@ -67,36 +66,31 @@ class Check:
     min_side: int
     max_megapixels: float
 
-    def run(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Check rows."""
+    def check(self, row: int) -> dict[str, str]:
+        """``problems``: of one row, a list of kind and sentence, as JSON."""
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit is ours
         try:
-            return _columns(self._problems(rows))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-    def _problems(self, rows: Sequence[int]) -> list[tuple[int, str, str]]:
-        found = []
-        masks = self.masks.encoded(rows) if self.masks else [None] * len(rows)
-        for row, source, mask in zip(rows, self.images.encoded(rows), masks, strict=True):
-            size, problems = self._image(self.images, row, source, None)
+            size, problems = self._image(self.images, row, None)
             if self.masks is not None:
-                mask_size, others = self._image(self.masks, row, mask, self.reader)
+                mask_size, others = self._image(self.masks, row, self.reader)
                 problems += [(f"mask: {kind}", text) for kind, text in others if kind != "tiny"]
                 if size and mask_size and size != mask_size:
                     told = f"it is {mask_size[0]} x {mask_size[1]} pixels large, its image {size[0]} x {size[1]}"
                     problems.append(("mask: other size", told))
-            found += [(row, *problem) for problem in problems]
-        return found
+            return {"problems": json.dumps(problems)}
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
-    def lost(self, row: int) -> dict[str, np.ndarray]:
-        """A row that ended the process."""
-        return _columns([(row, "crashes the decoder", "decoding it ends the process, or needs too much memory")])
+    @staticmethod
+    def crashed(row: int) -> dict[str, str]:
+        """The same for a row that ended its process."""
+        return {"problems": json.dumps([CRASH])}
 
     def _image(
-        self, rows: ImageRows, row: int, source: bytes | str | None, reader: MaskReader | None
+        self, rows: ImageRows, row: int, reader: MaskReader | None
     ) -> tuple[tuple[int, int] | None, list[Found]]:
         """Width and height if it decodes, and what is wrong."""
+        source = rows.encoded([row])[0]
         if not source or (isinstance(source, str) and not os.path.lexists(source)):
             return None, [("missing", f"there is no file {source}" if source else "the row has no image")]
         try:
@@ -109,9 +103,7 @@ class Check:
             size, problems = self._header(source, _name(rows, row, source))
             if any(kind == "too large" for kind, _ in problems):
                 return None, problems
-            if reader is None:
-                return load_image(source).size, problems
-            return reader(source).shape[::-1], problems
+            return load_image(source).size if reader is None else reader(source).shape[::-1], problems
         except MemoryError:
             return None, [("too large", f"{size[0]} x {size[1]} pixels need more memory than there is")]
         except BAD_IMAGE as error:
@@ -133,18 +125,7 @@ class Check:
 
 
 def _name(rows: ImageRows, row: int, source: bytes | str) -> str:
-    if isinstance(source, str):
-        return source
-    return (rows.rows[row][rows.column] or {}).get("path") or ""
-
-
-def _columns(found: Sequence[tuple[int, str, str]]) -> dict[str, np.ndarray]:
-    rows, kinds, problems = zip(*found, strict=True) if found else ((), (), ())
-    return {
-        "row": np.array(rows, dtype=np.int64),
-        "kind": np.array(kinds, dtype=np.str_),
-        "problem": np.array(problems, dtype=np.str_),
-    }
+    return source if isinstance(source, str) else (rows.rows[row][rows.column] or {}).get("path") or ""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -170,13 +151,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems: list[Problem] = []
     with work_folder(output, inputs.settings("check", tree, args.min_side, args.max_megapixels)) as folder:
         for split, rows in images.items():
-            check = Check(rows, masks.get(split), reader, args.min_side, args.max_megapixels)
-            # 32 rows, because one that ends its process takes them along, to be done again
-            found = run_chunks(check, len(rows), folder, split, num_proc=args.num_proc, chunk_rows=32)
-            names, numbers = inputs.image_names(split), inputs.numbers[split]
+            checker = Checker(rows, masks.get(split), reader, args.min_side, args.max_megapixels)
+            # 32 rows a chunk, because one that ends its process takes the others along, to be done again
+            how = {"num_proc": args.num_proc, "chunk_rows": 32}
+            found = map_rows(checker.check, checker.crashed, range(len(rows)), folder, split, **how)["problems"]
             problems += [
-                Problem(split, int(numbers[row]), names[row], str(kind), str(problem))
-                for row, kind, problem in zip(found["row"], found["kind"], found["problem"], strict=True)
+                Problem(split, int(number), name, kind, told)
+                for number, name, text in zip(inputs.numbers[split], inputs.image_names(split), found, strict=True)
+                for kind, told in json.loads(str(text))
             ]
         output.mkdir(parents=True, exist_ok=True)
         write_problems(output / "problems.csv", problems)

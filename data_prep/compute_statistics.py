@@ -41,62 +41,48 @@ from data_prep.parts.inputs import (
     open_inputs,
     read_masks,
 )
-from data_prep.parts.parallel import run_chunks, work_folder
+from data_prep.parts.parallel import map_rows, work_folder
 
 
 @dataclass
-class Measure:
-    """Measurements of some rows of a split; see :class:`data_prep.parts.parallel.RowWork`.
-
-    Results are ``size`` int64 (rows, 2), width and height, 0 for a row that does not decode; ``sums`` float64
-    (rows, 2, 3), sum and sum of squares of each channel in 0..1; and ``pixels`` int64 (rows, leaves).
+class Measurer:
+    """Measures rows of a split.
 
     Args:
         images: to decode.
         masks, reader: of the same rows, or ``None``.
-        numbers: the rows to measure; work counts these.
+        rows: the numbers of those to measure.
     """
 
     images: ImageRows
     masks: ImageRows | None
     reader: MaskReader | None
-    numbers: np.ndarray
+    rows: np.ndarray
 
-    def run(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Measure rows."""
-        numbers = [int(self.numbers[row]) for row in rows]
-        masks = self.masks.encoded(numbers) if self.masks else [None] * len(numbers)
-        found = [
-            self._one(number, image, mask)
-            for number, image, mask in zip(numbers, self.images.encoded(numbers), masks, strict=True)
-        ]
-        size, sums, pixels = (np.stack(column) for column in zip(*found, strict=True))
-        return {"size": size, "sums": sums, "pixels": pixels}
-
-    def lost(self, row: int) -> dict[str, np.ndarray]:
-        """A row that ended the process."""
-        return {name: value[None] for name, value in zip(("size", "sums", "pixels"), self._nothing(), strict=True)}
-
-    def _nothing(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        leaves = self.reader.num_leaves if self.reader else 0
-        return np.zeros(2, np.int64), np.zeros((2, 3)), np.zeros(leaves, np.int64)
-
-    def _one(self, number: int, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        size, sums, pixels = self._nothing()
+    def measure(self, row: int) -> dict[str, np.ndarray]:
+        """Of one row ``size`` (2,), width and height; ``sums`` (2, 3), of each channel in 0..1 and of its square; and
+        ``pixels`` (leaves,). All are 0 for a row that does not decode.
+        """
+        found = self.nothing(row)
         try:
-            colours = np.asarray(self.images.load(number, image))
+            colours = np.asarray(self.images.load(row, self.images.encoded([row])[0]))
             if self.masks is not None:
-                values = self.reader(self.masks.checked(mask))
-                pixels = np.bincount(values.ravel(), minlength=256)[: len(pixels)]
+                values = self.reader(self.masks.checked(self.masks.encoded([row])[0]))
+                found["pixels"] = np.bincount(values.ravel(), minlength=256)[: self.reader.num_leaves]
         except (*BAD_IMAGE, MemoryError):
-            return self._nothing()
+            return found
         counts = np.stack([np.bincount(colours[..., channel].ravel(), minlength=256) for channel in range(3)])
         levels = np.arange(256) / 255
-        return np.array(colours.shape[1::-1]), np.stack([counts @ levels, counts @ levels**2]), pixels
+        return found | {"size": colours.shape[1::-1], "sums": np.stack([counts @ levels, counts @ levels**2])}
+
+    def nothing(self, row: int) -> dict[str, np.ndarray]:
+        """What stands for a row that does not decode, or ended its process."""
+        leaves = self.reader.num_leaves if self.reader else 0
+        return {"size": np.zeros(2, np.int64), "sums": np.zeros((2, 3)), "pixels": np.zeros(leaves, np.int64)}
 
 
 def describe_images(size: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
-    """Sizes, and mean and standard deviation of each channel over all pixels, of what :class:`Measure` found."""
+    """Sizes, and mean and standard deviation of each channel over all pixels, of what :class:`Measurer` found."""
     good = size[:, 0] > 0
     size, sums = size[good], sums[good]
     facts: dict[str, Any] = {"num_measured": len(size), "num_broken": int((~good).sum())}
@@ -171,7 +157,7 @@ def draw_tail(path: Path, counts: Mapping[str, np.ndarray], unit: str) -> None:
 
 
 def compute_statistics(
-    work: Mapping[str, Measure],
+    work: Mapping[str, Measurer],
     labels: Mapping[str, np.ndarray],
     hierarchy: Hierarchy,
     folder: Path,
@@ -190,14 +176,15 @@ def compute_statistics(
         max_ratio: largest class weight over the smallest.
     """
     result: dict[str, Any] = {"counted": "images" if labels else "pixels", "splits": {}}
-    for split, measure in work.items():
-        found = run_chunks(measure, len(measure.numbers), folder, split, num_proc=num_proc, chunk_rows=64)
+    for split, measurer in work.items():
+        how = {"num_proc": num_proc, "chunk_rows": 64}
+        found = map_rows(measurer.measure, measurer.nothing, measurer.rows, folder, split, **how)
         if labels:
             counts = count_labels(torch.from_numpy(labels[split]), hierarchy)
         else:
             counts = hierarchy.count_lifted(torch.from_numpy(found["pixels"].sum(0)))
         result["splits"][split] = {
-            "num_rows": len(measure.images),
+            "num_rows": len(measurer.images),
             "images": describe_images(found["size"], found["sums"]),
             "levels": describe_counts(counts, hierarchy, max_ratio),
         }
@@ -239,8 +226,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     work = {}
     for split, rows in images.items():
         most = min(args.num_images or len(rows), len(rows))
-        numbers = np.unique(np.linspace(0, len(rows) - 1, most).astype(int))
-        work[split] = Measure(rows, masks.get(split), reader, numbers)
+        chosen = np.unique(np.linspace(0, len(rows) - 1, most).astype(int))
+        work[split] = Measurer(rows, masks.get(split), reader, chosen)
     output = Path(args.output_dir)
     settings = inputs.settings("statistics", tree and (tree.to_dict(), reader.palette), args.num_images)
     with work_folder(output, settings) as folder:

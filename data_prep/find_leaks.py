@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,12 @@ import numpy as np
 
 from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
-from data_prep.leaks.compare import LEAST_DETAIL, Compare, Place
-from data_prep.leaks.describe import FLAT, Describe
+from data_prep.leaks.compare import LEAST_DETAIL, Place, compare, unlike
+from data_prep.leaks.describe import FLAT, describe, undescribed
 from data_prep.leaks.report import Leak, write_page, write_table
 from data_prep.leaks.search import CONFIDENCE, find_copies
 from data_prep.parts.inputs import Inputs, add_group, add_inputs, add_num_proc, open_inputs
-from data_prep.parts.parallel import run_chunks, work_folder
+from data_prep.parts.parallel import map_rows, work_folder
 
 LEAK_KINDS = ("same file", "same pixels", "copy", "same group")
 
@@ -58,7 +59,9 @@ def find_leaks(
         The pairs, the surest first, and a sentence for each image that could not be decoded.
     """
     described = {
-        split: run_chunks(Describe(rows), len(rows), folder, split, num_proc=num_proc)
+        split: map_rows(
+            partial(describe, rows), partial(undescribed, rows), range(len(rows)), folder, split, num_proc=num_proc
+        )
         for split, rows in images.items()
     }
     found: dict[tuple[Place, Place], Leak] = {}
@@ -114,8 +117,9 @@ def _looked_at(leaks: list[Leak], images: Mapping[str, ImageRows], folder: Path,
     copies = [leak for leak in leaks if leak.kind == "copy"]
     kept = [leak for leak in leaks if leak.kind != "copy"]
     if copies:
-        work = Compare(dict(images), [(leak.first, leak.second, leak.transform) for leak in copies])
-        looks = run_chunks(work, len(copies), folder, "pairs", num_proc=num_proc, chunk_rows=64)
+        pairs = [(leak.first, leak.second, leak.transform) for leak in copies]
+        work, how = partial(compare, dict(images), pairs), {"num_proc": num_proc, "chunk_rows": 64}
+        looks = map_rows(work, unlike, range(len(copies)), folder, "pairs", **how)
         for at, leak in enumerate(copies):
             leak.correlation, leak.detail = float(looks["correlation"][at]), float(looks["detail"][at])
             leak.kind = "same pixels" if looks["same"][at] else "copy"

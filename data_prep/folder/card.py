@@ -4,77 +4,59 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
-from datasets import Features
 
 from common.data.problems import Problem
 from common.files import replaced_file
 from common.labels.encoding import encode_paths
 from common.model.hierarchy import Hierarchy
-from data_prep.parts.columns import SPLIT, SPLITS
+from data_prep.parts.columns import SPLIT
 
-from .shards import Shard, ShardResult
+from .plan import Plan, Results
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-@dataclass(frozen=True)
-class Card:
-    """What the data set card says besides what can be counted.
-
-    Args:
-        title: of the data set.
-        task: in the Hub's words, such as ``image-classification``.
-        text: paragraphs about where the data come from and how they were prepared, in Markdown.
-    """
-
-    title: str
-    task: str
-    text: str
-
-
 def describe(
-    frame: pd.DataFrame,
-    levels: Sequence[str],
-    tree: Hierarchy | None,
-    group_column: str | None,
-    results: Sequence[tuple[Shard, ShardResult]],
-    problems: Sequence[Problem],
+    plan: Plan, results: Results, frame: pd.DataFrame, tree: Hierarchy | None, problems: Sequence[Problem]
 ) -> dict[str, Any]:
     """The statistics of a prepared folder.
 
     Args:
-        frame: its rows, with split and labels.
-        levels: the label columns; none for masks.
+        plan: what it was to hold.
+        results: every shard, and what became of it.
+        frame: the rows that are left, with split and labels.
         tree: the label tree, or ``None``.
-        group_column: or ``None``.
-        results: statistics of every shard.
         problems: rows that were left out.
     """
     splits = {}
-    for split in SPLITS:
+    for split in frame[SPLIT].unique():
         part = frame[frame[SPLIT] == split]
-        if not len(part):
-            continue
-        summed = ShardResult()
-        for shard, result in results:
-            if shard.split == split:
-                summed.merge(result)
+        shards = [result for shard, result in results if shard.split == split]
+        sizes = np.array([size for result in shards for size in result.sizes])
+        (min_width, min_height), (max_width, max_height) = sizes.min(0).tolist(), sizes.max(0).tolist()
+        pixels = sum((result.pixels for result in shards), Counter())
+        num_bytes = sum(result.num_bytes for result in shards)
         facts = splits[split] = {"num_images": len(part)}
-        if group_column:
-            facts["num_groups"] = int(part[group_column].nunique())
-        if levels:
+        if plan.content.group_column:
+            facts["num_groups"] = int(part[plan.content.group_column].nunique())
+        if plan.content.levels:
             facts["levels"] = _label_counts(part, tree)
-        if summed.pixels:
-            facts["pixels"] = _pixel_counts(summed.pixels, tree)
-        facts["image_sizes"] = summed.sizes
-        if summed.num_bytes:
-            facts["num_bytes"] = summed.num_bytes
+        if pixels:
+            facts["pixels"] = _pixel_counts(pixels, tree)
+        facts["image_sizes"] = {
+            "min_width": min_width,
+            "max_width": max_width,
+            "min_height": min_height,
+            "max_height": max_height,
+        }
+        if num_bytes:
+            facts["num_bytes"] = num_bytes
     return {
         "splits": splits,
         "num_classes": dict(zip(tree.levels, tree.num_classes, strict=True)) if tree else {},
@@ -104,25 +86,24 @@ def _pixel_counts(pixels: Mapping[str, int], tree: Hierarchy | None) -> dict[str
     return {names.get(int(value), value): pixels[value] for value in sorted(pixels, key=int)}
 
 
-def write_card(
-    path: Path, card: Card, stats: Mapping[str, Any], notes: Sequence[str], features: Features, levels: Sequence[str]
-) -> None:
+def write_card(path: Path, plan: Plan, stats: Mapping[str, Any]) -> None:
     """Write the data set card: YAML for the Hub, then text, tables and notes for people."""
+    content, notes = plan.content, stats["notes"]
     total = sum(split["num_images"] for split in stats["splits"].values())
     front = {
-        "pretty_name": card.title,
-        "task_categories": [card.task],
+        "pretty_name": content.title,
+        "task_categories": ["image-segmentation" if plan.store.mask_column else "image-classification"],
         "size_categories": [next((name for limit, name in SIZES if total < limit), "1M<n<10M")],
     }
     columns = [
         f"`{name}` ({'image' if type(feature).__name__ == 'Image' else feature.dtype})"
-        for name, feature in features.items()
+        for name, feature in plan.features.items()
     ]
     parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {card.title}",
-        card.text,
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {content.title}",
+        content.text,
         _splits_table(stats),
-        *([_levels_table(stats, levels)] if levels else []),
+        *([_levels_table(stats, content.levels)] if content.levels else []),
         f"Columns: {', '.join(columns)}.",
         "Read it with `datasets.load_from_disk`. `hierarchy.json` is the label tree, `stats.json` has all counts, "
         "`problems.csv` lists rows that were left out, `prepared.json` how the folder was made.",

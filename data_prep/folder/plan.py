@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import pandas as pd
 import pyarrow as pa
@@ -19,9 +19,14 @@ from common.model.hierarchy import Hierarchy
 from data_prep.parts.columns import IMAGE, ROW, SOURCE, SPLIT, SPLITS
 from data_prep.rows.row_set import RowSet
 
-from .card import Card
 from .images import Store
 from .shards import Shard, ShardResult
+
+APART = {"output_dir", "num_proc", "strict", "exclude_rows"}
+"""Options that do not change what is in a folder, or whose effect is in the rows"""
+
+Results = Sequence[tuple[Shard, ShardResult]]
+"""Every shard, and what became of it"""
 
 
 @dataclass
@@ -29,28 +34,25 @@ class Content:
     """What a prepared folder will hold.
 
     Args:
+        title, text: of the data set card; paragraphs about where the data come from and how they were prepared.
         rows: with splits, clean paths and labels.
         columns: of the folder besides the images: level columns, group column, and others to keep.
         levels: the level columns, coarse to fine; none for masks.
-        card: what the data set card says.
         tree: the label tree if it is given; else the rows span it.
         group_column: or ``None``.
         root: folder of the images, without symbolic links; empty if the rows' sources hold them.
         source_columns: image column of the folder -> its name in the sources.
-        unseen: see :func:`data_prep.rows.labels.settle_unseen`.
-        settings: everything else that decides what is in the folder, as JSON.
     """
 
+    title: str
+    text: str
     rows: RowSet
     columns: Sequence[str]
-    levels: Sequence[str]
-    card: Card
+    levels: Sequence[str] = ()
     tree: Hierarchy | None = None
     group_column: str | None = None
     root: str = ""
     source_columns: Mapping[str, str] = field(default_factory=dict)
-    unseen: str = "blank"
-    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Plan:
@@ -61,11 +63,13 @@ class Plan:
         table: what workers need of them.
         features: of the data set that is written.
         shards: each of up to ``rows_per_shard`` rows of one split.
+        settings: options that say what is in the folder: others, with the same data, make the same.
         fingerprint: of the rows and all settings.
     """
 
-    def __init__(self, content: Content, store: Store, rows_per_shard: int) -> None:
+    def __init__(self, args: argparse.Namespace, content: Content, store: Store, rows_per_shard: int) -> None:
         self.content, self.store = content, store
+        self.settings = {name: value for name, value in vars(args).items() if name not in APART}
         rows = content.rows
         order = pd.Categorical(rows.frame[SPLIT], SPLITS).codes.argsort(kind="stable")
         self.frame = rows.frame.iloc[order].reset_index(drop=True)
@@ -89,9 +93,8 @@ class Plan:
             "root": content.root,
             "sources": [[path, os.stat(path).st_size] for path in content.rows.sources],
             "tree": content.tree.to_dict() if content.tree else None,
-            "unseen": content.unseen,
             "problems": [asdict(problem) for problem in content.rows.problems],
-            **content.settings,
+            **self.settings,
         }
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
         sink = pa.BufferOutputStream()
@@ -100,12 +103,12 @@ class Plan:
         digest.update(sink.getvalue())
         return digest.hexdigest()
 
-    def problems(self, results: Sequence[ShardResult]) -> list[Problem]:
+    def problems(self, results: Results) -> list[Problem]:
         """What was wrong with rows of shards, for people."""
         rows = self.frame.reindex(columns=[SPLIT, ROW, IMAGE]).astype(object)
         return [
             Problem(split, int(number), image if isinstance(image, str) else "", kind, told)
-            for result in results
+            for _, result in results
             for row, kind, told in result.problems
             for split, number, image in [rows.iloc[row]]
         ]

@@ -1,19 +1,20 @@
 """Writing a prepared folder: a data set that ``datasets.load_from_disk`` reads, and what there is to know about it.
 
 Work is done in ``<output_dir>.incomplete``, which appears under its name in one step; after a kill the same command
-resumes there. That folder holds ``plan.arrow`` (a row for every image), ``state.json`` (the fingerprint of settings
-and plan), ``shards/`` (see shards.py) and at the end ``final/``. Every step can be repeated after a kill.
+resumes there. That folder holds ``plan.arrow`` (a row for every image), ``shards/`` (see shards.py) and at the end
+``final/``. Every step can be repeated after a kill.
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import logging
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,21 +28,19 @@ from common.data.prepared import FORMAT, NAME, read_prepared
 from common.data.problems import Problem, write_problems
 from common.files import replaced_file
 from common.model.hierarchy import Hierarchy
-from common.run.lock import RunLock
 from data_prep.parts.columns import SPLIT, SPLITS
+from data_prep.parts.parallel import work_folder
 from data_prep.rows.labels import settle_unseen, tree_of
 from data_prep.rows.row_set import RowSet
 
 from .card import describe, write_card
 from .images import Store
-from .plan import Content, Plan, arrow_column
-from .shards import Shard, ShardMaker, ShardResult, make_shards, open_arrow, read_result, write_arrow
+from .plan import Content, Plan, Results, arrow_column
+from .shards import ShardMaker, make_shards, open_arrow, read_result, write_arrow
 
 logger = logging.getLogger(__name__)
 
 NOTES_SHOWN = 20
-
-Results = Sequence[tuple[Shard, ShardResult]]
 
 
 def check_output(output_dir: str | Path) -> Path:
@@ -52,60 +51,48 @@ def check_output(output_dir: str | Path) -> Path:
     return folder
 
 
-def write_prepared(
-    output_dir: str | Path,
-    content: Content,
-    store: Store,
-    *,
-    num_proc: int,
-    strict: bool = False,
-    rows_per_shard: int = 1000,
-) -> Path:
+def write_prepared(args: argparse.Namespace, content: Content, store: Store, rows_per_shard: int = 1000) -> Path:
     """Look at every image, store it, and write the folder; or resume doing so, or find it finished.
 
     Args:
-        output_dir: the folder; it appears when it is finished.
+        args: the command line of a command; see :mod:`data_prep.sources.options`.
         content: the rows.
         store: how images are stored.
-        num_proc: processes.
-        strict: any row that would be left out is an error instead.
         rows_per_shard: of a file of the data set; what is lost by a kill at most, times processes.
 
     Returns:
         The folder, as an absolute path.
 
     Raises:
-        ValueError: with ``strict``, something is wrong with the data; the folder exists and holds something else;
+        ValueError: with ``--strict``, something is wrong with the data; the folder exists and holds something else;
             nothing is left for training; a worker ran out of memory.
     """
-    folder = check_output(output_dir)
-    if strict:
+    folder = check_output(args.output_dir)
+    if args.strict:
         _refuse(content.rows.problems)
     if not (content.rows.frame[SPLIT] == "train").any():
         _refuse(content.rows.problems, "and none is left for training")
         raise ValueError("No row is in training.")
-    plan = Plan(content, store, rows_per_shard)
+    plan = Plan(args, content, store, rows_per_shard)
     done = read_prepared(folder)
-    work_folder = folder.with_name(f"{folder.name}.incomplete")
     if done is not None:
         if done.get("fingerprint") != plan.fingerprint:
             raise ValueError(
                 f"{folder} is finished, with other settings or data; name another folder (--output_dir), or remove it."
             )
         logger.info("%s is finished already.", folder)
-        shutil.rmtree(work_folder, ignore_errors=True)
+        shutil.rmtree(folder.with_name(f"{folder.name}.incomplete"), ignore_errors=True)
         return folder
-    with RunLock(work_folder):
-        _resume_or_start(work_folder, plan)
+    with work_folder(folder, plan.fingerprint) as work:
+        if not (work / "plan.arrow").exists():
+            write_arrow(work / "plan.arrow", plan.table.schema, plan.table.to_batches())
         plan.table = content.rows.frame = None  # the one is on the disk now, the other in plan.frame
-        results = _store_images(work_folder, plan, num_proc)
+        results = _store_images(work, plan, args.num_proc)
         trainable = any(shard.split == "train" and result.rows for shard, result in results)
-        if strict or not trainable:
-            why = "(--strict)" if trainable else "and no image is left for training"
-            _refuse_broken(work_folder, plan, results, why)
-        _finish(work_folder, plan, results)
-        os.replace(work_folder / "final", folder)
-        shutil.rmtree(work_folder)
+        if args.strict or not trainable:
+            _refuse_broken(work, plan, results, "(--strict)" if trainable else "and no image is left for training")
+        _finish(work, plan, results, args.unseen)
+        os.replace(work / "final", folder)
     logger.info("The data set is in %s", folder)
     return folder
 
@@ -120,40 +107,23 @@ def _refuse(problems: Sequence[Problem], why: str = "(--strict)", listed: str = 
         raise ValueError(f"{len(problems)} rows have problems {why}: {shown}{more}.{listed}")
 
 
-def _refuse_broken(work_folder: Path, plan: Plan, results: Results, why: str) -> None:
+def _refuse_broken(work: Path, plan: Plan, results: Results, why: str) -> None:
     """Shards with problems are forgotten, so that they are made again when the files were fixed."""
     for shard, result in results:
         if result.problems:
-            (work_folder / "shards" / f"{shard.name}.json").unlink()
-    problems = plan.problems([result for _, result in results])
-    path = work_folder / "problems.csv"
+            (work / "shards" / f"{shard.name}.json").unlink()
+    problems = plan.problems(results)
+    path = work / "problems.csv"
     write_problems(path, problems)
     _refuse(problems, why, f" All are in {path}; shards without problems are kept for the next time.")
 
 
-def _resume_or_start(folder: Path, plan: Plan) -> None:
-    """Make the work folder ready: with what is finished if the settings are the same, else empty."""
-    state = folder / "state.json"
-    known = json.loads(state.read_text(encoding="utf-8")).get("fingerprint") if state.is_file() else None
-    if known == plan.fingerprint:
-        logger.info("Resuming in %s.", folder)
-        return
-    if known is not None:
-        logger.warning("%s was begun with other settings or data; starting over.", folder)
-    state.unlink(missing_ok=True)
-    for entry in folder.iterdir():
-        if entry.name != ".lock":
-            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
-    write_arrow(folder / "plan.arrow", plan.table.schema, plan.table.to_batches())
-    (folder / "shards").mkdir()
-    _write_json(state, {"fingerprint": plan.fingerprint})
-
-
-def _store_images(folder: Path, plan: Plan, num_proc: int) -> Results:
-    content = plan.content
+def _store_images(work: Path, plan: Plan, num_proc: int) -> Results:
+    content, folder = plan.content, work / "shards"
+    folder.mkdir(exist_ok=True)
     maker = ShardMaker(
-        folder / "shards",
-        folder / "plan.arrow",
+        folder,
+        work / "plan.arrow",
         plan.features.arrow_schema,
         plan.store,
         content.root,
@@ -163,34 +133,41 @@ def _store_images(folder: Path, plan: Plan, num_proc: int) -> Results:
     live = sys.stderr.isatty()
     with tqdm(total=len(plan.frame), unit="image", desc="preparing", disable=not live, smoothing=0.05) as bar:
         make_shards(maker, plan.shards, num_proc, bar.update)
-    return [(shard, read_result(folder / "shards", shard)) for shard in plan.shards]
+    return [(shard, read_result(folder, shard)) for shard in plan.shards]
 
 
 # ---- from finished shards to the folder
 
 
-def _finish(work_folder: Path, plan: Plan, results: Results) -> None:
+def _finish(work: Path, plan: Plan, results: Results, unseen: str) -> None:
     """Final labels, files in place, descriptions."""
-    rows, tree = _final_labels(plan, [row for _, result in results for row in result.rows])
-    problems = [*plan.content.rows.problems, *plan.problems([result for _, result in results]), *rows.problems]
+    rows, tree = _final_labels(plan, [row for _, result in results for row in result.rows], unseen)
+    problems = [*plan.content.rows.problems, *plan.problems(results), *rows.problems]
     for kind, number in pd.Series([problem.kind for problem in problems], dtype=object).value_counts().items():
         logger.warning("left out: %d rows, %s", number, kind)
     written = [split for split in SPLITS if (rows.frame[SPLIT] == split).any()]
     assert "train" in written, "labels are taken from validation and test only"
-    final = work_folder / "final"
     for split in written:
         shards = [(shard, result) for shard, result in results if shard.split == split]
-        _write_split(work_folder / "shards", final / split, plan, shards, rows.frame)
-    _write_descriptions(final, plan, results, rows, tree, problems, written)
+        _write_split(work / "shards", work / "final" / split, plan, shards, rows.frame)
+    notes = list(dict.fromkeys([*plan.content.rows.notes, *rows.notes]))
+    for note in notes[:NOTES_SHOWN]:
+        logger.warning("%s", note)
+    if len(notes) > NOTES_SHOWN:
+        logger.warning("... and %d more notes, all of them in stats.json.", len(notes) - NOTES_SHOWN)
+    stats = describe(plan, results, rows.frame, tree, problems)
+    _write_descriptions(work / "final", plan, tree, problems, {**stats, "notes": notes})
+    for split, facts in stats["splits"].items():
+        logger.info("%s: %d images", split, facts["num_images"])
 
 
-def _final_labels(plan: Plan, kept: Sequence[int]) -> tuple[RowSet, Hierarchy | None]:
+def _final_labels(plan: Plan, kept: Sequence[int], unseen: str) -> tuple[RowSet, Hierarchy | None]:
     """The rows that are left, with their row in the plan, and their tree; a class may have lost all its images."""
     content = plan.content
     rows = RowSet(plan.frame.iloc[kept].assign(__plan__=kept).reset_index(drop=True))
     if not content.levels or not len(rows.frame):
         return rows, content.tree
-    settle_unseen(rows, content.levels, content.unseen)
+    settle_unseen(rows, content.levels, unseen)
     return rows, content.tree or tree_of(rows.frame, content.levels)[0]
 
 
@@ -240,26 +217,14 @@ def _amended(source: Path, schema: pa.Schema, rows: Sequence[int], labels: pd.Da
 
 
 def _write_descriptions(
-    final: Path,
-    plan: Plan,
-    results: Results,
-    rows: RowSet,
-    tree: Hierarchy | None,
-    problems: Sequence[Problem],
-    splits: Sequence[str],
+    final: Path, plan: Plan, tree: Hierarchy | None, problems: Sequence[Problem], stats: Mapping[str, Any]
 ) -> None:
     content, store = plan.content, plan.store
     if tree is not None:
         tree.save(final / "hierarchy.json")
     write_problems(final / "problems.csv", problems)
-    notes = list(dict.fromkeys([*content.rows.notes, *rows.notes]))
-    for note in notes[:NOTES_SHOWN]:
-        logger.warning("%s", note)
-    if len(notes) > NOTES_SHOWN:
-        logger.warning("... and %d more notes, all of them in stats.json.", len(notes) - NOTES_SHOWN)
-    stats = describe(rows.frame, content.levels, tree, content.group_column, results, problems)
-    _write_json(final / "stats.json", {**stats, "notes": notes}, end="\n", indent=1)
-    write_card(final / "README.md", content.card, stats, notes, plan.features, content.levels)
+    _write_json(final / "stats.json", stats, end="\n", indent=1)
+    write_card(final / "README.md", plan, stats)
     about = {
         "format": FORMAT,
         "fingerprint": plan.fingerprint,
@@ -268,12 +233,10 @@ def _write_descriptions(
         "level_columns": list(content.levels),
         "group_column": content.group_column,
         "image_root": None if store.embeds else content.root,
-        "settings": {**content.settings, **asdict(store)},
+        "settings": {**plan.settings, **asdict(store)},
     }
-    _write_json(final / "dataset_dict.json", {"splits": list(splits)})
+    _write_json(final / "dataset_dict.json", {"splits": list(stats["splits"])})
     _write_json(final / NAME, about, end="\n", indent=1, default=str)
-    for split in splits:
-        logger.info("%s: %d images", split, stats["splits"][split]["num_images"])
 
 
 def _write_json(path: Path, content: Any, end: str = "", **options: Any) -> None:

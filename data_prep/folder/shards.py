@@ -9,8 +9,9 @@ worker.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -53,30 +54,15 @@ class ShardResult:
         rows: for each row written, its row in the plan.
         problems: (row in the plan, kind, sentence) of rows that were left out.
         num_bytes: of the images embedded.
-        sizes: smallest and largest width and height of the images stored, pixels.
+        sizes: width and height of each row written, pixels.
         pixels: number of pixels of each mask value, where masks were counted.
     """
 
     rows: list[int] = field(default_factory=list)
     problems: list[tuple[int, str, str]] = field(default_factory=list)
     num_bytes: int = 0
-    sizes: dict[str, int] = field(default_factory=dict)
-    pixels: dict[str, int] = field(default_factory=dict)
-
-    def count(self, size: tuple[int, int], num_bytes: int, pixels: dict[str, int]) -> None:
-        """Add one stored image to the statistics."""
-        width, height = size
-        sizes = {"min_width": width, "max_width": width, "min_height": height, "max_height": height}
-        self.merge(ShardResult(num_bytes=num_bytes, sizes=sizes, pixels=pixels))
-
-    def merge(self, other: ShardResult) -> None:
-        """Add another's statistics, not its rows and problems."""
-        self.num_bytes += other.num_bytes
-        for key, value in other.sizes.items():
-            choose = min if key.startswith("min") else max
-            self.sizes[key] = choose(self.sizes.get(key, value), value)
-        for value, count in other.pixels.items():
-            self.pixels[value] = self.pixels.get(value, 0) + count
+    sizes: list[tuple[int, int]] = field(default_factory=list)
+    pixels: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True)
@@ -109,8 +95,8 @@ class ShardMaker:
     def _sources(self) -> pa.Table:
         return pa.concat_tables([open_arrow(path) for path in self.sources])
 
-    def run(self, shard: Shard) -> None:
-        """Make one shard."""
+    def make(self, shard: Shard) -> None:
+        """Write one shard."""
         result = ShardResult()
         rows = self._plan.slice(shard.start, shard.stop - shard.start)
         pillows_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the store's limit counts
@@ -120,7 +106,7 @@ class ShardMaker:
         finally:
             Image.MAX_IMAGE_PIXELS = pillows_limit
         with replaced_file(self.folder / f"{shard.name}.json", sync=True) as file:
-            json.dump(asdict(result), file)
+            json.dump(vars(result), file)
 
     def _batches(self, rows: pa.Table, start: int, result: ShardResult) -> Iterator[pa.RecordBatch]:
         cells: list[dict[str, Any]] = []
@@ -134,7 +120,9 @@ class ShardMaker:
             for entry in made:
                 num_bytes = sum(len(entry[name]["bytes"]) for name in self.store.columns if self.store.embeds)
                 result.rows.append(start + position)
-                result.count(entry.pop("size"), num_bytes, entry.pop("pixels", {}))
+                result.num_bytes += num_bytes
+                result.sizes.append(entry.pop("size"))
+                result.pixels.update(entry.pop("pixels", {}))
                 cells.append({"position": position, **entry})
                 size += num_bytes
                 if size >= BATCH_BYTES or len(cells) >= BATCH_ROWS:
@@ -183,7 +171,7 @@ def make_shards(maker: ShardMaker, shards: Sequence[Shard], num_proc: int, progr
         else:
             missing[shard.number] = shard
     processes = num_proc if num_proc > 1 else 0
-    for number, _ in run_pieces(maker, missing, processes, _explain_crash, preload=__name__):
+    for number, _ in run_pieces(maker.make, missing, processes, _explain_crash, preload=__name__):
         progress(missing[number].stop - missing[number].start)
 
 
@@ -197,8 +185,7 @@ def _explain_crash(shard: Shard) -> None:
 def read_result(folder: Path, shard: Shard) -> ShardResult:
     """What became of a finished shard."""
     content = json.loads((folder / f"{shard.name}.json").read_text(encoding="utf-8"))
-    content["problems"] = [tuple(problem) for problem in content["problems"]]
-    return ShardResult(**content)
+    return ShardResult(**content | {"pixels": Counter(content["pixels"])})
 
 
 def open_arrow(path: str | Path) -> pa.Table:

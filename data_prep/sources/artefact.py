@@ -22,7 +22,6 @@ from PIL import Image
 from common.data.splits import load_splits
 from common.images.files import BAD_IMAGE
 from common.labels.hierarchy_files import load_hierarchy
-from data_prep.folder.card import Card
 from data_prep.folder.plan import Content
 from data_prep.folder.prepared import check_output, write_prepared
 from data_prep.folder.scan_store import Palette, ScanStore, compare_colours, palette_of
@@ -32,7 +31,7 @@ from data_prep.parts.grouping import AUGMENTED
 from data_prep.rows.row_set import RowSet, check_paths, exclude_listed, leave_shared, split_randomly, text_column
 from data_prep.rows.tables import check_names, from_dataset, read_tables
 
-from .options import check_options, refuse, settings_of
+from .options import check_options, refuse
 
 HUB_ID = "danielaivanova/damaged-media"
 MASK, COLOURED, ID, ARTWORK = "annotation", "annotation_rgb", "id", "artwork"
@@ -67,16 +66,16 @@ def prepare_artefact(args: argparse.Namespace) -> Path:
     rows.leave_out(rows.frame.duplicated(ID), "listed twice", "an earlier row has the same id")
     rows.frame[ARTWORK] = text_column(artwork_of(name) for name in rows.frame[ID])
     _split(rows, args)
+    kept = [name for name in KEPT if name in rows.frame]
     content = Content(
+        "ARTeFACT",
+        _card_text(args),
         rows,
-        [ID, ARTWORK, *(name for name in KEPT if name in rows.frame)],
-        [],
-        _card(args),
+        [ID, ARTWORK, *kept],
         tree=tree,
         group_column=ARTWORK,
         root=root,
         source_columns={IMAGE: IMAGE, MASK: MASK},
-        settings=settings_of(args),
     )
     store = ScanStore(
         IMAGE,
@@ -88,8 +87,7 @@ def prepare_artefact(args: argparse.Namespace) -> Path:
         tile=args.tile,
         palette=palette,
     )
-    sizes = {"num_proc": args.num_proc, "rows_per_shard": ROWS_PER_SHARD}
-    return write_prepared(args.output_dir, content, store, strict=args.strict, **sizes)
+    return write_prepared(args, content, store, ROWS_PER_SHARD)
 
 
 def _longer(args: argparse.Namespace) -> int | None:
@@ -236,7 +234,7 @@ def _split_by_values(rows: RowSet, args: argparse.Namespace) -> None:
     rows.frame[SPLIT] = text_column(asked.get(value, "train") for value in values)
 
 
-def _card(args: argparse.Namespace) -> Card:
+def _card_text(args: argparse.Namespace) -> str:
     parts = []
     if _longer(args):
         parts.append(f"images were reduced to a longer side of {_longer(args)} pixels (JPEG, {args.quality})")
@@ -244,11 +242,9 @@ def _card(args: argparse.Namespace) -> Card:
         parts.append(f"cut into tiles of {args.tile} pixels, whose place is in the columns tile_x and tile_y")
     stored = " and ".join(parts) or "images are the original files"
     how = "at random" if args.split_by == "random" else f"by {args.split_by}"
-    return Card(
-        "ARTeFACT",
-        "image-segmentation",
+    return (
         "[ARTeFACT](https://daniela997.github.io/ARTeFACT/) (Ivanova et al., WACV 2025), damage in analogue media, "
         f"made ready by `data_prep/prepare_artefact.py`. Split {how}; no artwork is in two splits. "
         f"{stored[0].upper()}{stored[1:]}; masks were reduced by nearest neighbour and are lossless. "
-        "Values of masks are the leaves of `hierarchy.json`, 255 is background, to be ignored.",
+        "Values of masks are the leaves of `hierarchy.json`, 255 is background, to be ignored."
     )

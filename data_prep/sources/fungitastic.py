@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pandas as pd
 
-from data_prep.folder.card import Card
 from data_prep.folder.plan import Content
 from data_prep.folder.prepared import check_output, write_prepared
 from data_prep.parts.columns import IMAGE, SPLIT
@@ -21,7 +20,7 @@ from data_prep.rows.labels import clean_paths, settle_unseen
 from data_prep.rows.row_set import RowSet, check_paths, drop_duplicates, exclude_listed, leave_shared, text_column
 from data_prep.rows.tables import read_tables
 
-from .options import check_options, how_stored, settings_of, store_of
+from .options import check_options, how_stored, store_of
 
 LEVELS = ["phylum", "class", "order", "family", "genus", "species"]
 CATEGORY, GROUP, FILE = "category_id", "observationID", "filename"
@@ -66,16 +65,9 @@ def prepare_fungitastic(args: argparse.Namespace) -> Path:
     leave_shared(rows, GROUP, "observation in two splits")
     settle_unseen(rows, levels, args.unseen)
     content = Content(
-        rows,
-        [*levels, GROUP, *kept],
-        levels,
-        _card(args),
-        group_column=GROUP,
-        root=root,
-        unseen=args.unseen,
-        settings=settings_of(args),
+        SUBSETS[args.subset], _card_text(args), rows, [*levels, GROUP, *kept], levels, group_column=GROUP, root=root
     )
-    return write_prepared(args.output_dir, content, store_of(args), num_proc=args.num_proc, strict=args.strict)
+    return write_prepared(args, content, store_of(args))
 
 
 # ---- finding files
@@ -181,13 +173,10 @@ def _blank_unknown(rows: RowSet, levels: Sequence[str]) -> None:
         )
 
 
-def _card(args: argparse.Namespace) -> Card:
-    parts = [f"validation is {args.validation}"]
-    parts += [f"test is {args.test}"] * (args.test != "none")
-    return Card(
-        SUBSETS[args.subset],
-        "image-classification",
+def _card_text(args: argparse.Namespace) -> str:
+    test = "" if args.test == "none" else f", test is {args.test}"
+    return (
         "[FungiTastic](https://github.com/BohemianVRA/FungiTastic) (Picek et al., arXiv:2408.13632), made ready by "
-        f"`data_prep/prepare_fungitastic.py`: {', '.join(parts)}. The splits are the published ones, by time. "
-        f"{how_stored(args)} Nothing here can tell whether a fungus can be eaten.",
+        f"`data_prep/prepare_fungitastic.py`: validation is {args.validation}{test}. The splits are the published "
+        f"ones, by time. {how_stored(args)} Nothing here can tell whether a fungus can be eaten."
     )

@@ -14,9 +14,6 @@ from data_prep.parts.columns import IMAGE
 
 logger = logging.getLogger(__name__)
 
-APART = {"output_dir", "num_proc", "strict", "exclude_rows"}
-"""Options that decide nothing about what is in a folder, or whose effect is in the rows"""
-
 
 def add_options(parser: argparse.ArgumentParser, max_megapixels: float = DEFAULT_MAX_MEGAPIXELS) -> None:
     """Add the options that are the same for all sources."""
@@ -96,11 +93,6 @@ def refuse(problems: Sequence[str]) -> None:
     """ValueError that names all problems, if there are any."""
     if problems:
         raise ValueError("; ".join(problems) + ".")
-
-
-def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """The options that say what is in the folder: others, with the same data, make the same."""
-    return {name: value for name, value in vars(args).items() if name not in APART}
 
 
 def store_of(

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from common.labels.hierarchy_files import load_hierarchy
 from common.model.hierarchy import Hierarchy
-from data_prep.folder.card import Card
 from data_prep.folder.plan import Content
 from data_prep.folder.prepared import check_output, write_prepared
 from data_prep.parts.columns import IMAGE, MASK, SPLIT
@@ -25,7 +24,7 @@ from data_prep.rows.row_set import (
 )
 from data_prep.rows.tables import read_image_folder, read_tables
 
-from .options import check_options, how_stored, refuse, settings_of, store_of
+from .options import check_options, how_stored, refuse, store_of
 
 logger = logging.getLogger(__name__)
 
@@ -64,25 +63,22 @@ def prepare_table(args: argparse.Namespace) -> Path:
         leave_shared(rows, args.group_column, "group in two splits")
     if levels:
         settle_unseen(rows, levels, args.unseen)
+    others = [*([args.group_column] if args.group_column else []), *args.keep_columns]
     content = Content(
+        args.title or Path(args.output_dir).name,
+        _card_text(args, tables, given),
         rows,
-        list(dict.fromkeys([*levels, *([args.group_column] if args.group_column else []), *args.keep_columns])),
+        list(dict.fromkeys([*levels, *others])),
         levels,
-        _card(args, tables, given),
         tree=tree,
         group_column=args.group_column,
         root=root,
         source_columns=images,
-        unseen=args.unseen,
-        settings=settings_of(args),
     )
-    store = store_of(
-        args,
-        MASK if args.mask_column else None,
-        embed=bool(rows.sources),
-        num_classes=tree.num_leaves if args.mask_column else None,
-    )
-    return write_prepared(args.output_dir, content, store, num_proc=args.num_proc, strict=args.strict)
+    num_classes = tree.num_leaves if args.mask_column else None
+    mask_column = MASK if args.mask_column else None
+    store = store_of(args, mask_column, embed=bool(rows.sources), num_classes=num_classes)
+    return write_prepared(args, content, store)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -151,7 +147,7 @@ def _root(args: argparse.Namespace, tables: dict[str, str]) -> str:
     return root
 
 
-def _card(args: argparse.Namespace, tables: dict[str, str], given: bool) -> Card:
+def _card_text(args: argparse.Namespace, tables: dict[str, str], given: bool) -> str:
     files = [*tables.values(), *([args.image_folder] if args.image_folder else [])]
     names = ", ".join(f"`{os.path.basename(name)}`" for name in files)
     apart = f"no `{args.group_column}` is in two of them" if args.group_column else "no image is in two of them"
@@ -160,8 +156,4 @@ def _card(args: argparse.Namespace, tables: dict[str, str], given: bool) -> Card
         if given
         else f"Splits were drawn at random (seed {args.seed}) so that {apart}, and every class is in training."
     )
-    return Card(
-        args.title or Path(args.output_dir).name,
-        "image-segmentation" if args.mask_column else "image-classification",
-        f"Made from {names} by `data_prep/prepare_table.py`. {how} {how_stored(args)}",
-    )
+    return f"Made from {names} by `data_prep/prepare_table.py`. {how} {how_stored(args)}"
