@@ -38,7 +38,8 @@ from common.data.masks import MaskReader
 from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
 from common.images.files import BAD_IMAGE, explain, load_image
-from data_prep.parts.inputs import add_inputs, add_num_proc, add_palette, open_inputs, read_masks
+from common.run.command import run
+from data_prep.parts.inputs import input_parser, open_inputs, read_masks
 from data_prep.parts.parallel import map_rows, work_folder
 
 ENDINGS = {"JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"}, "MPO": {".jpg", ".jpeg", ".jpe", ".mpo"}}
@@ -129,14 +130,11 @@ def _name(rows: ImageRows, row: int, source: bytes | str) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_inputs(parser, masks=True)
+    parser = input_parser(__doc__, masks=True, num_proc=True)
     parser.add_argument("--hierarchy", help="label tree that masks are read with; by default the one of the data set")
-    add_palette(parser)
     parser.add_argument("--min_side", type=int, default=16, help="pixels that the shorter side must have")
     parser.add_argument("--max_megapixels", type=float, default=180.0, help="larger images are not decoded")
     parser.add_argument("--output_dir", required=True, help="folder for problems.csv")
-    add_num_proc(parser)
     return parser
 
 
@@ -172,6 +170,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from common.run.command import run
-
     run(lambda: sys.exit(main()))

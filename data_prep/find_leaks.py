@@ -26,11 +26,12 @@ import numpy as np
 
 from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
+from common.run.command import run
 from data_prep.leaks.compare import LEAST_DETAIL, Place, compare, unlike
 from data_prep.leaks.describe import FLAT, describe, undescribed
 from data_prep.leaks.report import Leak, write_page, write_table
 from data_prep.leaks.search import CONFIDENCE, find_copies
-from data_prep.parts.inputs import Inputs, add_group, add_inputs, add_num_proc, open_inputs
+from data_prep.parts.inputs import Inputs, input_parser, open_inputs
 from data_prep.parts.parallel import map_rows, work_folder
 
 LEAK_KINDS = ("same file", "same pixels", "copy", "same group")
@@ -180,9 +181,7 @@ def write_results(
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_inputs(parser)
-    add_group(parser)
+    parser = input_parser(__doc__, groups=True, num_proc=True)
     parser.add_argument("--output_dir", required=True, help="folder for the results")
     parser.add_argument("--within_splits", action="store_true", help="also look for pairs in one and the same split")
     parser.add_argument(
@@ -199,7 +198,6 @@ def _parser() -> argparse.ArgumentParser:
         "whole, or those of the split to test on",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the search")
-    add_num_proc(parser)
     return parser
 
 
@@ -230,6 +228,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    from common.run.command import run
-
     run(lambda: sys.exit(main()))

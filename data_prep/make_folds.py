@@ -30,9 +30,10 @@ import numpy as np
 from common.data.selection import Source, write_selection
 from common.files import atomic_folder
 from common.labels.hierarchy_files import load_hierarchy
+from common.run.command import run
 from data_prep.parts.columns import SPLITS
 from data_prep.parts.grouping import AUGMENTED, divide_groups, number_classes, number_groups, split_augmented
-from data_prep.parts.inputs import Inputs, add_group, add_inputs, hierarchy_beside, open_inputs
+from data_prep.parts.inputs import Inputs, hierarchy_beside, input_parser, open_inputs
 
 NOWHERE = -1
 
@@ -50,10 +51,10 @@ def make_folds(
     """Which part each row is in, per fold.
 
     Args:
-        groups: int (rows,) numbers from 0; a group is in one part of a fold only.
+        groups: int (rows,), the number of each row's group; a group is in one part of a fold only.
         classes: int (rows,), to be spread evenly.
         augmented: bool (rows,); such rows are in train or nowhere.
-        values: a value a row, for a fold per value, in which the rows with it are the test part; blank: never there.
+        values: a value a row; each is the test part of a fold, but for blank ones.
         num_folds: without values, the number of random folds.
         validation_share: of what is not in the test part.
         seed: of what is random.
@@ -89,15 +90,13 @@ def make_folds(
         missing = [split for index, split in enumerate(SPLITS) if not (parts == index).any()]
         if missing:
             raise ValueError(f"Fold {name}: nothing is left for {' and '.join(missing)}; there are too few groups.")
-        used = [set(groups[parts == index].tolist()) for index in range(len(SPLITS))]
-        assert not (used[0] & used[1] or used[0] & used[2] or used[1] & used[2]), "groups are disjoint"
         folds[name] = parts
     return folds
 
 
 def folder_name(column: str | None, value: str) -> str:
-    """A fold's folder, such as ``content_parchment``: what a file system might mind becomes an underscore."""
-    return f"{re.sub(r'[^A-Za-z0-9-]+', '_', column or 'fold')}_{re.sub(r'[^A-Za-z0-9-]+', '_', value)}"
+    """A fold's folder, such as ``content_Line_art``: what a file system may not allow becomes an underscore."""
+    return "_".join(re.sub(r"[^A-Za-z0-9-]+", "_", part) for part in (column or "fold", value))
 
 
 def write_folds(
@@ -150,17 +149,14 @@ def _read(inputs: Inputs, column: str | None) -> list[Any] | None:
     return [cell for cells in inputs.cells(column).values() for cell in cells] if column else None
 
 
-def _groups(inputs: Inputs, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def _groups(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Number of each row's group, and whether it is an augmented copy."""
-    num_rows = sum(map(len, inputs.splits.values()))
+    args, num_rows = inputs.args, sum(map(len, inputs.splits.values()))
     ids, groups = _read(inputs, args.id_column), _read(inputs, args.group_column)
-    ids = groups if ids is None else ids
-    if ids is None:
-        return number_groups(None, num_rows), np.zeros(num_rows, dtype=bool)
-    originals, augmented = split_augmented(ids, args.augmented_pattern)
-    if args.id_column is None or groups is None:
-        return number_groups(originals, num_rows), augmented
-    numbers = number_groups(split_augmented(groups, args.augmented_pattern)[0], num_rows)
+    originals, augmented = split_augmented(ids or groups or [None] * num_rows, args.augmented_pattern)
+    if not (ids and groups):
+        return number_groups(originals), augmented
+    numbers = number_groups(split_augmented(groups, args.augmented_pattern)[0])
     first: dict[str, int] = {}
     for name, number in zip(originals, numbers, strict=True):
         if name and first.setdefault(name, number) != number:
@@ -169,12 +165,10 @@ def _groups(inputs: Inputs, args: argparse.Namespace) -> tuple[np.ndarray, np.nd
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_inputs(parser)
+    parser = input_parser(__doc__, groups=True)
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--leave_out", metavar="COLUMN", help="a fold for each value of this column")
     kind.add_argument("--num_folds", type=int, help="random folds of groups")
-    add_group(parser)
     parser.add_argument("--id_column", help="column in which augmented copies are named <id>_aug<N>")
     parser.add_argument("--augmented_pattern", default=AUGMENTED, help=f"what ends such a name; {AUGMENTED}")
     parser.add_argument("--stratify_by", nargs="+", default=[], metavar="COLUMN", help="classes to spread evenly")
@@ -196,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--augmented_pattern {args.augmented_pattern}: {error}.") from error
     inputs = open_inputs(args)
     places = [(split, int(number)) for split, numbers in inputs.numbers.items() for number in numbers]
-    groups, augmented = _groups(inputs, args)
+    groups, augmented = _groups(inputs)
     classes = number_classes([_read(inputs, column) for column in args.stratify_by], len(places))
     values = _read(inputs, args.leave_out)
     options = {"num_folds": args.num_folds, "validation_share": args.validation_share, "seed": args.seed}
@@ -216,6 +210,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from common.run.command import run
-
     run(main)

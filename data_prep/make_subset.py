@@ -27,8 +27,9 @@ from common.data.rows import ImageRows
 from common.files import atomic_folder
 from common.labels.table import hierarchy_from_paths
 from common.model.hierarchy import Hierarchy
+from common.run.command import run
 from data_prep.parts.columns import SPLITS
-from data_prep.parts.inputs import Inputs, add_group, add_inputs, add_labels, label_columns, open_inputs
+from data_prep.parts.inputs import Inputs, input_parser, label_columns, open_inputs
 
 
 def choose_subset(
@@ -96,44 +97,35 @@ def with_images(dataset: Dataset, images: ImageRows) -> Dataset:
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise ValueError(f"{len(missing)} images are not there, the first is {missing[0]}; see check_images.py.")
-    names = dataset.column_names
     cells = [{"bytes": None, "path": path} for path in paths]
-    return (
-        dataset.remove_columns(images.column).add_column(images.column, cells, feature=Image()).select_columns(names)
-    )
+    others = dataset.remove_columns(images.column)
+    return others.add_column(images.column, cells, feature=Image()).select_columns(dataset.column_names)
 
 
-def make_subset(
-    output_dir: str | Path,
-    splits: Mapping[str, Dataset],
-    images: Mapping[str, ImageRows],
-    chosen: Mapping[str, Sequence[tuple[str, int]]],
-    hierarchy: Hierarchy,
+def write_subset(
+    output_dir: str | Path, inputs: Inputs, chosen: Mapping[str, Sequence[tuple[str, int]]], hierarchy: Hierarchy
 ) -> None:
     """Write the subset in one step.
 
     Args:
         output_dir: a new folder.
-        splits, images: the data set.
+        inputs: the data set.
         chosen: rows, see :func:`choose_subset`.
         hierarchy: of their classes.
     """
+    images = inputs.images()
     with atomic_folder(output_dir) as folder:
         subset = DatasetDict()
         for split, places in chosen.items():
             pool = places[0][0]
-            rows = [row for _, row in places]
-            part = ImageRows(splits[pool].select(rows), images[pool].column, pool, images[pool].root)
-            subset[split] = with_images(splits[pool].select(rows), part)
+            part = inputs.splits[pool].select([row for _, row in places])
+            subset[split] = with_images(part, ImageRows(part, images[pool].column, pool, images[pool].root))
         subset.save_to_disk(folder)
         hierarchy.save(folder / "hierarchy.json")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_inputs(parser)
-    add_labels(parser)
-    add_group(parser)
+    parser = input_parser(__doc__, labels=True, groups=True)
     parser.add_argument("--num_classes", type=int, default=50, help="the commonest ones")
     for split, number in zip(SPLITS, (10, 2, 2), strict=True):
         parser.add_argument(f"--num_{split}_per_class", type=int, default=number, help="images; 0 for no such split")
@@ -166,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     empty = [split for split, places in chosen.items() if not places]
     if empty:
         raise ValueError(f"No image is left for {' and '.join(empty)}: too few groups, or no such classes there.")
-    make_subset(args.output_dir, inputs.splits, inputs.images(), chosen, restrict(hierarchy, classes))
+    write_subset(args.output_dir, inputs, chosen, restrict(hierarchy, classes))
     for split, places in chosen.items():
         short = "" if len(places) == wanted[split] * len(classes) else f" of {wanted[split] * len(classes)} wanted"
         print(f"{split}: {len(places)} images{short}")
@@ -174,6 +166,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from common.run.command import run
-
     run(main)

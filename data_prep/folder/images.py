@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +94,7 @@ class Store:
             masks as PNG (by nearest neighbour).
         quality: of the JPEG, 1 to 100.
         max_megapixels: larger images are refused before they are decoded.
-        num_classes: masks hold these classes or 255; ``None`` if masks are not to be decoded.
+        num_classes: masks hold these classes or 255.
     """
 
     image_column: str
@@ -121,47 +120,47 @@ class Store:
         """Columns that the store adds, and their types in the words of ``datasets``."""
         return {}
 
-    def __call__(self, files: Mapping[str, ImageFile]) -> list[Cells]:
+    def __call__(self, image: ImageFile, mask: ImageFile | None = None) -> list[Cells]:
         """The rows that come of one row of the table: the cells of the image columns, and what is counted.
 
-        That is ``size``, width and height; and ``pixels``, of each value of a mask if it was decoded.
+        That is ``size``, width and height; and with a mask ``pixels``, how many have each value.
 
         Raises:
             BadRowError: it is broken.
         """
-        size = self._checked_size(files)
-        values = self._mask_values(files)
+        size = self._checked_size(image, mask)
+        values = None if mask is None else self._mask_values(mask)
         if self.resize_shorter is None:
-            cells: Cells = {name: self._as_it_is(files[name]) for name in self.columns}
-            return [{**cells, "size": size} | ({} if values is None else {"pixels": count_values(values)})]
+            cells: Cells = {self.image_column: self._unchanged(image), "size": size}
+            if mask is not None:
+                cells |= {self.mask_column: self._unchanged(mask), "pixels": count_values(values)}
+            return [cells]
         try:
-            small = shrink(files[self.image_column].content, self.resize_shorter)
+            small = shrink(image.content, self.resize_shorter)
             jpeg = encode(small, "JPEG", quality=self.quality)
-            cells = {self.image_column: packed(jpeg, files[self.image_column].name, ".jpg"), "size": small.size}
-            if values is not None:
+            cells = {self.image_column: packed(jpeg, image.name, ".jpg"), "size": small.size}
+            if mask is not None:
                 reduced = Image.fromarray(values).resize(small.size, Image.Resampling.NEAREST)
-                cells[self.mask_column] = packed(encode(reduced, "PNG"), files[self.mask_column].name, ".png")
+                cells[self.mask_column] = packed(encode(reduced, "PNG"), mask.name, ".png")
                 cells["pixels"] = count_values(np.asarray(reduced))
         except BAD_IMAGE as error:
             raise BadRowError("broken", explain(error)) from error
         return [cells]
 
-    def _checked_size(self, files: Mapping[str, ImageFile]) -> tuple[int, int]:
-        """Width and height of the image and of its mask, if there is one; BadRowError for broken or large files."""
-        size = files[self.image_column].checked_size(self.max_megapixels)
-        if self.mask_column and files[self.mask_column].checked_size(self.max_megapixels, "mask: ") != size:
+    def _checked_size(self, image: ImageFile, mask: ImageFile | None) -> tuple[int, int]:
+        """Width and height, the same of both; BadRowError if not, or for broken and large files."""
+        size = image.checked_size(self.max_megapixels)
+        if mask is not None and mask.checked_size(self.max_megapixels, "mask: ") != size:
             raise BadRowError("sizes differ", "the mask and its image are of different sizes")
         return size
 
-    def _mask_values(self, files: Mapping[str, ImageFile]) -> np.ndarray | None:
-        if not self.mask_column or (self.num_classes is None and self.resize_shorter is None):
-            return None
+    def _mask_values(self, mask: ImageFile) -> np.ndarray:
         try:
-            return read_mask(files[self.mask_column].content, 255 if self.num_classes is None else self.num_classes)
+            return read_mask(mask.content, self.num_classes)
         except BAD_IMAGE as error:
             raise BadRowError("mask values" if "values" in str(error) else "broken", f"mask: {error}") from error
 
-    def _as_it_is(self, file: ImageFile) -> Any:
+    def _unchanged(self, file: ImageFile) -> Any:
         return {"bytes": file.read(), "path": file.name} if self.embed else file.name
 
 

@@ -1,8 +1,8 @@
-"""How ARTeFACT's scans and masks get into a prepared folder: reduced, cut into tiles, or as they are."""
+"""How large scans and their masks get into a prepared folder: reduced, cut into tiles, or as they are."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,38 +12,10 @@ from common.images.files import BAD_IMAGE, explain
 from common.images.mask_files import IGNORED_PIXEL
 
 from .images import BadRowError, Cells, ImageFile, Store, count_values, encode, packed, scaled
-from .scans import colour_codes, load_mask, load_reduced, rows_of
-
-# The colours in which the data set's card shows the classes (its column annotation_rgb).
-COLOURS = {
-    "Clean": 0x000000,
-    "Material loss": 0x1CE6FF,
-    "Peel": 0xFF34FF,
-    "Dust": 0xFF4A46,
-    "Scratch": 0x008941,
-    "Hair": 0x006FA6,
-    "Dirt": 0xA30059,
-    "Fold": 0xFFA500,
-    "Writing": 0x7A4900,
-    "Cracks": 0x0000A6,
-    "Staining": 0x63FFAC,
-    "Stamp": 0x004D43,
-    "Sticker": 0x8FB0FF,
-    "Puncture": 0x997D87,
-    "Burn marks": 0x809693,
-    "Lightleak": 0xF6FF1B,
-}
-BACKGROUND_COLOUR = 0x5A0007
-ENOUGH_PIXELS = 50
+from .scans import load_mask, load_reduced, rows_of
 
 Palette = tuple[tuple[int, int], ...]
 """(0xRRGGBB, value) of every class, and of what is to be ignored"""
-
-
-def palette_of(names: Sequence[str]) -> Palette:
-    """The published colours of classes, given in the order of their values."""
-    known = [(COLOURS[name], value) for value, name in enumerate(names) if name in COLOURS]
-    return (*known, (BACKGROUND_COLOUR, IGNORED_PIXEL))
 
 
 @dataclass(frozen=True)
@@ -70,9 +42,8 @@ class ScanStore(Store):
         tiles = {"tile_x": "int32", "tile_y": "int32"} if self.tile else {}
         return {"scale": "float64"} | tiles
 
-    def __call__(self, files: Mapping[str, ImageFile]) -> list[Cells]:
-        size = self._checked_size(files)
-        image, mask = files[self.image_column], files[self.mask_column]
+    def __call__(self, image: ImageFile, mask: ImageFile | None = None) -> list[Cells]:
+        size = self._checked_size(image, mask)
         scale = min(1.0, (self.resize_longer or max(size)) / max(size))
         target = scaled(size, scale)
         values = self._scan_values(mask, size, target)
@@ -132,31 +103,3 @@ class ScanStore(Store):
             "pixels": count_values(values),
         }
         return cells | ({"tile_x": corner[0], "tile_y": corner[1]} if self.tile else {})
-
-
-def compare_colours(values: np.ndarray, colours: np.ndarray, palette: Palette) -> tuple[int, str | None]:
-    """Whether kinds of damage have the colours that the data set's card gives them, which tells their order.
-
-    Clean, background and colours that stand for no class are skipped.
-
-    Args:
-        values: uint8 (height, width), a mask.
-        colours: uint8 (height, width, 3), the same in colours.
-        palette: the colours.
-
-    Returns:
-        The number of values that have their colour; and what is wrong, or ``None``. A value counts if it has 50
-        pixels, and its most frequent colour is its colour.
-    """
-    known = {colour: value for colour, value in palette if value not in (0, IGNORED_PIXEL)}
-    codes = colour_codes(colours)
-    agreeing = 0
-    for value in np.unique(values[values != IGNORED_PIXEL]).tolist():
-        shown, counts = np.unique(codes[values == value], return_counts=True)
-        meant = known.get(int(shown[counts.argmax()]))
-        if value == 0 or meant is None or counts.sum() < ENOUGH_PIXELS:
-            continue
-        if meant != value:
-            return agreeing, f"value {value} is shown in the colour of value {meant}"
-        agreeing += 1
-    return agreeing, None

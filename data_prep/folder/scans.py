@@ -57,8 +57,7 @@ def load_reduced(content: bytes | str, size: tuple[int, int], target: tuple[int,
     scan = _open(content)
     scan = scan.resize(turned[0] / scan.width, vscale=turned[1] / scan.height, kernel="lanczos3")
     with _vips_errors():
-        pixels = np.frombuffer(scan.write_to_memory(), np.uint8).reshape(scan.height, scan.width, scan.bands)
-    image = Image.fromarray(pixels)
+        image = Image.fromarray(scan.numpy())
     assert image.size == turned, "libvips rounds as we do"
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 

@@ -113,7 +113,7 @@ class ShardMaker:
         size = 0
         for position in range(len(rows)):
             try:
-                made = self.store({name: self._file(rows, position, name) for name in self.store.columns})
+                made = self.store(*(self._file(rows, position, name) for name in self.store.columns))
             except BadRowError as error:
                 result.problems.append((start + position, error.kind, str(error)))
                 continue

@@ -14,7 +14,7 @@ import xxhash
 from PIL import Image
 
 from common.data.rows import ImageRows
-from common.images.files import BAD_IMAGE, load_image
+from common.images.files import BAD_IMAGE, explain, load_image
 
 SIDE = 64
 """Of the square that images are squashed to, pixels"""
@@ -98,7 +98,7 @@ def describe(images: ImageRows, row: int) -> dict[str, Any]:
             source = Path(source).read_bytes()
         pixels = luminance(source)
     except (*BAD_IMAGE, MemoryError) as error:
-        return undescribed(images, row, str(error))
+        return undescribed(images, row, explain(error))
     return {
         "spectrum": frequencies(pixels).astype(np.float16),
         "content": np.frombuffer(xxhash.xxh3_128_digest(source), dtype=np.uint64),

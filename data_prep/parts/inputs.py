@@ -25,46 +25,42 @@ from common.run.setup import image_root
 from .columns import SPLITS
 
 
-def add_inputs(parser: argparse.ArgumentParser, masks: bool = False) -> None:
-    """Add the options that say where the images (and masks) are."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset_name", help="a prepared folder, a folder of images, or an id on the Hub")
-    group.add_argument("--dataset_config_name", help="configuration of the data set on the Hub")
+def input_parser(
+    doc: str, *, masks: bool = False, labels: bool = False, groups: bool = False, num_proc: bool = False
+) -> argparse.ArgumentParser:
+    """A parser with the options that say where the data are and what of them is used.
+
+    Args:
+        doc: of the command.
+        masks, labels, groups, num_proc: whether it has options for these.
+    """
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", help="a prepared folder, a folder of images, or an id on the Hub")
+    data.add_argument("--dataset_config_name", help="configuration of the data set on the Hub")
     for split in SPLITS:
-        group.add_argument(f"--{split}_file", help=f"CSV, TSV, JSON lines or Parquet file of the {split} split")
-    group.add_argument("--image_root", help="folder that image paths lie in; by default that of the file")
-    group.add_argument("--image_column", default="image", help="column with the images, or their paths")
+        data.add_argument(f"--{split}_file", help=f"CSV, TSV, JSON lines or Parquet file of the {split} split")
+    data.add_argument("--image_root", help="folder that image paths lie in; by default that of the file")
+    data.add_argument("--image_column", default="image", help="column with the images, or their paths")
     if masks:
-        group.add_argument("--mask_column", help="column with the masks, or their paths")
-    group.add_argument("--exclude_rows", nargs="+", default=[], metavar="FILE", help="problems.csv: rows to leave out")
-
-
-def add_labels(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say where the labels are."""
-    group = parser.add_argument_group("labels")
-    group.add_argument("--level_columns", nargs="+", metavar="COLUMN", help="one column a level, coarse to fine")
-    group.add_argument("--label_column", help="or one column, whose values are classes of --hierarchy")
-    group.add_argument("--hierarchy", help="file with the label tree: CSV of paths, JSON or YAML")
-
-
-def add_group(parser: argparse.ArgumentParser) -> None:
-    """Add the option for groups."""
-    parser.add_argument("--group_column", help="column (observation, artwork) whose values must not cross splits")
-
-
-def add_palette(parser: argparse.ArgumentParser) -> None:
-    """Add the option for masks in colour."""
-    parser.add_argument("--mask_palette", help="YAML file with a colour per class, for masks that are coded by colour")
-
-
-def add_num_proc(parser: argparse.ArgumentParser) -> None:
-    """Add the option for the number of processes."""
-    parser.add_argument(
-        "--num_proc",
-        type=int,
-        default=len(os.sched_getaffinity(0)),
-        help="processes that decode; 0 to work in this one, where a decoder that crashes ends the script",
-    )
+        data.add_argument("--mask_column", help="column with the masks, or their paths")
+        data.add_argument("--mask_palette", help="YAML file with a colour per class, for masks coded by colour")
+    if groups:
+        data.add_argument("--group_column", help="column (observation, artwork) whose values must not cross splits")
+    data.add_argument("--exclude_rows", nargs="+", default=[], metavar="FILE", help="problems.csv: rows to leave out")
+    if labels:
+        group = parser.add_argument_group("labels")
+        group.add_argument("--level_columns", nargs="+", metavar="COLUMN", help="one column a level, coarse to fine")
+        group.add_argument("--label_column", help="or one column, whose values are classes of --hierarchy")
+        group.add_argument("--hierarchy", help="file with the label tree: CSV of paths, JSON or YAML")
+    if num_proc:
+        parser.add_argument(
+            "--num_proc",
+            type=int,
+            default=len(os.sched_getaffinity(0)),
+            help="processes that decode; 0 to work in this one, where a decoder that crashes ends the script",
+        )
+    return parser
 
 
 def label_columns(args: argparse.Namespace) -> LabelColumns:

@@ -21,10 +21,12 @@ from PIL import Image
 
 from common.data.splits import load_splits
 from common.images.files import BAD_IMAGE
+from common.images.mask_files import IGNORED_PIXEL
 from common.labels.hierarchy_files import load_hierarchy
 from data_prep.folder.plan import Content
 from data_prep.folder.prepared import check_output, write_prepared
-from data_prep.folder.scan_store import Palette, ScanStore, compare_colours, palette_of
+from data_prep.folder.scan_store import Palette, ScanStore
+from data_prep.folder.scans import colour_codes
 from data_prep.folder.shards import open_arrow
 from data_prep.parts.columns import IMAGE, SPLIT, SPLITS
 from data_prep.parts.grouping import AUGMENTED
@@ -39,8 +41,30 @@ KEPT = ("material", "content", "type")
 FOLDERS = {IMAGE: ("images", "image"), MASK: ("annotations", "annotation")}
 DEFAULT_LONGER = 2048
 ROWS_PER_SHARD = 8  # scans are large
-COLOURS_CHECKED = 16
-COLOURS_PIXELS = 25_000_000
+MASKS_COMPARED = 16  # with the same in colours
+LARGEST_COMPARED = 25_000_000  # pixels
+ENOUGH_PIXELS = 50  # of a value, to tell its colour
+
+# The colours in which the data set's card shows the classes (its column annotation_rgb).
+COLOURS = {
+    "Clean": 0x000000,
+    "Material loss": 0x1CE6FF,
+    "Peel": 0xFF34FF,
+    "Dust": 0xFF4A46,
+    "Scratch": 0x008941,
+    "Hair": 0x006FA6,
+    "Dirt": 0xA30059,
+    "Fold": 0xFFA500,
+    "Writing": 0x7A4900,
+    "Cracks": 0x0000A6,
+    "Staining": 0x63FFAC,
+    "Stamp": 0x004D43,
+    "Sticker": 0x8FB0FF,
+    "Puncture": 0x997D87,
+    "Burn marks": 0x809693,
+    "Lightleak": 0xF6FF1B,
+}
+BACKGROUND_COLOUR = 0x5A0007
 
 
 def prepare_artefact(args: argparse.Namespace) -> Path:
@@ -95,6 +119,12 @@ def _longer(args: argparse.Namespace) -> int | None:
     return args.resize_longer or (None if args.full_size or args.tile else DEFAULT_LONGER)
 
 
+def palette_of(names: Sequence[str]) -> Palette:
+    """The published colours of classes, given in the order of their values."""
+    known = [(COLOURS[name], value) for value, name in enumerate(names) if name in COLOURS]
+    return (*known, (BACKGROUND_COLOUR, IGNORED_PIXEL))
+
+
 def artwork_of(name: str) -> str:
     """The artwork that an image shows: augmented copies are named ``<id>_aug<N>``."""
     return re.sub(AUGMENTED, "", name)
@@ -129,43 +159,53 @@ def _read_dataset(name: str, palette: Palette) -> RowSet:
     common = set.intersection(*(set(data.column_names) for data in splits.values()))
     rows = from_dataset(splits, [name for name in (ID, IMAGE, MASK, *KEPT) if name in common], [IMAGE, MASK])
     if COLOURED in common:
-        rows.notes.append(_compare_colours(rows, palette))
+        rows.notes.append(_check_order(rows, palette))
     else:
         rows.notes.append(f"There is no column {COLOURED}: the order of classes was checked by the range of values.")
     return rows
 
 
-def _compare_colours(rows: RowSet, palette: Palette) -> str:
-    """Compare masks with the same masks in colours, for a few rows: they tell which value is which class.
+def _check_order(rows: RowSet, palette: Palette) -> str:
+    """Compare a few masks with the same masks in colours, which tell what class each value means; returns a note.
+
+    Clean, background and colours that stand for no class are skipped.
 
     Raises:
-        ValueError: a value is shown in another class's colour.
+        ValueError: a value is most often shown in another class's colour.
     """
+    classes = {colour: value for colour, value in palette if value not in (0, IGNORED_PIXEL)}
     table = pa.concat_tables([open_arrow(path) for path in rows.sources])
     compared = agreed = 0
-    for row in np.unique(np.linspace(0, len(rows.frame) - 1, 4 * COLOURS_CHECKED).astype(int)).tolist():
+    for row in np.unique(np.linspace(0, len(rows.frame) - 1, 4 * MASKS_COMPARED).astype(int)).tolist():
         pair = _open_pair(*(table[name][row].as_py() for name in (MASK, COLOURED)))
         if pair is None:
             continue
-        agreeing, wrong = compare_colours(*pair, palette)
-        if wrong:
-            raise ValueError(
-                f"Row {row} ({rows.frame[ID].iloc[row]}): {wrong}. The classes of these masks are in another order "
-                "than the published one; write a hierarchy file with theirs (--hierarchy)."
-            )
-        compared, agreed = compared + 1, agreed + agreeing
-        if compared == COLOURS_CHECKED:
+        values, colours = pair
+        for value in np.unique(values[(values != 0) & (values != IGNORED_PIXEL)]).tolist():
+            shown, counts = np.unique(colours[values == value], return_counts=True)
+            meant = classes.get(int(shown[counts.argmax()]))
+            if meant is None or counts.sum() < ENOUGH_PIXELS:
+                continue
+            if meant != value:
+                raise ValueError(
+                    f"Row {row} ({rows.frame[ID].iloc[row]}): value {value} is shown in the colour of value {meant}. "
+                    "The classes of these masks are in another order than the published one; write a hierarchy file "
+                    "with theirs (--hierarchy)."
+                )
+            agreed += 1
+        compared += 1
+        if compared == MASKS_COMPARED:
             break
     return f"Order of classes: in {compared} rows, {agreed} values have the published colour, and none another's."
 
 
 def _open_pair(mask: Any, shown: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """A mask and the same in colours; ``None`` if they are too large, or cannot be compared."""
+    """A mask and its colours as numbers; ``None`` if they are too large, or cannot be compared."""
     try:
         with Image.open(io.BytesIO(mask["bytes"])) as values, Image.open(io.BytesIO(shown["bytes"])) as colours:
-            if values.mode != "L" or values.size != colours.size or np.prod(values.size) > COLOURS_PIXELS:
+            if values.mode != "L" or values.size != colours.size or np.prod(values.size) > LARGEST_COMPARED:
                 return None
-            return np.asarray(values), np.asarray(colours.convert("RGB"))
+            return np.asarray(values), colour_codes(np.asarray(colours.convert("RGB")))
     except (TypeError, *BAD_IMAGE):
         return None  # a broken mask is left out later, with a reason
 
