@@ -1,1 +1,5 @@
-"""Commands that make or convert training data."""
+"""Commands that make, check and divide data sets; each is a script of this folder, its parts are in the sub-packages.
+
+May import common, which never imports this. Inside: commands -> sources -> folder -> rows -> parts, and
+find_leaks -> leaks. Nothing imports a command.
+"""

@@ -21,38 +21,37 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-import numpy as np
 from PIL import Image
 
 from common.data.masks import MaskReader
-from common.data.problems import Problem, image_names, write_problems
+from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
 from common.images.files import BAD_IMAGE, explain, load_image
-from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
-from data_prep.inputs import add_inputs, add_num_proc, open_inputs, rows_of
-from data_prep.parallel import joined, run_chunks, work_folder
+from common.run.command import run
+from data_prep.parts.inputs import input_parser, open_inputs, read_masks
+from data_prep.parts.parallel import map_rows, work_folder
 
 ENDINGS = {"JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"}, "MPO": {".jpg", ".jpeg", ".jpe", ".mpo"}}
 ENDINGS |= {"PNG": {".png", ".apng"}, "TIFF": {".tif", ".tiff"}, "GIF": {".gif"}, "BMP": {".bmp", ".dib"}}
 ENDINGS |= {"WEBP": {".webp"}}
 Found = tuple[str, str]  # kind, sentence
+CRASH = ("crashes the decoder", "decoding it ends the process, or needs too much memory")
 
 
 @dataclass
-class Check:
-    """The work (see :mod:`data_prep.parallel`) of checking the rows of a split.
-
-    Results are ``row``, ``kind`` and ``problem``, an entry a problem.
+class Checker:
+    """Says what is wrong with the rows of a split.
 
     Args:
         images: to decode.
@@ -68,36 +67,31 @@ class Check:
     min_side: int
     max_megapixels: float
 
-    def run(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Check rows."""
+    def check(self, row: int) -> dict[str, str]:
+        """``problems``: of one row, a list of kind and sentence, as JSON."""
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit is ours
         try:
-            return _columns(self._problems(rows))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-    def _problems(self, rows: Sequence[int]) -> list[tuple[int, str, str]]:
-        found = []
-        masks = self.masks.encoded(rows) if self.masks else [None] * len(rows)
-        for row, source, mask in zip(rows, self.images.encoded(rows), masks, strict=True):
-            size, problems = self._image(self.images, row, source, None)
+            size, problems = self._image(self.images, row, None)
             if self.masks is not None:
-                mask_size, others = self._image(self.masks, row, mask, self.reader)
+                mask_size, others = self._image(self.masks, row, self.reader)
                 problems += [(f"mask: {kind}", text) for kind, text in others if kind != "tiny"]
                 if size and mask_size and size != mask_size:
                     told = f"it is {mask_size[0]} x {mask_size[1]} pixels large, its image {size[0]} x {size[1]}"
                     problems.append(("mask: other size", told))
-            found += [(row, *problem) for problem in problems]
-        return found
+            return {"problems": json.dumps(problems)}
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
 
-    def lost(self, row: int) -> dict[str, np.ndarray]:
-        """A row that ended the process."""
-        return _columns([(row, "crashes the decoder", "decoding it ends the process, or needs too much memory")])
+    @staticmethod
+    def crashed(row: int) -> dict[str, str]:
+        """The same for a row that ended its process."""
+        return {"problems": json.dumps([CRASH])}
 
     def _image(
-        self, rows: ImageRows, row: int, source: bytes | str | None, reader: MaskReader | None
+        self, rows: ImageRows, row: int, reader: MaskReader | None
     ) -> tuple[tuple[int, int] | None, list[Found]]:
         """Width and height if it decodes, and what is wrong."""
+        source = rows.encoded([row])[0]
         if not source or (isinstance(source, str) and not os.path.lexists(source)):
             return None, [("missing", f"there is no file {source}" if source else "the row has no image")]
         try:
@@ -110,9 +104,7 @@ class Check:
             size, problems = self._header(source, _name(rows, row, source))
             if any(kind == "too large" for kind, _ in problems):
                 return None, problems
-            if reader is None:
-                return load_image(source).size, problems
-            return reader(source).shape[::-1], problems
+            return load_image(source).size if reader is None else reader(source).shape[::-1], problems
         except MemoryError:
             return None, [("too large", f"{size[0]} x {size[1]} pixels need more memory than there is")]
         except BAD_IMAGE as error:
@@ -134,89 +126,48 @@ class Check:
 
 
 def _name(rows: ImageRows, row: int, source: bytes | str) -> str:
-    if isinstance(source, str):
-        return source
-    return (rows.rows[row][rows.column] or {}).get("path") or ""
-
-
-def _columns(found: Sequence[tuple[int, str, str]]) -> dict[str, np.ndarray]:
-    rows, kinds, problems = zip(*found, strict=True) if found else ((), (), ())
-    return {
-        "row": np.array(rows, dtype=np.int64),
-        "kind": np.array(kinds, dtype=np.str_),
-        "problem": np.array(problems, dtype=np.str_),
-    }
-
-
-def check_images(work: Mapping[str, Check], folder: Path, num_proc: int = 0) -> list[Problem]:
-    """Check the rows of each split; names of the files are left blank.
-
-    Args:
-        work: of each split.
-        folder: for unfinished work; see :func:`data_prep.parallel.work_folder`.
-        num_proc: processes; 0 for this one.
-    """
-    problems = []
-    for split, check in work.items():
-        if len(check.images):
-            # 32 rows, because one that ends its process takes them along, to be done again
-            results = joined(run_chunks(check, len(check.images), folder, split, num_proc=num_proc, chunk_rows=32))
-            columns = (results[name].tolist() for name in ("row", "kind", "problem"))
-            problems += [Problem(split, row, "", kind, text) for row, kind, text in zip(*columns, strict=True)]
-    return problems
+    return source if isinstance(source, str) else (rows.rows[row][rows.column] or {}).get("path") or ""
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_inputs(parser, masks=True)
+    parser = input_parser(__doc__, masks=True, num_proc=True)
     parser.add_argument("--hierarchy", help="label tree that masks are read with; by default the one of the data set")
-    parser.add_argument("--mask_palette", help="YAML file with a colour per class, for masks that are coded by colour")
     parser.add_argument("--min_side", type=int, default=16, help="pixels that the shorter side must have")
     parser.add_argument("--max_megapixels", type=float, default=180.0, help="larger images are not decoded")
     parser.add_argument("--output_dir", required=True, help="folder for problems.csv")
-    add_num_proc(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Raises:
-        ValueError: for anything the user can mend.
-    """
+    """Run the command line; returns the exit status. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
     inputs = open_inputs(args)
-    reader = None
-    if args.mask_column:
-        hierarchy, _ = load_hierarchy(args.hierarchy or find_hierarchy(args.dataset_name or ""))
-        reader = MaskReader(hierarchy, args.mask_palette)
-    work = {}
-    for split, dataset in inputs.splits.items():
-        images = rows_of(args, split, dataset, args.image_column)
-        masks = rows_of(args, split, dataset, args.mask_column) if args.mask_column else None
-        work[split] = Check(images, masks, reader, args.min_side, args.max_megapixels)
+    hierarchy, reader = read_masks(args)
+    images, masks = inputs.images(), inputs.images(args.mask_column) if args.mask_column else {}
     output = Path(args.output_dir)
-    roots = [check.images.root for check in work.values()]
     tree = reader and (hierarchy.to_dict(), reader.palette)
-    columns = (args.image_column, args.mask_column)
-    with work_folder(output, inputs.settings("check", roots, columns, tree, args.min_side, args.max_megapixels)) as at:
-        problems = check_images(work, at, args.num_proc)
-        names = {split: image_names(dataset, args.image_column) for split, dataset in inputs.splits.items()}
-        problems = [
-            replace(found, row=int(inputs.numbers[found.split][found.row]), image=names[found.split][found.row])
-            for found in problems
-        ]
+    problems: list[Problem] = []
+    with work_folder(output, inputs.settings("check", tree, args.min_side, args.max_megapixels)) as folder:
+        for split, rows in images.items():
+            checker = Checker(rows, masks.get(split), reader, args.min_side, args.max_megapixels)
+            # 32 rows a chunk, because one that ends its process takes the others along, to be done again
+            how = {"num_proc": args.num_proc, "chunk_rows": 32}
+            found = map_rows(checker.check, checker.crashed, range(len(rows)), folder, split, **how)["problems"]
+            problems += [
+                Problem(split, int(number), name, kind, told)
+                for number, name, text in zip(inputs.numbers[split], inputs.image_names(split), found, strict=True)
+                for kind, told in json.loads(str(text))
+            ]
         output.mkdir(parents=True, exist_ok=True)
         write_problems(output / "problems.csv", problems)
-    for (split, kind), count in sorted(Counter((found.split, found.kind) for found in problems).items()):
+    for (split, kind), count in sorted(Counter((problem.split, problem.kind) for problem in problems).items()):
         print(f"{split}: {kind}: {count}")
     num_rows = sum(map(len, inputs.splits.values()))
     told = f"; {output / 'problems.csv'} lists them" if problems else ""
-    print(f"{num_rows} rows checked, {len({(p.split, p.row) for p in problems})} with problems{told}.")
+    num_bad = len({(problem.split, problem.row) for problem in problems})
+    print(f"{num_rows} rows checked, {num_bad} with problems{told}.")
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    from common.run.command import run
-
     run(lambda: sys.exit(main()))

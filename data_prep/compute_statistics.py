@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,84 +27,66 @@ from matplotlib.figure import Figure
 
 from common.data.masks import MaskReader
 from common.data.rows import ImageRows
+from common.files import atomic_write
 from common.images.files import BAD_IMAGE
-from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import CLASS_WEIGHTINGS, class_weights, count_labels
 from common.model.hierarchy import Hierarchy
-from data_prep.inputs import Inputs, add_inputs, add_labels, add_num_proc, label_columns, open_inputs, rows_of
-from data_prep.parallel import joined, run_chunks, work_folder
+from common.run.command import run
+from data_prep.parts.inputs import Inputs, input_parser, label_columns, open_inputs, read_masks
+from data_prep.parts.parallel import map_rows, work_folder
 
 
 @dataclass
-class Measure:
-    """The work (see :mod:`data_prep.parallel`) of measuring some rows of a split.
-
-    Results are ``size`` int64 (rows, 2), width and height, 0 for a row that does not decode; ``sums`` float64
-    (rows, 2, 3), sum and sum of squares of each channel in 0..1; and ``pixels`` int64 (rows, leaves).
+class Measurer:
+    """Measures rows of a split.
 
     Args:
         images: to decode.
         masks, reader: of the same rows, or ``None``.
-        numbers: the rows to measure; work counts these.
     """
 
     images: ImageRows
     masks: ImageRows | None
     reader: MaskReader | None
-    numbers: np.ndarray
 
-    def run(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Measure rows."""
-        numbers = [int(self.numbers[row]) for row in rows]
-        masks = self.masks.encoded(numbers) if self.masks else [None] * len(numbers)
-        found = [
-            self._one(number, image, mask)
-            for number, image, mask in zip(numbers, self.images.encoded(numbers), masks, strict=True)
-        ]
-        size, sums, pixels = (np.stack(column) for column in zip(*found, strict=True))
-        return {"size": size, "sums": sums, "pixels": pixels}
-
-    def lost(self, row: int) -> dict[str, np.ndarray]:
-        """A row that ended the process."""
-        return {name: value[None] for name, value in zip(("size", "sums", "pixels"), self._nothing(), strict=True)}
-
-    def _nothing(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        leaves = self.reader.num_leaves if self.reader else 0
-        return np.zeros(2, np.int64), np.zeros((2, 3)), np.zeros(leaves, np.int64)
-
-    def _one(self, number: int, image: Any, mask: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        size, sums, pixels = self._nothing()
+    def measure(self, row: int) -> dict[str, np.ndarray]:
+        """Of one row ``size`` (2,), width and height; ``sums`` (2, 3), of each channel in 0..1 and of its square; and
+        ``pixels`` (leaves,), of its mask. All are 0 for a row that does not decode.
+        """
+        found = self.nothing(row)
         try:
-            colours = np.asarray(self.images.load(number, image))
+            colours = np.asarray(self.images.load(row, self.images.encoded([row])[0]))
             if self.masks is not None:
-                values = self.reader(self.masks.checked(mask))
-                pixels = np.bincount(values.ravel(), minlength=256)[: len(pixels)]
+                values = self.reader(self.masks.checked(self.masks.encoded([row])[0]))
+                found["pixels"] = np.bincount(values.ravel(), minlength=256)[: self.reader.num_leaves]
         except (*BAD_IMAGE, MemoryError):
-            return self._nothing()
+            return found
         counts = np.stack([np.bincount(colours[..., channel].ravel(), minlength=256) for channel in range(3)])
         levels = np.arange(256) / 255
-        return np.array(colours.shape[1::-1]), np.stack([counts @ levels, counts @ levels**2]), pixels
+        return found | {"size": colours.shape[1::-1], "sums": np.stack([counts @ levels, counts @ levels**2])}
+
+    def nothing(self, row: int) -> dict[str, np.ndarray]:
+        """What stands in for a row that does not decode, or ended its process."""
+        leaves = self.reader.num_leaves if self.reader else 0
+        return {"size": np.zeros(2, np.int64), "sums": np.zeros((2, 3)), "pixels": np.zeros(leaves, np.int64)}
 
 
 def describe_images(size: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
-    """Sizes, and mean and standard deviation of each channel over all pixels, of what :class:`Measure` found."""
+    """Sizes, and mean and standard deviation of each channel over all pixels, of what :class:`Measurer` found."""
     good = size[:, 0] > 0
     size, sums = size[good], sums[good]
     facts: dict[str, Any] = {"num_measured": len(size), "num_broken": int((~good).sum())}
     if not len(size):
         return facts
-    for name, values in (
-        ("width", size[:, 0]),
-        ("height", size[:, 1]),
-        ("megapixels", size.prod(1) / 1e6),
-        ("aspect_ratio", size[:, 0] / size[:, 1]),
-    ):
+    width, height = size.T
+    num_pixels = size.prod(1)
+    measures = {"width": width, "height": height, "megapixels": num_pixels / 1e6, "aspect_ratio": width / height}
+    for name, values in measures.items():
         quantiles = np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).round(4).tolist()
         facts[name] = dict(zip(("min", "5%", "median", "95%", "max"), quantiles, strict=True))
-    num_pixels = size.prod(1).sum()
-    mean = sums[:, 0].sum(0) / num_pixels
-    variance = sums[:, 1].sum(0) / num_pixels - mean**2
-    return {**facts, "mean": mean.round(6).tolist(), "std": np.sqrt(np.maximum(variance, 0)).round(6).tolist()}
+    mean, square = sums.sum(0) / num_pixels.sum()
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    return {**facts, "mean": mean.round(6).tolist(), "std": std.round(6).tolist()}
 
 
 def describe_counts(counts: Sequence[torch.Tensor], hierarchy: Hierarchy, max_ratio: float) -> dict[str, Any]:
@@ -120,100 +101,62 @@ def describe_counts(counts: Sequence[torch.Tensor], hierarchy: Hierarchy, max_ra
     for level, name in enumerate(hierarchy.levels):
         names, count = hierarchy.display_names(level), counts[level]
         occurring = count[count > 0]
-        methods = [method for method in CLASS_WEIGHTINGS if method != "none"]
-        weights = {method: class_weights(count, method, max_ratio).double() for method in methods}
+        weights = {
+            method: class_weights(count, method, max_ratio).double().tolist()
+            for method in CLASS_WEIGHTINGS
+            if method != "none"
+        }
         levels[name] = {
             "num_classes": len(names),
             "num_labelled": int(count.sum()),
             "imbalance_ratio": round(float(occurring.max() / occurring.min()), 3) if len(occurring) else None,
-            "absent": [names[index] for index in torch.nonzero(count == 0).flatten().tolist()],
+            "absent": [name for name, number in zip(names, count.tolist(), strict=True) if not number],
             "counts": dict(zip(names, count.tolist(), strict=True)),
             "class_weights": {
-                method: dict(zip(names, [round(value, 6) for value in values.tolist()], strict=True))
+                method: dict(zip(names, [round(value, 6) for value in values], strict=True))
                 for method, values in weights.items()
             },
         }
     return levels
 
 
-def draw_tail(path: Path, counts: Mapping[str, np.ndarray], unit: str) -> None:
+def draw_tail(path: Path, counts: Mapping[str, Sequence[float]], unit: str) -> None:
     """Draw the counts of each level's classes, from the commonest to the rarest, on logarithmic axes.
 
     Args:
-        path: of the PNG file; whole or not at all.
-        counts: level -> (classes,).
+        path: of the PNG file.
+        counts: of each level, a number a class.
         unit: what is counted.
     """
     figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for level, values in counts.items():
-        values = np.sort(values[values > 0])[::-1]
-        marker = "o" if len(values) <= 60 else None
+        values = sorted((value for value in values if value > 0), reverse=True)
         label = f"{level}: {len(values)} classes"
-        if len(values):
+        if values:
             label += f", {values[0] / values[-1]:,.0f} to 1"
-        axes.plot(np.arange(1, len(values) + 1), values, marker=marker, markersize=4, label=label)
+        marker = "o" if len(values) <= 60 else None
+        axes.plot(range(1, len(values) + 1), values, marker=marker, markersize=4, label=label)
     axes.set(xscale="log", yscale="log", xlabel="class, from the commonest on", ylabel=unit)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend()
-    unfinished = path.with_suffix(".incomplete.png")
-    figure.savefig(unfinished)
-    os.replace(unfinished, path)
-
-
-def compute_statistics(
-    work: Mapping[str, Measure],
-    labels: Mapping[str, np.ndarray],
-    hierarchy: Hierarchy,
-    folder: Path,
-    *,
-    num_proc: int = 0,
-    max_ratio: float = 100.0,
-) -> dict[str, Any]:
-    """What statistics.json holds.
-
-    Args:
-        work: what to measure in each split.
-        labels: of each split int64 (rows, levels); empty if labels are the masks' pixels.
-        hierarchy: of the labels.
-        folder: for unfinished work.
-        num_proc: processes; 0 for this one.
-        max_ratio: largest class weight over the smallest.
-    """
-    result: dict[str, Any] = {"counted": "images" if labels else "pixels", "splits": {}}
-    for split, measure in work.items():
-        found = joined(run_chunks(measure, len(measure.numbers), folder, split, num_proc=num_proc, chunk_rows=64))
-        if labels:
-            counts = count_labels(torch.from_numpy(labels[split]), hierarchy)
-        else:
-            counts = hierarchy.count_lifted(torch.from_numpy(found["pixels"].sum(0)))
-        result["splits"][split] = {
-            "num_rows": len(measure.images),
-            "images": describe_images(found["size"], found["sums"]),
-            "levels": describe_counts(counts, hierarchy, max_ratio),
-        }
-    return result
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_inputs(parser, masks=True)
-    add_labels(parser)
-    parser.add_argument("--mask_palette", help="YAML file with a colour per class, for masks that are coded by colour")
+    parser = input_parser(__doc__, masks=True, labels=True, num_proc=True)
     parser.add_argument("--num_images", type=int, default=10_000, help="to decode in each split; 0 for all")
     parser.add_argument("--class_weight_max_ratio", type=float, default=100.0, help="as in training")
     parser.add_argument("--output_dir", required=True, help="folder for the results")
-    add_num_proc(parser)
     return parser
 
 
-def _labels(args: argparse.Namespace, inputs: Inputs) -> tuple[Hierarchy, dict[str, np.ndarray]]:
-    """The tree and every row's labels; none of these if masks have them."""
-    if args.mask_column:
-        return load_hierarchy(args.hierarchy or find_hierarchy(args.dataset_name or ""))[0], {}
-    columns, first = label_columns(args), next(iter(inputs.splits))
+def _labels(inputs: Inputs) -> tuple[Hierarchy, dict[str, np.ndarray]]:
+    """The tree and every row's labels, from columns."""
+    columns, first = label_columns(inputs.args), next(iter(inputs.splits))
     for split, dataset in inputs.splits.items():
         columns.check(dataset, split)
     hierarchy, report = columns.read_hierarchy(inputs.splits[first])
@@ -223,40 +166,40 @@ def _labels(args: argparse.Namespace, inputs: Inputs) -> tuple[Hierarchy, dict[s
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        ValueError: for anything the user can mend.
-    """
+    """Run the command line. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
     if args.class_weight_max_ratio < 1 or args.num_images < 0:
         raise ValueError("--class_weight_max_ratio must be at least 1, and --num_images at least 0.")
     inputs = open_inputs(args)
-    hierarchy, labels = _labels(args, inputs)
-    reader = MaskReader(hierarchy, args.mask_palette) if args.mask_column else None
-    work = {}
-    for split, dataset in inputs.splits.items():
-        if len(dataset):
-            most = min(args.num_images or len(dataset), len(dataset))
-            numbers = np.unique(np.linspace(0, len(dataset) - 1, most).astype(int))
-            masks = rows_of(args, split, dataset, args.mask_column) if args.mask_column else None
-            work[split] = Measure(rows_of(args, split, dataset, args.image_column), masks, reader, numbers)
+    tree, reader = read_masks(args)
+    hierarchy, labels = (tree, {}) if tree else _labels(inputs)
+    masks = inputs.images(args.mask_column) if tree else {}
+    counted, splits = "pixels" if tree else "images", {}
     output = Path(args.output_dir)
-    tree = reader and (hierarchy.to_dict(), reader.palette)
-    roots = [measure.images.root for measure in work.values()]
-    settings = inputs.settings("statistics", roots, args.image_column, args.mask_column, tree, args.num_images)
+    settings = inputs.settings("statistics", tree and (tree.to_dict(), reader.palette), args.num_images)
     with work_folder(output, settings) as folder:
-        ratio = args.class_weight_max_ratio
-        result = compute_statistics(work, labels, hierarchy, folder, num_proc=args.num_proc, max_ratio=ratio)
+        for split, images in inputs.images().items():
+            rows = np.linspace(0, len(images) - 1, min(args.num_images or len(images), len(images))).astype(int)
+            measurer = Measurer(images, masks.get(split), reader)
+            how = {"num_proc": args.num_proc, "chunk_rows": 64}
+            found = map_rows(measurer.measure, measurer.nothing, np.unique(rows), folder, split, **how)
+            if tree:
+                counts = hierarchy.count_lifted(torch.from_numpy(found["pixels"].sum(0)))
+            else:
+                counts = count_labels(torch.from_numpy(labels[split]), hierarchy)
+            splits[split] = {
+                "num_rows": len(images),
+                "images": describe_images(found["size"], found["sums"]),
+                "levels": describe_counts(counts, hierarchy, args.class_weight_max_ratio),
+            }
+        first = next(iter(splits))
+        levels = splits[first]["levels"]
+        tails = {level: list(facts["counts"].values()) for level, facts in levels.items()}
         output.mkdir(parents=True, exist_ok=True)
-        first = next(iter(work))
-        levels = result["splits"][first]["levels"]
-        tails = {level: np.array(list(facts["counts"].values())) for level, facts in levels.items()}
-        draw_tail(output / "tail.png", tails, f"{result['counted']} ({first})")
-        unfinished = output / "statistics.json.incomplete"
-        unfinished.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        os.replace(unfinished, output / "statistics.json")
-    for split, facts in result["splits"].items():
+        draw_tail(output / "tail.png", tails, f"{counted} ({first})")
+        with atomic_write(output / "statistics.json") as file:
+            file.write(json.dumps({"counted": counted, "splits": splits}, indent=1, ensure_ascii=False) + "\n")
+    for split, facts in splits.items():
         images = facts["images"]
         print(f"{split}: {facts['num_rows']} rows, {images['num_measured']} measured, {images['num_broken']} broken")
     for level, facts in levels.items():
@@ -265,6 +208,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from common.run.command import run
-
     run(main)

@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,17 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 
 import numpy as np
 
-from common.data.problems import Problem, image_names, write_problems
+from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
-from common.data.splits import check_columns, read_cells
-from data_prep.inputs import Inputs, add_inputs, add_num_proc, open_inputs, rows_of
-from data_prep.leaks.compare import LEAST_DETAIL, Compare, Place
-from data_prep.leaks.describe import FLAT, Describe
+from common.run.command import run
+from data_prep.leaks.compare import LEAST_DETAIL, Place, compare, unlike
+from data_prep.leaks.describe import FLAT, describe, undescribed
 from data_prep.leaks.report import Leak, write_page, write_table
 from data_prep.leaks.search import CONFIDENCE, find_copies
-from data_prep.parallel import joined, run_chunks, work_folder
+from data_prep.parts.inputs import Inputs, input_parser, open_inputs
+from data_prep.parts.parallel import map_rows, work_folder
 
-KINDS = ("same file", "same pixels", "copy", "same group")
+LEAK_KINDS = ("same file", "same pixels", "copy", "same group")
 
 
 def find_leaks(
@@ -50,7 +50,7 @@ def find_leaks(
 
     Args:
         images: of each split, the one to learn from first.
-        folder: for unfinished work; see :func:`data_prep.parallel.work_folder`.
+        folder: for unfinished work; see :func:`data_prep.parts.parallel.work_folder`.
         within_splits: also look for pairs in one split.
         confidence: from which on a pair is one; lower finds more, right and wrong.
         num_proc: processes; 0 for this one.
@@ -59,22 +59,27 @@ def find_leaks(
     Returns:
         The pairs, the surest first, and a sentence for each image that could not be decoded.
     """
-    described = {}
-    for split, rows in images.items():
-        if len(rows):
-            described[split] = joined(run_chunks(Describe(rows), len(rows), folder, split, num_proc=num_proc))
-    splits = list(described)
+    described = {
+        split: map_rows(
+            partial(describe, rows), partial(undescribed, rows), range(len(rows)), folder, split, num_proc=num_proc
+        )
+        for split, rows in images.items()
+    }
     found: dict[tuple[Place, Place], Leak] = {}
-    for position, later in enumerate(splits):
-        for earlier in splits[: position + within_splits]:
-            for leak in _between(later, earlier, described, confidence, seed):
-                key = (leak.first, leak.second)
-                if key[::-1] not in found:
-                    found.setdefault(key, leak)
+    for later, earlier in _pairs_of_splits(described, within_splits):
+        for leak in _between(later, earlier, described, confidence, seed):
+            if (leak.second, leak.first) not in found:
+                found.setdefault((leak.first, leak.second), leak)
     leaks = _looked_at(list(found.values()), images, folder, num_proc)
     problems = [str(line) for results in described.values() for line in results["problem"] if line]
-    order = sorted(leaks, key=lambda leak: (KINDS.index(leak.kind), -leak.confidence, leak.first, leak.second))
+    order = sorted(leaks, key=lambda leak: (LEAK_KINDS.index(leak.kind), -leak.confidence, leak.first, leak.second))
     return order, problems
+
+
+def _pairs_of_splits(splits: Iterable[str], within: bool = False) -> list[tuple[str, str]]:
+    """Each split with each one before it, and perhaps with itself."""
+    splits = list(splits)
+    return [(later, earlier) for at, later in enumerate(splits) for earlier in splits[: at + within]]
 
 
 def _between(
@@ -113,13 +118,12 @@ def _looked_at(leaks: list[Leak], images: Mapping[str, ImageRows], folder: Path,
     copies = [leak for leak in leaks if leak.kind == "copy"]
     kept = [leak for leak in leaks if leak.kind != "copy"]
     if copies:
-        work = Compare(dict(images), [(leak.first, leak.second, leak.transform) for leak in copies])
-        looks = joined(run_chunks(work, len(copies), folder, "pairs", num_proc=num_proc, chunk_rows=64))
-        for leak, whole, detail, same in zip(
-            copies, looks["correlation"], looks["detail"], looks["same"], strict=True
-        ):
-            leak.correlation, leak.detail = float(whole), float(detail)
-            leak.kind = "same pixels" if same else "copy"
+        pairs = [(leak.first, leak.second, leak.transform) for leak in copies]
+        work, how = partial(compare, dict(images), pairs), {"num_proc": num_proc, "chunk_rows": 64}
+        looks = map_rows(work, unlike, range(len(copies)), folder, "pairs", **how)
+        for at, leak in enumerate(copies):
+            leak.correlation, leak.detail = float(looks["correlation"][at]), float(looks["detail"][at])
+            leak.kind = "same pixels" if looks["same"][at] else "copy"
         kept += [leak for leak in copies if leak.detail >= LEAST_DETAIL]
     return kept
 
@@ -131,67 +135,53 @@ def find_shared_groups(groups: Mapping[str, Sequence[Any]]) -> list[Leak]:
         groups: of each split, the one to learn from first, a value a row; blank ones belong to no group.
     """
     leaks = []
-    splits = list(groups)
-    for position, later in enumerate(splits):
-        for earlier in splits[:position]:
-            first: dict[Any, int] = {}
-            for row, group in enumerate(groups[earlier]):
-                first.setdefault(group, row)
-            leaks += [
-                Leak((later, row), (earlier, first[group]), "same group")
-                for row, group in enumerate(groups[later])
-                if group not in (None, "") and group in first
-            ]
+    for later, earlier in _pairs_of_splits(groups):
+        first: dict[Any, int] = {}
+        for row, group in enumerate(groups[earlier]):
+            first.setdefault(group, row)
+        leaks += [
+            Leak((later, row), (earlier, first[group]), "same group")
+            for row, group in enumerate(groups[later])
+            if group not in (None, "") and group in first
+        ]
     return leaks
 
 
 def write_results(
-    folder: Path,
-    leaks: Sequence[Leak],
-    inputs: Inputs,
-    images: Mapping[str, ImageRows],
-    image_column: str,
-    exclude: str,
-    groups: Mapping[str, Sequence[Any]],
+    folder: Path, leaks: Sequence[Leak], inputs: Inputs, exclude: str, groups: Mapping[str, Sequence[Any]]
 ) -> None:
     """Write leaks.html, problems.csv and leaks.csv, the last one last.
 
     Args:
         folder: made if missing.
         leaks: what was found.
-        inputs, images, image_column: the data.
+        inputs: the data.
         exclude: which side problems.csv names, ``earlier`` or ``later``.
         groups: of each split, a value a row; all rows of a group that is on both sides are named.
     """
     folder.mkdir(parents=True, exist_ok=True)
     places = {place for leak in leaks for place in (leak.first, leak.second)}
-    files = {split: image_names(inputs.splits[split], image_column) for split in {place[0] for place in places}}
-    names = {place: files[place[0]][place[1]] for place in places}
-    numbers = {place: int(inputs.numbers[place[0]][place[1]]) for place in places}
+    files = {split: inputs.image_names(split) for split in {split for split, _ in places}}
+    names = {(split, row): files[split][row] for split, row in places}
+    numbers = {(split, row): int(inputs.numbers[split][row]) for split, row in places}
     members: dict[tuple[str, Any], list[int]] = {}
     for split, values in groups.items():
         for row, group in enumerate(values):
             members.setdefault((split, group), []).append(row)
     problems: dict[Place, Problem] = {}
     for leak in leaks:
-        place, other = (leak.second, leak.first) if exclude == "earlier" else (leak.first, leak.second)
-        rows = [place[1]]
-        if leak.kind == "same group":
-            rows = members[place[0], groups[place[0]][place[1]]]
-        for row in rows:
-            number = int(inputs.numbers[place[0]][row])
-            told = f"{leak.kind} as row {numbers[other]} of the {other[0]} split"
-            problem = Problem(place[0], number, files[place[0]][row], f"leak: {leak.kind}", told)
-            problems.setdefault((place[0], row), problem)
-    write_page(folder / "leaks.html", leaks, names, numbers, images)
+        (split, place), other = (leak.second, leak.first) if exclude == "earlier" else (leak.first, leak.second)
+        told = f"{leak.kind} as row {numbers[other]} of the {other[0]} split"
+        for row in members[split, groups[split][place]] if leak.kind == "same group" else [place]:
+            problem = Problem(split, int(inputs.numbers[split][row]), files[split][row], f"leak: {leak.kind}", told)
+            problems.setdefault((split, row), problem)
+    write_page(folder / "leaks.html", leaks, names, numbers, inputs.images())
     write_problems(folder / "problems.csv", [problems[place] for place in sorted(problems)])
     write_table(folder / "leaks.csv", leaks, names, numbers)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_inputs(parser)
-    parser.add_argument("--group_column", help="column (observation, artwork) whose values must not cross splits")
+    parser = input_parser(__doc__, groups=True, num_proc=True)
     parser.add_argument("--output_dir", required=True, help="folder for the results")
     parser.add_argument("--within_splits", action="store_true", help="also look for pairs in one and the same split")
     parser.add_argument(
@@ -208,48 +198,34 @@ def _parser() -> argparse.ArgumentParser:
         "whole, or those of the split to test on",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the search")
-    add_num_proc(parser)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status.
-
-    Raises:
-        ValueError: for anything the user can mend.
-    """
+    """Run the command line; returns the exit status. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
     inputs = open_inputs(args)
     if len(inputs.splits) < 2 and not args.within_splits:
         raise ValueError(f"The data set has one split, {next(iter(inputs.splits))}; look inside with --within_splits.")
-    images = {split: rows_of(args, split, data, args.image_column) for split, data in inputs.splits.items()}
-    groups = {}
-    if args.group_column:
-        for split, data in inputs.splits.items():
-            check_columns(data, [args.group_column], split)
-            groups[split] = read_cells(data, args.group_column)
+    images, groups = inputs.images(), inputs.cells(args.group_column)
     output = Path(args.output_dir)
-    roots = [rows.root for rows in images.values()]
-    settings = inputs.settings("leaks", roots, args.image_column, args.within_splits, args.confidence, args.seed)
-    with work_folder(output, settings) as folder:
-        options = {"within_splits": args.within_splits, "confidence": args.confidence, "seed": args.seed}
+    options = {"within_splits": args.within_splits, "confidence": args.confidence, "seed": args.seed}
+    with work_folder(output, inputs.settings("leaks", options)) as folder:
         leaks, undecoded = find_leaks(images, folder, num_proc=args.num_proc, **options)
         leaks += find_shared_groups(groups)
-        write_results(output, leaks, inputs, images, args.image_column, args.exclude, groups)
+        write_results(output, leaks, inputs, args.exclude, groups)
     for line in undecoded[:3]:
         print(f"not compared: {line}", file=sys.stderr)
     if undecoded:
         print(f"{len(undecoded)} images do not decode; check_images.py lists them.", file=sys.stderr)
-    for (split, other, kind), count in Counter((k.first[0], k.second[0], k.kind) for k in leaks).items():
-        rows = len(
-            {leak.first for leak in leaks if (leak.first[0], leak.second[0], leak.kind) == (split, other, kind)}
-        )
-        print(f"{kind}: {count} pairs, {rows} rows of {split} with rows of {other}")
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for leak in leaks:
+        rows.setdefault((leak.first[0], leak.second[0], leak.kind), []).append(leak.first[1])
+    for (split, other, kind), found in rows.items():
+        print(f"{kind}: {len(found)} pairs, {len(set(found))} rows of {split} with rows of {other}")
     print(f"{len(leaks)} leaks; pictures are in {output / 'leaks.html'}" if leaks else "No leaks.")
     return 1 if leaks else 0
 
 
 if __name__ == "__main__":
-    from common.run.command import run
-
     run(lambda: sys.exit(main()))

@@ -28,11 +28,12 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 import numpy as np
 
 from common.data.prepared import SelectionSource, write_selection
-from common.data.splits import check_columns, read_cells
+from common.files import atomic_folder
 from common.labels.hierarchy_files import load_hierarchy
-from data_prep.files import whole_folder
-from data_prep.grouping import AUGMENTED, divide_groups, number_classes, number_groups, split_augmented
-from data_prep.inputs import SPLITS, Inputs, add_inputs, hierarchy_beside, open_inputs, source_of
+from common.run.command import run
+from data_prep.parts.columns import SPLITS
+from data_prep.parts.grouping import AUGMENTED, divide_groups, number_classes, number_groups, split_augmented
+from data_prep.parts.inputs import Inputs, hierarchy_beside, input_parser, open_inputs
 
 NOWHERE = -1
 
@@ -50,10 +51,10 @@ def make_folds(
     """Which part each row is in, per fold.
 
     Args:
-        groups: int (rows,) numbers from 0; a group is in one part of a fold only.
+        groups: int (rows,), the number of each row's group; a group is in one part of a fold only.
         classes: int (rows,), to be spread evenly.
         augmented: bool (rows,); such rows are in train or nowhere.
-        values: a value a row, for a fold per value, in which the rows with it are the test part; blank: never there.
+        values: a value a row; each is the test part of a fold, but for blank ones.
         num_folds: without values, the number of random folds.
         validation_share: of what is not in the test part.
         seed: of what is random.
@@ -89,15 +90,13 @@ def make_folds(
         missing = [split for index, split in enumerate(SPLITS) if not (parts == index).any()]
         if missing:
             raise ValueError(f"Fold {name}: nothing is left for {' and '.join(missing)}; there are too few groups.")
-        used = [set(groups[parts == index].tolist()) for index in range(len(SPLITS))]
-        assert not (used[0] & used[1] or used[0] & used[2] or used[1] & used[2]), "groups are disjoint"
         folds[name] = parts
     return folds
 
 
 def folder_name(column: str | None, value: str) -> str:
-    """A fold's folder, such as ``content_parchment``: what a file system might mind becomes an underscore."""
-    return f"{re.sub(r'[^A-Za-z0-9-]+', '_', column or 'fold')}_{re.sub(r'[^A-Za-z0-9-]+', '_', value)}"
+    """A fold's folder, such as ``content_Line_art``: what a file system may not allow becomes an underscore."""
+    return "_".join(re.sub(r"[^A-Za-z0-9-]+", "_", part) for part in (column or "fold", value))
 
 
 def write_folds(
@@ -108,7 +107,7 @@ def write_folds(
     hierarchy: Path | None,
     summary: dict[str, Any],
 ) -> None:
-    """Write a folder per fold, and folds.json; all of it or nothing.
+    """Write a folder per fold, and folds.json, in one step.
 
     Args:
         output_dir: a new folder.
@@ -118,7 +117,7 @@ def write_folds(
         hierarchy: file with the label tree, to lie in each fold.
         summary: what folds.json holds.
     """
-    with whole_folder(output_dir) as folder:
+    with atomic_folder(output_dir) as folder:
         for name, parts in folds.items():
             fold = folder / name
             fold.mkdir()
@@ -146,24 +145,18 @@ def describe_folds(folds: dict[str, np.ndarray], groups: np.ndarray, classes: np
 
 
 def _read(inputs: Inputs, column: str | None) -> list[Any] | None:
-    if column is None:
-        return None
-    for split, dataset in inputs.splits.items():
-        check_columns(dataset, [column], split)
-    return [cell for dataset in inputs.splits.values() for cell in read_cells(dataset, column)]
+    """A column of all splits together."""
+    return [cell for cells in inputs.cells(column).values() for cell in cells] if column else None
 
 
-def _groups(inputs: Inputs, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+def _groups(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Number of each row's group, and whether it is an augmented copy."""
-    num_rows = sum(map(len, inputs.splits.values()))
+    args, num_rows = inputs.args, sum(map(len, inputs.splits.values()))
     ids, groups = _read(inputs, args.id_column), _read(inputs, args.group_column)
-    ids = groups if ids is None else ids
-    if ids is None:
-        return number_groups(None, num_rows), np.zeros(num_rows, dtype=bool)
-    originals, augmented = split_augmented(ids, args.augmented_pattern)
-    if args.id_column is None or groups is None:
-        return number_groups(originals, num_rows), augmented
-    numbers = number_groups(split_augmented(groups, args.augmented_pattern)[0], num_rows)
+    originals, augmented = split_augmented(ids or groups or [None] * num_rows, args.augmented_pattern)
+    if not (ids and groups):
+        return number_groups(originals), augmented
+    numbers = number_groups(split_augmented(groups, args.augmented_pattern)[0])
     first: dict[str, int] = {}
     for name, number in zip(originals, numbers, strict=True):
         if name and first.setdefault(name, number) != number:
@@ -172,12 +165,10 @@ def _groups(inputs: Inputs, args: argparse.Namespace) -> tuple[np.ndarray, np.nd
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_inputs(parser)
+    parser = input_parser(__doc__, groups=True)
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--leave_out", metavar="COLUMN", help="a fold for each value of this column")
     kind.add_argument("--num_folds", type=int, help="random folds of groups")
-    parser.add_argument("--group_column", help="column (observation, artwork) whose values must not cross splits")
     parser.add_argument("--id_column", help="column in which augmented copies are named <id>_aug<N>")
     parser.add_argument("--augmented_pattern", default=AUGMENTED, help=f"what ends such a name; {AUGMENTED}")
     parser.add_argument("--stratify_by", nargs="+", default=[], metavar="COLUMN", help="classes to spread evenly")
@@ -189,11 +180,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        ValueError: for anything the user can mend.
-    """
+    """Run the command line. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
     if not 0 < args.validation_share < 1:
         raise ValueError(f"--validation_share must be between 0 and 1, not {args.validation_share}.")
@@ -203,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--augmented_pattern {args.augmented_pattern}: {error}.") from error
     inputs = open_inputs(args)
     places = [(split, int(number)) for split, numbers in inputs.numbers.items() for number in numbers]
-    groups, augmented = _groups(inputs, args)
+    groups, augmented = _groups(inputs)
     classes = number_classes([_read(inputs, column) for column in args.stratify_by], len(places))
     values = _read(inputs, args.leave_out)
     options = {"num_folds": args.num_folds, "validation_share": args.validation_share, "seed": args.seed}
@@ -215,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hierarchy = Path(args.hierarchy) if args.hierarchy else hierarchy_beside(args)
     if hierarchy:
         load_hierarchy(hierarchy)
-    write_folds(args.output_dir, named, places, source_of(args, inputs), hierarchy, summary)
+    write_folds(args.output_dir, named, places, inputs.source(), hierarchy, summary)
     for name, parts in summary.items():
         counts = ", ".join(f"{split} {parts[split]['num_rows']}" for split in SPLITS)
         print(f"{name}: {counts} rows; {parts['num_rows_left_out']} left out")
@@ -223,6 +210,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from common.run.command import run
-
     run(main)

@@ -24,11 +24,12 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image, Value
 
 from common.data.rows import ImageRows
-from common.data.splits import check_columns, read_cells
+from common.files import atomic_folder
 from common.labels.table import hierarchy_from_paths
 from common.model.hierarchy import Hierarchy
-from data_prep.files import whole_folder
-from data_prep.inputs import SPLITS, Inputs, add_inputs, add_labels, label_columns, open_inputs, rows_of
+from common.run.command import run
+from data_prep.parts.columns import SPLITS
+from data_prep.parts.inputs import Inputs, input_parser, label_columns, open_inputs
 
 
 def choose_subset(
@@ -96,44 +97,35 @@ def with_images(dataset: Dataset, images: ImageRows) -> Dataset:
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise ValueError(f"{len(missing)} images are not there, the first is {missing[0]}; see check_images.py.")
-    names = dataset.column_names
     cells = [{"bytes": None, "path": path} for path in paths]
-    return (
-        dataset.remove_columns(images.column).add_column(images.column, cells, feature=Image()).select_columns(names)
-    )
+    others = dataset.remove_columns(images.column)
+    return others.add_column(images.column, cells, feature=Image()).select_columns(dataset.column_names)
 
 
-def make_subset(
-    output_dir: str | Path,
-    splits: Mapping[str, Dataset],
-    images: Mapping[str, ImageRows],
-    chosen: Mapping[str, Sequence[tuple[str, int]]],
-    hierarchy: Hierarchy,
+def write_subset(
+    output_dir: str | Path, inputs: Inputs, chosen: Mapping[str, Sequence[tuple[str, int]]], hierarchy: Hierarchy
 ) -> None:
-    """Write the subset, whole or not at all.
+    """Write the subset in one step.
 
     Args:
         output_dir: a new folder.
-        splits, images: the data set.
+        inputs: the data set.
         chosen: rows, see :func:`choose_subset`.
         hierarchy: of their classes.
     """
-    with whole_folder(output_dir) as folder:
+    images = inputs.images()
+    with atomic_folder(output_dir) as folder:
         subset = DatasetDict()
         for split, places in chosen.items():
             pool = places[0][0]
-            rows = [row for _, row in places]
-            part = ImageRows(splits[pool].select(rows), images[pool].column, pool, images[pool].root)
-            subset[split] = with_images(splits[pool].select(rows), part)
+            part = inputs.splits[pool].select([row for _, row in places])
+            subset[split] = with_images(part, ImageRows(part, images[pool].column, pool, images[pool].root))
         subset.save_to_disk(folder)
         hierarchy.save(folder / "hierarchy.json")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_inputs(parser)
-    add_labels(parser)
-    parser.add_argument("--group_column", help="column (observation, artwork) whose values must not cross splits")
+    parser = input_parser(__doc__, labels=True, groups=True)
     parser.add_argument("--num_classes", type=int, default=50, help="the commonest ones")
     for split, number in zip(SPLITS, (10, 2, 2), strict=True):
         parser.add_argument(f"--num_{split}_per_class", type=int, default=number, help="images; 0 for no such split")
@@ -142,42 +134,31 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read(inputs: Inputs, args: argparse.Namespace) -> tuple[Hierarchy, dict[str, np.ndarray], dict[str, list[Any]]]:
-    """Label tree, and class and group of every row."""
-    columns = label_columns(args)
+def _read_labels(inputs: Inputs) -> tuple[Hierarchy, dict[str, np.ndarray]]:
+    """Label tree, and class of every row."""
+    columns = label_columns(inputs.args)
     if "train" not in inputs.splits:
         raise ValueError(f"No split 'train' in the data set; there are: {', '.join(inputs.splits)}.")
     columns.check(inputs.splits["train"], "train")
     hierarchy, _ = columns.read_hierarchy(inputs.splits["train"])
-    labels, groups = {}, {}
-    for split in SPLITS:
-        if split in inputs.splits:
-            dataset = inputs.splits[split]
-            labels[split] = columns.read_labels(dataset, hierarchy, split)[:, -1]
-            if args.group_column:
-                check_columns(dataset, [args.group_column], split)
-                groups[split] = read_cells(dataset, args.group_column)
-    return hierarchy, labels, groups
+    splits = {split: inputs.splits[split] for split in SPLITS if split in inputs.splits}
+    return hierarchy, {split: columns.read_labels(data, hierarchy, split)[:, -1] for split, data in splits.items()}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line.
-
-    Raises:
-        ValueError: for anything the user can mend.
-    """
+    """Run the command line. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
     wanted = {split: getattr(args, f"num_{split}_per_class") for split in SPLITS}
     if args.num_classes < 1 or min(wanted.values()) < 0 or not wanted["train"]:
         raise ValueError("--num_classes and --num_train_per_class must be at least 1, the others at least 0.")
     inputs = open_inputs(args)
-    hierarchy, labels, groups = _read(inputs, args)
+    hierarchy, labels = _read_labels(inputs)
+    groups = inputs.cells(args.group_column)
     chosen, classes = choose_subset(labels, groups, args.num_classes, wanted, args.seed)
     empty = [split for split, places in chosen.items() if not places]
     if empty:
         raise ValueError(f"No image is left for {' and '.join(empty)}: too few groups, or no such classes there.")
-    images = {split: rows_of(args, split, inputs.splits[split], args.image_column) for split in labels}
-    make_subset(args.output_dir, inputs.splits, images, chosen, restrict(hierarchy, classes))
+    write_subset(args.output_dir, inputs, chosen, restrict(hierarchy, classes))
     for split, places in chosen.items():
         short = "" if len(places) == wanted[split] * len(classes) else f" of {wanted[split] * len(classes)} wanted"
         print(f"{split}: {len(places)} images{short}")
@@ -185,6 +166,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from common.run.command import run
-
     run(main)

@@ -6,7 +6,7 @@
 FungiTastic: Picek et al., https://github.com/BohemianVRA/FungiTastic. ROOT holds `metadata/FungiTastic/*.csv` and
 `FungiTastic/{train,val,test}/300p/*.JPG` (or 500p, 720p, fullsize), as its archives unpack; the subsets Mini and
 FewShot have folders of their own. Rows that cannot be used are left out and listed in problems.csv. A run that was
-interrupted goes on when the same command is given again. What is in the folder: data_prep/README.md.
+interrupted resumes when the same command is given again. What is in the folder: data_prep/README.md.
 """
 
 from __future__ import annotations
@@ -14,50 +14,29 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.run.command import run
-from data_prep.options import PrepareOptions, add_options, add_store_options, add_unseen_option, parse
+from data_prep.sources.options import add_options, add_store_options, add_unseen_option, parse
 
-SUBSETS = {"full": "", "mini": "-Mini", "fewshot": "-FewShot"}
-SIZES = ("300", "500", "720", "fullsize")
 KEPT = [
     "category_id", "scientificName", "poisonous", "eventDate", "habitat", "substrate", "latitude", "longitude",
 ]  # fmt: skip
-
-
-@dataclass
-class FungiTasticOptions(PrepareOptions):
-    """The options of this script; see ``--help``."""
-
-    root: str = ""
-    subset: str = "full"
-    size: str | None = None
-    validation: str = "ClosedSet"
-    test: str = "ClosedSet"
-    with_category_id: bool = False
-    keep_columns: list[str] = field(default_factory=lambda: list(KEPT))
-
-
-def prepare_fungitastic(options: FungiTasticOptions) -> Path:
-    """Prepare a folder; see :func:`data_prep.fungitastic_set.prepare_fungitastic`, which this calls."""
-    from data_prep.fungitastic_set import (
-        prepare_fungitastic,
-    )  # imports torch, which the workers must not: see shards.py
-
-    return prepare_fungitastic(options)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--root", required=True, metavar="FOLDER", help="holds metadata and the images")
-    data.add_argument("--subset", choices=list(SUBSETS), default="full", help="(default: %(default)s)")
-    data.add_argument("--size", choices=SIZES, help="of the images; by default the smallest that is there")
+    data.add_argument("--subset", choices=("full", "mini", "fewshot"), default="full", help="(default: %(default)s)")
+    data.add_argument(
+        "--size",
+        choices=("300", "500", "720", "fullsize"),
+        help="of the images; by default the smallest that is there",
+    )
     data.add_argument(
         "--validation", choices=("ClosedSet", "OpenSet"), default="ClosedSet", help="(default: %(default)s)"
     )
@@ -67,9 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument(
         "--with_category_id", action="store_true", help="a seventh level: forms and varieties below the species"
     )
-    data.add_argument(
-        "--keep_columns", nargs="*", default=list(KEPT), help="other columns to keep, where they are there"
-    )
+    data.add_argument("--keep_columns", nargs="*", default=KEPT, help="other columns to keep, where they are there")
     add_unseen_option(data)
     add_store_options(parser)
     add_options(parser)
@@ -77,12 +54,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Run the command line; returns the folder.
+    """Run the command line; returns the folder. Raises ValueError for anything that the user can fix."""
+    args = parse(_parser(), argv)
+    from data_prep.sources.fungitastic import prepare_fungitastic  # here: worker processes import this file
 
-    Raises:
-        ValueError: for anything the user can mend.
-    """
-    return prepare_fungitastic(parse(_parser(), FungiTasticOptions, argv))
+    return prepare_fungitastic(args)
 
 
 if __name__ == "__main__":

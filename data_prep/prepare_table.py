@@ -6,7 +6,7 @@
     python data_prep/prepare_table.py --table data/tiles.csv --mask_column mask --taxonomy data/damage.yaml \\
         --group_column artwork --output_dir data/damage
 
-Rows that cannot be used are left out and listed in problems.csv. A run that was interrupted goes on when the same
+Rows that cannot be used are left out and listed in problems.csv. A run that was interrupted resumes when the same
 command is given again. What is in the folder: data_prep/README.md.
 """
 
@@ -15,45 +15,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.run.command import run
-from data_prep.options import PrepareOptions, add_options, add_store_options, add_unseen_option, parse
-
-
-@dataclass
-class TableOptions(PrepareOptions):
-    """The options of this script; see ``--help``."""
-
-    table: str | None = None
-    train_table: str | None = None
-    validation_table: str | None = None
-    test_table: str | None = None
-    image_folder: str | None = None
-    image_root: str | None = None
-    image_column: str = "image"
-    mask_column: str | None = None
-    level_columns: list[str] = field(default_factory=list)
-    label_column: str | None = None
-    taxonomy: str | None = None
-    group_column: str | None = None
-    split_column: str | None = None
-    keep_columns: list[str] = field(default_factory=list)
-    validation_share: float = 0.1
-    test_share: float = 0.1
-    seed: int = 0
-    title: str | None = None
-
-
-def prepare_table(options: TableOptions) -> Path:
-    """Prepare a folder; see :func:`data_prep.table_set.prepare_table`, which this calls."""
-    from data_prep.table_set import prepare_table  # imports torch, which the workers must not: see shards.py
-
-    return prepare_table(options)
+from data_prep.sources.options import add_options, add_store_options, add_unseen_option, parse
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -90,12 +58,11 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Run the command line; returns the folder.
+    """Run the command line; returns the folder. Raises ValueError for anything that the user can fix."""
+    args = parse(_parser(), argv)
+    from data_prep.sources.table import prepare_table  # here, as worker processes import this file, see shards.py
 
-    Raises:
-        ValueError: for anything the user can mend.
-    """
-    return prepare_table(parse(_parser(), TableOptions, argv))
+    return prepare_table(args)
 
 
 if __name__ == "__main__":

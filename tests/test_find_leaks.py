@@ -215,7 +215,7 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
             run(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     with monkeypatch.context() as patch:
-        patch.setattr(find_leaks.Describe, "run", interrupt)
+        patch.setattr(find_leaks, "describe", interrupt)
         assert run(data, tmp_path / "out") == 1
     assert leaks_of(tmp_path / "out") == leaks_of(tmp_path / "whole")
 

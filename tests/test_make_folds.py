@@ -8,9 +8,9 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from common.data.splits import load_splits
+from common.files import atomic_folder
 from data_prep import make_folds
-from data_prep.files import whole_folder
-from data_prep.grouping import divide_groups
+from data_prep.parts.grouping import divide_groups
 from train_segmentation import main as train_segmentation
 
 
@@ -149,11 +149,11 @@ def test_mistakes_are_told(works, tmp_path):
 
 
 def test_an_interrupted_folder_has_no_name(tmp_path):
-    with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "out") as folder:
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out") as folder:
         (folder / "half").touch()
         raise KeyboardInterrupt
     assert not (tmp_path / "out").exists()
-    with whole_folder(tmp_path / "out") as folder:
+    with atomic_folder(tmp_path / "out") as folder:
         assert not list(folder.iterdir())
         (folder / "whole").touch()
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["whole"]

@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from data_prep.rows import SPLITS, RowSet, leave_shared, split_randomly
-from data_prep.tables import ROW, SPLIT, column_of
+from data_prep.parts.columns import ROW, SPLIT, SPLITS
+from data_prep.rows.row_set import RowSet, leave_shared, split_randomly, text_column
 
 LEVELS = ["family", "species"]
 
@@ -19,15 +19,15 @@ def make_rows(num_rows: int, num_groups: int, num_classes: int, seed: int) -> Ro
     groups = rng.integers(0, num_groups, num_rows)
     frame = pd.DataFrame(
         {
-            "image": column_of(f"{row}.jpg" for row in range(num_rows)),
-            "family": column_of(f"f{value // 3}" for value in species),
-            "species": column_of(None if row % 11 == 5 else f"s{value}" for row, value in enumerate(species)),
-            "group": column_of(None if row % 13 == 4 else f"g{group}" for row, group in enumerate(groups)),
+            "image": text_column(f"{row}.jpg" for row in range(num_rows)),
+            "family": text_column(f"f{value // 3}" for value in species),
+            "species": text_column(None if row % 11 == 5 else f"s{value}" for row, value in enumerate(species)),
+            "group": text_column(None if row % 13 == 4 else f"g{group}" for row, group in enumerate(groups)),
             SPLIT: "",
             ROW: np.arange(num_rows),
         }
     )
-    return RowSet(frame, "image")
+    return RowSet(frame)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -78,8 +78,8 @@ def test_no_rows_at_all():
 
 def test_shared_groups_leave_the_earlier_split():
     rows = make_rows(9, 9, 2, 0)
-    rows.frame[SPLIT] = column_of(SPLITS * 3)
-    rows.frame["group"] = column_of(["a", "b", "c", "a", "a", "b", None, None, None])
+    rows.frame[SPLIT] = text_column(SPLITS * 3)
+    rows.frame["group"] = text_column(["a", "b", "c", "a", "a", "b", None, None, None])
     leave_shared(rows, "group", "shared")
     # a: train, train and validation; b: validation and test
     assert [problem.row for problem in rows.problems] == [0, 3, 1]

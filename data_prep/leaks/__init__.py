@@ -1,1 +1,4 @@
-"""How images are described, looked up and compared to find the same picture twice."""
+"""How find_leaks.py describes images, looks them up and compares them to find the same picture twice.
+
+May import common.
+"""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from PIL import ImageChops
@@ -51,43 +50,29 @@ def _correlation(first: np.ndarray, second: np.ndarray) -> float:
     return float((first * second).sum()) / length if length else 0.0
 
 
-@dataclass
-class Compare:
-    """The work (see :mod:`data_prep.parallel`) of looking at pairs.
-
-    Results are ``correlation`` and ``detail`` (see :func:`agreement`) and ``same``, whether all pixels are equal.
+def compare(
+    images: dict[str, ImageRows], pairs: Sequence[tuple[Place, Place, int]], number: int
+) -> dict[str, float | bool]:
+    """``correlation`` and ``detail`` (see :func:`agreement`) of a pair, and ``same``, whether all pixels are equal.
 
     Args:
         images: of each split.
         pairs: two places each, and the number in TRANSFORMS that turns the first image into the second.
+        number: of the pair.
     """
+    *places, transform = pairs[number]
+    try:
+        sources = [images[split].checked(images[split].encoded([row])[0]) for split, row in places]
+        whole, detail = agreement(turn_pixels(luminance(sources[0]), transform), luminance(sources[1]))
+        same = whole > 0.999 and _same_pixels(*sources, transform)
+    except BAD_IMAGE:
+        return unlike(number)
+    return {"correlation": whole, "detail": detail, "same": same}
 
-    images: dict[str, ImageRows]
-    pairs: Sequence[tuple[Place, Place, int]]
 
-    def run(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Compare pairs, by their numbers."""
-        found = [self._one(*self.pairs[row]) for row in rows]
-        correlation, detail, same = zip(*found, strict=True)
-        return {"correlation": np.array(correlation), "detail": np.array(detail), "same": np.array(same)}
-
-    def lost(self, row: int) -> dict[str, np.ndarray]:
-        """A pair that ended the process."""
-        return {"correlation": np.zeros(1), "detail": np.zeros(1), "same": np.zeros(1, dtype=bool)}
-
-    def _one(self, first: Place, second: Place, transform: int) -> tuple[float, float, bool]:
-        try:
-            sources = [self.source(place) for place in (first, second)]
-            turned = turn_pixels(luminance(sources[0]), transform)
-            whole, detail = agreement(turned, luminance(sources[1]))
-            return whole, detail, whole > 0.999 and _same_pixels(*sources, transform)
-        except BAD_IMAGE:
-            return 0.0, 0.0, False
-
-    def source(self, place: Place) -> bytes | str:
-        """The encoded image at a place."""
-        images = self.images[place[0]]
-        return images.checked(images.encoded([place[1]])[0])
+def unlike(number: int) -> dict[str, float | bool]:
+    """What stands for a pair of which an image does not decode."""
+    return {"correlation": 0.0, "detail": 0.0, "same": False}
 
 
 def turn_pixels(pixels: np.ndarray, transform: int) -> np.ndarray:

@@ -6,15 +6,15 @@ and mirroring change signs of these and transpose them, so all eight ways to loo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 from PIL import Image
 
 from common.data.rows import ImageRows
-from common.images.files import BAD_IMAGE, load_image
+from common.images.files import BAD_IMAGE, explain, load_image
 
 SIDE = 64
 """Of the square that images are squashed to, pixels"""
@@ -85,47 +85,33 @@ def vectors(spectra: np.ndarray, weights: np.ndarray, k: int) -> np.ndarray:
     return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
 
 
-@dataclass
-class Describe:
-    """The work (see :mod:`data_prep.parallel`) of describing the rows of a split.
+def describe(images: ImageRows, row: int) -> dict[str, Any]:
+    """What is known of a row's image.
 
-    Results are ``spectrum`` float16 (rows, 16, 16), ``content`` uint64 (rows, 2), a hash of the file, ``contrast``
-    float32 (rows,) in grey levels, and ``problem``, a sentence for an image that does not decode.
+    Returns:
+        ``spectrum`` float16 (16, 16), ``content`` uint64 (2,), a hash of the file, ``contrast`` float32, in grey
+        levels, and ``problem``, a sentence if the image does not decode.
     """
-
-    images: ImageRows
-
-    def run(self, rows: Sequence[int]) -> dict[str, np.ndarray]:
-        """Describe rows."""
-        results = [self._one(row, source) for row, source in zip(rows, self.images.encoded(rows), strict=True)]
-        return _stacked(results)
-
-    def lost(self, row: int) -> dict[str, np.ndarray]:
-        """What stands for a row that ended the process that decoded it."""
-        return _stacked([_nothing(f"{self.images.describe(row)}: decoding it ends the process")])
-
-    def _one(self, row: int, source: bytes | str | None) -> tuple:
-        try:
-            source = self.images.checked(source)
-            if isinstance(source, str):
-                with open(source, "rb") as file:
-                    source = file.read()
-            content = np.frombuffer(xxhash.xxh3_128_digest(source), dtype=np.uint64)
-            pixels = luminance(source)
-        except (*BAD_IMAGE, MemoryError) as error:
-            return _nothing(f"{self.images.describe(row)}: {error}")
-        return frequencies(pixels).astype(np.float16), content, float(pixels.std()), ""
-
-
-def _nothing(problem: str) -> tuple:
-    return np.zeros((FREQUENCIES, FREQUENCIES), np.float16), np.zeros(2, np.uint64), 0.0, problem
-
-
-def _stacked(results: Sequence[tuple]) -> dict[str, np.ndarray]:
-    spectra, contents, contrasts, problems = zip(*results, strict=True)
+    try:
+        source = images.checked(images.encoded([row])[0])
+        if isinstance(source, str):
+            source = Path(source).read_bytes()
+        pixels = luminance(source)
+    except (*BAD_IMAGE, MemoryError) as error:
+        return undescribed(images, row, explain(error))
     return {
-        "spectrum": np.stack(spectra),
-        "content": np.stack(contents),
-        "contrast": np.array(contrasts, dtype=np.float32),
-        "problem": np.array(problems, dtype=np.str_),
+        "spectrum": frequencies(pixels).astype(np.float16),
+        "content": np.frombuffer(xxhash.xxh3_128_digest(source), dtype=np.uint64),
+        "contrast": np.float32(pixels.std()),
+        "problem": "",
+    }
+
+
+def undescribed(images: ImageRows, row: int, problem: str = "decoding it ends the process") -> dict[str, Any]:
+    """What stands for an image that does not decode."""
+    return {
+        "spectrum": np.zeros((FREQUENCIES, FREQUENCIES), np.float16),
+        "content": np.zeros(2, np.uint64),
+        "contrast": np.float32(0),
+        "problem": f"{images.describe(row)}: {problem}",
     }

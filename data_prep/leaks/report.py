@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from jinja2 import Environment
 
 from common.data.rows import ImageRows
+from common.files import atomic_write
 from common.images.files import BAD_IMAGE, load_image
 
 from .compare import Place
@@ -48,7 +48,7 @@ class Leak:
 
 
 def write_table(path: Path, leaks: Sequence[Leak], names: Mapping[Place, str], numbers: Mapping[Place, int]) -> None:
-    """Write leaks.csv, whole or not at all.
+    """Write leaks.csv.
 
     Args:
         path: of the file.
@@ -56,8 +56,7 @@ def write_table(path: Path, leaks: Sequence[Leak], names: Mapping[Place, str], n
         names: the image file of each place.
         numbers: each place's row in the data set.
     """
-    unfinished = Path(f"{path}.incomplete")
-    with unfinished.open("w", encoding="utf-8", newline="") as file:
+    with atomic_write(path) as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for leak in leaks:
@@ -68,7 +67,6 @@ def write_table(path: Path, leaks: Sequence[Leak], names: Mapping[Place, str], n
             measures = [f"{value:.4f}" for value in (leak.correlation, leak.detail)]
             confidence = "" if leak.kind == "same file" else f"{leak.confidence:.2f}"
             writer.writerow([*places, leak.kind, TRANSFORMS[leak.transform][0], *measures, confidence])
-    os.replace(unfinished, path)
 
 
 def write_page(
@@ -79,7 +77,7 @@ def write_page(
     images: Mapping[str, ImageRows],
     most: int = 500,
 ) -> None:
-    """Write leaks.html, one file with the pictures inside, whole or not at all."""
+    """Write leaks.html, one file with the pictures inside."""
     shown = [
         {
             "leak": leak,
@@ -91,9 +89,8 @@ def write_page(
     ]
     counts = Counter((leak.first[0], leak.second[0], leak.kind) for leak in leaks)
     page = Environment(autoescape=True).from_string(PAGE).render(shown=shown, counts=counts, num_leaks=len(leaks))
-    unfinished = Path(f"{path}.incomplete")
-    unfinished.write_text(page, encoding="utf-8")
-    os.replace(unfinished, path)
+    with atomic_write(path) as file:
+        file.write(page)
 
 
 def _thumbnail(images: Mapping[str, ImageRows], place: Place, transform: int) -> str:

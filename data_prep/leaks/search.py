@@ -7,7 +7,6 @@ exact.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,10 +23,11 @@ LEAST_BACKGROUND = 0.7  # where there are fewer images than that, or nothing els
 CERTAIN = 5.5  # closeness of a copy whatever else there is; a correlation of 0.996
 LEAST = 1.5  # closeness below which nothing is a copy; a correlation of 0.78
 CONFIDENCE = 6.0
+BLOCK = 512  # queries at once
 
 
 @dataclass
-class Pairs:
+class Matches:
     """Rows that show the same picture, one entry a pair, all arrays of one length."""
 
     query: np.ndarray  # int64, position in the queries
@@ -111,7 +111,9 @@ def _centres(data: torch.Tensor, num_cells: int, seed: int) -> torch.Tensor:
     return centres
 
 
-def find_copies(queries: np.ndarray, index: np.ndarray | None, confidence: float = CONFIDENCE, seed: int = 0) -> Pairs:
+def find_copies(
+    queries: np.ndarray, index: np.ndarray | None, confidence: float = CONFIDENCE, seed: int = 0
+) -> Matches:
     """Pairs of images that show the same picture.
 
     With r the correlation of whitened frequencies, turned in the way that fits best, the closeness of two images is
@@ -128,27 +130,21 @@ def find_copies(queries: np.ndarray, index: np.ndarray | None, confidence: float
     among = index is None
     others = queries if among else index
     if not len(queries) or len(others) < 1 + among:
-        return Pairs(*[np.zeros(0, np.int64)] * 3, *[np.zeros(0, np.float32)] * 2)
-    weights = _weights(others, seed)
+        return Matches(*[np.zeros(0, np.int64)] * 3, *[np.zeros(0, np.float32)] * 2)
+    sample = np.random.default_rng(seed).permutation(len(others))[:20_000]
+    weights = whitening(others[sample].astype(np.float32))
     table = Index(vectors(others.astype(np.float32), weights, SEARCH_FREQUENCIES), seed)
-    found = [_compare(*block, others, table, weights, among, confidence) for block in _blocks(queries)]
-    return Pairs(*(np.concatenate(column) for column in zip(*found, strict=True)))
-
-
-def _weights(spectra: np.ndarray, seed: int) -> np.ndarray:
-    rows = np.random.default_rng(seed).permutation(len(spectra))[:20_000]
-    return whitening(spectra[rows].astype(np.float32))
-
-
-def _blocks(queries: np.ndarray, size: int = 512) -> Iterator[tuple[int, np.ndarray]]:
-    for start in range(0, len(queries), size):
-        yield start, all_turned(queries[start : start + size].astype(np.float32))
+    found = []
+    for start in range(0, len(queries), BLOCK):
+        turned = all_turned(queries[start : start + BLOCK].astype(np.float32))
+        found.append(_compare(start, turned, others, table, weights, among, confidence))
+    return Matches(*(np.concatenate(column) for column in zip(*found, strict=True)))
 
 
 def _compare(
     start: int, turned: np.ndarray, others: np.ndarray, table: Index, weights: np.ndarray, among: bool, least: float
 ) -> tuple[np.ndarray, ...]:
-    """Columns of :class:`Pairs` for a block of queries (m, 8, 16, 16)."""
+    """Columns of :class:`Matches` for a block of queries (m, 8, 16, 16)."""
     positions, variant, _ = table.search(vectors(turned, weights, SEARCH_FREQUENCIES), NEIGHBOURS + among)
     rows = np.arange(len(turned))[:, None]
     fine = vectors(turned, weights, turned.shape[-1])[rows, variant]

@@ -1,13 +1,14 @@
 """Scans of more than a hundred megapixels, without holding all of their pixels in memory.
 
-JPEGs are decoded by Pillow at a half, a quarter or an eighth of their size; other large RGB files pass through libvips
-row by row. Grey and palette files take one byte a pixel, which Pillow may hold.
+Pillow decodes JPEGs at a half, a quarter or an eighth of their size; libvips reads other large RGB files row by row.
+Grey and palette files take one byte a pixel, which Pillow may hold.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 import pyvips
@@ -55,7 +56,8 @@ def load_reduced(content: bytes | str, size: tuple[int, int], target: tuple[int,
     turned = target[::-1] if orientation >= 5 else target
     scan = _open(content)
     scan = scan.resize(turned[0] / scan.width, vscale=turned[1] / scan.height, kernel="lanczos3")
-    image = Image.fromarray(_pixels(scan))
+    with _vips_errors():
+        image = Image.fromarray(scan.numpy())
     assert image.size == turned, "libvips rounds as we do"
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
 
@@ -79,15 +81,12 @@ def rows_of(content: bytes | str, size: tuple[int, int], height: int) -> Iterato
     scan = _open(content)
     region = pyvips.Region.new(scan)
     for top in range(0, scan.height, height):
-        rows = min(height, scan.height - top)
-        band = np.empty((rows, scan.width, 3), np.uint8)
-        for start in range(0, rows, STRIP):  # libvips keeps several times what is asked for at once
-            lines = min(STRIP, rows - start)
-            try:
-                strip = region.fetch(0, top + start, scan.width, lines)
-            except pyvips.Error as error:
-                raise _explained(error) from error
-            band[start : start + lines] = np.frombuffer(strip, np.uint8).reshape(lines, scan.width, 3)
+        band = np.empty((min(height, scan.height - top), scan.width, 3), np.uint8)
+        for start in range(0, len(band), STRIP):  # libvips keeps several times what is asked for at once
+            part = band[start : start + STRIP]
+            with _vips_errors():
+                strip = region.fetch(0, top + start, scan.width, len(part))
+            part[:] = np.frombuffer(strip, np.uint8).reshape(part.shape)
         yield band
 
 
@@ -98,9 +97,9 @@ def _header(content: bytes | str) -> tuple[str, str, int]:
 
 
 def _open(content: bytes | str) -> pyvips.Image:
-    """A file as 8-bit RGB on white, not decoded yet; ``fail`` makes a file that ends early an error."""
-    try:
-        options = {"access": "sequential", "fail_on": "truncated"}
+    """A file as 8-bit RGB on white, not decoded yet; a file that ends early is an error."""
+    options = {"access": "sequential", "fail_on": "truncated"}
+    with _vips_errors():
         if isinstance(content, bytes):
             scan = pyvips.Image.new_from_buffer(content, "", **options)
         else:
@@ -109,20 +108,16 @@ def _open(content: bytes | str) -> pyvips.Image:
             scan = scan.flatten(background=255)
         scan = scan.colourspace("srgb")
         return scan if scan.format == "uchar" else scan.cast("uchar")
-    except pyvips.Error as error:
-        raise _explained(error) from error
 
 
-def _pixels(scan: pyvips.Image) -> np.ndarray:
+@contextmanager
+def _vips_errors() -> Iterator[None]:
+    """What libvips raises becomes an OSError, as Pillow's errors are."""
     try:
-        return np.frombuffer(scan.write_to_memory(), np.uint8).reshape(scan.height, scan.width, scan.bands)
+        yield
     except pyvips.Error as error:
-        raise _explained(error) from error
-
-
-def _explained(error: pyvips.Error) -> OSError:
-    lines = str(error.detail or error.message).strip().splitlines()
-    return OSError(lines[-1].strip() if lines else "it cannot be decoded")
+        lines = str(error.detail or error.message).strip().splitlines()
+        raise OSError(lines[-1].strip() if lines else "it cannot be decoded") from error
 
 
 # ---- masks
@@ -141,8 +136,8 @@ def load_mask(content: bytes | str, size: tuple[int, int], palette: dict[int, in
         OSError, SyntaxError: it is broken.
     """
     with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-        if image.mode in {"L", "P"} and not is_spread(image):
-            image.load()  # one byte a pixel
+        if image.mode in {"L", "P"} and not is_spread(image):  # one byte a pixel
+            image.load()
             ImageOps.exif_transpose(image, in_place=True)
             return Image.fromarray(np.asarray(image)) if image.mode == "P" else image
         if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
@@ -157,9 +152,14 @@ def load_mask(content: bytes | str, size: tuple[int, int], palette: dict[int, in
     return Image.fromarray(values)
 
 
-def _by_colour(colours: np.ndarray, palette: dict[int, int]) -> np.ndarray:
+def colour_codes(colours: np.ndarray) -> np.ndarray:
+    """uint32 (height, width): RGB pixels as the numbers 0xRRGGBB."""
     red, green, blue = np.moveaxis(colours.astype(np.uint32), -1, 0)
-    codes = red << 16 | green << 8 | blue
+    return red << 16 | green << 8 | blue
+
+
+def _by_colour(colours: np.ndarray, palette: dict[int, int]) -> np.ndarray:
+    codes = colour_codes(colours)
     found, inverse = np.unique(codes, return_inverse=True)
     greys = {value * 0x010101: value for value in range(256)}
     values = [palette.get(code, greys.get(code)) for code in found.tolist()]

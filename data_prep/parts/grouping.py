@@ -13,21 +13,24 @@ AUGMENTED = r"_aug\d+$"
 """What ends the id of an augmented copy; the rest is the original's id"""
 
 
-def number_groups(values: Sequence[Any] | None, num_rows: int) -> np.ndarray:
-    """int64 (rows,): the number of each row's group; a blank value, or no values, make a row a group of its own."""
+def number_groups(values: Sequence[Any]) -> np.ndarray:
+    """int64 (rows,): the number of each row's group; a row with a blank value is a group of its own."""
     numbers: dict[Any, int] = {}
-    keys = range(num_rows) if values is None else values
-    return np.array(
-        [numbers.setdefault((row,) if key in (None, "") else str(key), len(numbers)) for row, key in enumerate(keys)],
-        dtype=np.int64,
-    )
+    keys = ((row,) if value in (None, "") else str(value) for row, value in enumerate(values))
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def split_augmented(ids: Sequence[Any], pattern: str = AUGMENTED) -> tuple[list[str], np.ndarray]:
     """The original's id of each row, and whether the row is an augmented copy, bool (rows,)."""
-    compiled = re.compile(pattern)
     names = ["" if value is None else str(value) for value in ids]
-    return [compiled.sub("", name) for name in names], np.array([bool(compiled.search(name)) for name in names])
+    return [re.sub(pattern, "", name) for name in names], np.array([bool(re.search(pattern, name)) for name in names])
+
+
+def number_classes(columns: Sequence[Sequence[Any]], num_rows: int) -> np.ndarray:
+    """int64 (rows,): the number of each row's combination of values; all 0 without columns."""
+    rows = [tuple(map(str, row)) for row in zip(*columns, strict=True)] or [()] * num_rows
+    numbers = {row: number for number, (row, _) in enumerate(Counter(rows).most_common())}
+    return np.array([numbers[row] for row in rows], dtype=np.int64)
 
 
 def divide_groups(groups: np.ndarray, classes: np.ndarray, shares: Sequence[float], seed: int) -> np.ndarray:
@@ -65,12 +68,3 @@ def divide_groups(groups: np.ndarray, classes: np.ndarray, shares: Sequence[floa
         need[part, kinds] -= amount
         parts[group] = part
     return parts
-
-
-def number_classes(columns: Sequence[Sequence[Any]], num_rows: int) -> np.ndarray:
-    """int64 (rows,): the number of each row's combination of values; all 0 without columns."""
-    if not columns:
-        return np.zeros(num_rows, dtype=np.int64)
-    rows = [tuple(map(str, row)) for row in zip(*columns, strict=True)]
-    numbers = {row: number for number, (row, _) in enumerate(Counter(rows).most_common())}
-    return np.array([numbers[row] for row in rows], dtype=np.int64)

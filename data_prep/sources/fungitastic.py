@@ -1,4 +1,4 @@
-"""FungiTastic as it is published -> a prepared folder: what prepare_fungitastic.py does.
+"""From FungiTastic as it is published to a prepared folder: what prepare_fungitastic.py does.
 
 Names of files and folders as in the data set's own loader (BohemianVRA/FungiTastic, dataset/fungi.py and
 dataset/download.py); where its versions differ, all are looked for.
@@ -6,27 +6,29 @@ dataset/download.py); where its versions differ, all are looked for.
 
 from __future__ import annotations
 
-import logging
+import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
-from data_prep.data_card import Card
-from data_prep.label_paths import clean_paths, settle_unseen
-from data_prep.plan import Content
-from data_prep.prepare_fungitastic import SIZES, SUBSETS, FungiTasticOptions
-from data_prep.prepared import check_output, write_prepared
-from data_prep.rows import RowSet, check_paths, drop_doubles, exclude_listed, leave_shared
-from data_prep.tables import SPLIT, column_of, read_tables
+from data_prep.folder.plan import Content
+from data_prep.folder.prepared import check_output, write_prepared
+from data_prep.parts.columns import IMAGE, SPLIT
+from data_prep.rows.labels import clean_paths, settle_unseen
+from data_prep.rows.row_set import RowSet, check_paths, drop_duplicates, exclude_listed, leave_shared, text_column
+from data_prep.rows.tables import read_tables
 
-logger = logging.getLogger(__name__)
+from .options import check_options, how_stored, store_of
 
 LEVELS = ["phylum", "class", "order", "family", "genus", "species"]
-CATEGORY, GROUP, FILE, IMAGE = "category_id", "observationID", "filename", "image"
+CATEGORY, GROUP, FILE = "category_id", "observationID", "filename"
 UNKNOWN = "-1"
 """``category_id`` of an observation whose species is not among those of the training part"""
+
+SUBSETS = {"full": "FungiTastic", "mini": "FungiTastic-Mini", "fewshot": "FungiTastic-FewShot"}
+SIZES = ("300", "500", "720", "fullsize")
 
 # Where the images of each table are, below the subset's folder.
 FOLDERS = {
@@ -38,73 +40,59 @@ FOLDERS = {
 }
 
 
-def prepare_fungitastic(options: FungiTasticOptions) -> Path:
+def prepare_fungitastic(args: argparse.Namespace) -> Path:
     """Read the metadata, check, and store the images; returns the finished folder.
 
     Args:
-        options: as on the command line.
+        args: the command line of prepare_fungitastic.py.
 
     Raises:
         ValueError: a table, a column that is needed or the folder of the images is missing.
     """
-    options.check()
-    check_output(options.output_dir)
-    root = _find_root(options)
-    levels = [*LEVELS, CATEGORY] if options.with_category_id else list(LEVELS)
-    kept = [name for name in dict.fromkeys(options.keep_columns) if name not in {*levels, GROUP, FILE}]
-    tables = _find_tables(root, options)
-    needed = [FILE, GROUP, *levels]
-    read = read_tables(tables, needed, [FILE], [*kept, CATEGORY])
-    rows = RowSet(read.frame, IMAGE, read.problems, read.notes)
+    check_options(args, encodes=args.resize_shorter is not None)
+    check_output(args.output_dir)
+    root = _find_root(args.root)
+    levels = [*LEVELS, CATEGORY] if args.with_category_id else list(LEVELS)
+    kept = [name for name in dict.fromkeys(args.keep_columns) if name not in {*levels, GROUP, FILE}]
+    rows = read_tables(_find_tables(root, args), [FILE, GROUP, *levels], [FILE], [*kept, CATEGORY])
     kept = [name for name in kept if name in rows.frame]
-    _name_images(rows, _image_folders(root, options, rows))
+    _name_images(rows, _image_folders(root, args, rows))
     check_paths(rows, [IMAGE], root)
-    exclude_listed(rows, options.exclude_rows)
+    exclude_listed(rows, args.exclude_rows)
     _blank_unknown(rows, levels)
     clean_paths(rows, levels)
-    drop_doubles(rows, levels)
+    drop_duplicates(rows, levels)
     leave_shared(rows, GROUP, "observation in two splits")
-    settle_unseen(rows, levels, options.unseen)
+    settle_unseen(rows, levels, args.unseen)
     content = Content(
-        rows,
-        [*levels, GROUP, *kept],
-        levels,
-        _card(options),
-        group_column=GROUP,
-        root=root,
-        unseen=options.unseen,
-        settings=options.settings(),
+        SUBSETS[args.subset], _card_text(args), rows, [*levels, GROUP, *kept], levels, group_column=GROUP, root=root
     )
-    folder = write_prepared(
-        options.output_dir, content, options.store(IMAGE), num_proc=options.num_proc, strict=options.strict
-    )
-    logger.info("The data set is in %s", folder)
-    return folder
+    return write_prepared(args, content, store_of(args))
 
 
 # ---- finding files
 
 
-def _find_root(options: FungiTasticOptions) -> str:
+def _find_root(given: str) -> str:
     """The folder with ``metadata``, without symbolic links: the one given or the FungiTastic in it."""
-    for folder in (options.root, os.path.join(options.root, "FungiTastic")):
+    for folder in (given, os.path.join(given, "FungiTastic")):
         if os.path.isdir(os.path.join(folder, "metadata")):
             return os.path.realpath(folder)
-    raise ValueError(f"There is no folder metadata in {options.root} (--root); unpack metadata.zip there.")
+    raise ValueError(f"There is no folder metadata in {given} (--root); unpack metadata.zip there.")
 
 
-def _find_tables(root: str, options: FungiTasticOptions) -> dict[str, Path]:
+def _find_tables(root: str, args: argparse.Namespace) -> dict[str, Path]:
     """Split -> table; ValueError if one is not there."""
-    prefix = f"FungiTastic{SUBSETS[options.subset]}"
+    prefix = SUBSETS[args.subset]
     names = {
         "train": [f"{prefix}-Train.csv", f"{prefix}-ClosedSet-Train.csv"],
-        "validation": [f"{prefix}-{options.validation}-Val.csv"],
-        "test": [f"{prefix}-{options.test}-Test.csv"],
+        "validation": [f"{prefix}-{args.validation}-Val.csv"],
+        "test": [f"{prefix}-{args.test}-Test.csv"],
     }
     # Some subsets have one kind of validation and test only, and versions differ in whether they say which.
-    names["validation"] += [f"{prefix}-Val.csv"] * (options.validation == "ClosedSet")
-    names["test"] += [f"{prefix}-Test.csv"] * (options.test == "ClosedSet")
-    if options.test == "none":
+    names["validation"] += [f"{prefix}-Val.csv"] * (args.validation == "ClosedSet")
+    names["test"] += [f"{prefix}-Test.csv"] * (args.test == "ClosedSet")
+    if args.test == "none":
         del names["test"]
     folders = [Path(root, "metadata", prefix), Path(root, "metadata", "metadata", prefix), Path(root, "metadata")]
     found = {}
@@ -118,13 +106,13 @@ def _find_tables(root: str, options: FungiTasticOptions) -> dict[str, Path]:
     return found
 
 
-def _image_folders(root: str, options: FungiTasticOptions, rows: RowSet) -> dict[str, str]:
+def _image_folders(root: str, args: argparse.Namespace, rows: RowSet) -> dict[str, str]:
     """Split -> folder of its images, relative to the root; ValueError if there is none."""
-    top = f"FungiTastic{SUBSETS[options.subset]}"
-    size = options.size or _smallest_size(root, top)
+    top = SUBSETS[args.subset]
+    size = args.size or _smallest_size(root, top)
     found = {}
     for split in rows.frame[SPLIT].unique():
-        names = FOLDERS[options.test if split == "test" else split]
+        names = FOLDERS[args.test if split == "test" else split]
         candidates = [os.path.join(top, name, ending) for name in names for ending in _size_folders(size)]
         there = [folder for folder in candidates if os.path.isdir(os.path.join(root, folder))]
         if not there:
@@ -154,7 +142,7 @@ def _name_images(rows: RowSet, folders: dict[str, str]) -> None:
     """Paths relative to the root, of file names; what is no plain name is left out."""
     frame = rows.frame
     names = frame[FILE]
-    frame[IMAGE] = column_of(
+    frame[IMAGE] = text_column(
         name and os.path.join(folders[split], name) for name, split in zip(names, frame[SPLIT], strict=True)
     )
     odd = [name is not None and name != os.path.basename(name) for name in names]
@@ -173,7 +161,7 @@ def _blank_unknown(rows: RowSet, levels: Sequence[str]) -> None:
         rows.notes.append(
             f"{odd.sum()} cells of {CATEGORY} are no whole numbers, such as {rows.frame[CATEGORY][odd].iloc[0]!r}."
         )
-    rows.frame[CATEGORY] = column_of(
+    rows.frame[CATEGORY] = text_column(
         str(int(number)) if fine else None for number, fine in zip(numbers, whole, strict=True)
     )
     unknown = rows.frame[CATEGORY] == UNKNOWN
@@ -185,13 +173,10 @@ def _blank_unknown(rows: RowSet, levels: Sequence[str]) -> None:
         )
 
 
-def _card(options: FungiTasticOptions) -> Card:
-    parts = [f"validation is {options.validation}"]
-    parts += [f"test is {options.test}"] * (options.test != "none")
-    return Card(
-        f"FungiTastic{SUBSETS[options.subset]}",
-        "image-classification",
+def _card_text(args: argparse.Namespace) -> str:
+    test = "" if args.test == "none" else f", test is {args.test}"
+    return (
         "[FungiTastic](https://github.com/BohemianVRA/FungiTastic) (Picek et al., arXiv:2408.13632), made ready by "
-        f"`data_prep/prepare_fungitastic.py`: {', '.join(parts)}. The splits are the published ones, by time. "
-        f"{options.how_stored()} Nothing here can tell whether a fungus can be eaten.",
+        f"`data_prep/prepare_fungitastic.py`: validation is {args.validation}{test}. The splits are the published "
+        f"ones, by time. {how_stored(args)} Nothing here can tell whether a fungus can be eaten."
     )

@@ -4,76 +4,59 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
-from datasets import Features
 
 from common.data.problems import Problem
+from common.files import atomic_write
 from common.labels.encoding import encode_paths
 from common.model.hierarchy import Hierarchy
-from data_prep.rows import SPLITS
-from data_prep.shards import ShardResult, write_text
-from data_prep.tables import SPLIT
+from data_prep.parts.columns import SPLIT
+
+from .plan import Plan, Results
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-@dataclass(frozen=True)
-class Card:
-    """What the data set card says besides what can be counted.
-
-    Args:
-        title: of the data set.
-        task: in the Hub's words, such as ``image-classification``.
-        text: paragraphs about where the data come from and how they were prepared, in Markdown.
-    """
-
-    title: str
-    task: str
-    text: str
-
-
 def describe(
-    frame: pd.DataFrame,
-    levels: Sequence[str],
-    tree: Hierarchy | None,
-    group_column: str | None,
-    results: Sequence[tuple[str, ShardResult]],
-    problems: Sequence[Problem],
+    plan: Plan, results: Results, frame: pd.DataFrame, tree: Hierarchy | None, problems: Sequence[Problem]
 ) -> dict[str, Any]:
     """The statistics of a prepared folder.
 
     Args:
-        frame: its rows, with split and labels.
-        levels: the label columns; none for masks.
+        plan: what it was to hold.
+        results: every shard, and what became of it.
+        frame: the rows that are left, with split and labels.
         tree: the label tree, or ``None``.
-        group_column: or ``None``.
-        results: split and statistics of every shard.
         problems: rows that were left out.
     """
     splits = {}
-    for split in SPLITS:
+    for split in frame[SPLIT].unique():
         part = frame[frame[SPLIT] == split]
-        if not len(part):
-            continue
-        summed = ShardResult()
-        for name, result in results:
-            if name == split:
-                summed.merge(result)
-        splits[split] = {"num_images": len(part)}
-        if group_column:
-            splits[split]["num_groups"] = int(part[group_column].nunique())
-        if levels:
-            splits[split]["levels"] = _label_counts(part, tree)
-        if summed.pixels:
-            splits[split]["pixels"] = _pixel_counts(summed.pixels, tree)
-        splits[split] |= {"image_sizes": summed.sizes}
-        if summed.num_bytes:
-            splits[split]["num_bytes"] = summed.num_bytes
+        shards = [result for shard, result in results if shard.split == split]
+        sizes = np.array([size for result in shards for size in result.sizes])
+        (min_width, min_height), (max_width, max_height) = sizes.min(0).tolist(), sizes.max(0).tolist()
+        pixels = sum((result.pixels for result in shards), Counter())
+        num_bytes = sum(result.num_bytes for result in shards)
+        facts = splits[split] = {"num_images": len(part)}
+        if plan.content.group_column:
+            facts["num_groups"] = int(part[plan.content.group_column].nunique())
+        if plan.content.levels:
+            facts["levels"] = _label_counts(part, tree)
+        if pixels:
+            facts["pixels"] = _pixel_counts(pixels, tree)
+        facts["image_sizes"] = {
+            "min_width": min_width,
+            "max_width": max_width,
+            "min_height": min_height,
+            "max_height": max_height,
+        }
+        if num_bytes:
+            facts["num_bytes"] = num_bytes
     return {
         "splits": splits,
         "num_classes": dict(zip(tree.levels, tree.num_classes, strict=True)) if tree else {},
@@ -87,57 +70,51 @@ def _label_counts(part: pd.DataFrame, tree: Hierarchy) -> dict[str, Any]:
     found = {}
     for depth, level in enumerate(tree.levels):
         names = tree.display_names(depth)
-        counts = Counter(labels[:, depth].tolist())
-        counts = {names[label]: counts[label] for label in sorted(counts) if label >= 0}
-        most, least = max(counts.values(), default=0), min(counts.values(), default=1)
+        numbers = Counter(labels[:, depth].tolist())
+        counts = {names[label]: numbers[label] for label in sorted(numbers) if label >= 0}
         found[level] = {
             "num_labelled": sum(counts.values()),
             "num_classes": len(counts),
-            "imbalance_ratio": round(most / least, 2),
+            "imbalance_ratio": round(max(counts.values(), default=0) / min(counts.values(), default=1), 2),
             "counts": counts,
         }
     return found
 
 
 def _pixel_counts(pixels: Mapping[str, int], tree: Hierarchy | None) -> dict[str, int]:
-    names = tree.leaf_names() if tree else []
-    ordered = sorted(pixels.items(), key=lambda entry: int(entry[0]))
-    return {names[int(value)] if int(value) < len(names) else value: count for value, count in ordered}
+    names = dict(enumerate(tree.leaf_names())) if tree else {}
+    return {names.get(int(value), value): pixels[value] for value in sorted(pixels, key=int)}
 
 
-def write_card(
-    path: Path, card: Card, stats: Mapping[str, Any], notes: Sequence[str], features: Features, levels: Sequence[str]
-) -> None:
+def write_card(path: Path, plan: Plan, stats: Mapping[str, Any]) -> None:
     """Write the data set card: YAML for the Hub, then text, tables and notes for people."""
+    content, notes = plan.content, stats["notes"]
     total = sum(split["num_images"] for split in stats["splits"].values())
     front = {
-        "pretty_name": card.title,
-        "task_categories": [card.task],
+        "pretty_name": content.title,
+        "task_categories": ["image-segmentation" if plan.store.mask_column else "image-classification"],
         "size_categories": [next((name for limit, name in SIZES if total < limit), "1M<n<10M")],
     }
-    parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {card.title}\n",
-        card.text,
-        _splits_table(stats),
+    columns = [
+        f"`{name}` ({'image' if type(feature).__name__ == 'Image' else feature.dtype})"
+        for name, feature in plan.features.items()
     ]
-    if levels:
-        parts.append(_levels_table(stats, levels))
-    columns = ", ".join(f"`{name}` ({_kind(feature)})" for name, feature in features.items())
-    parts.append(f"Columns: {columns}.")
-    parts.append(
+    parts = [
+        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {content.title}",
+        content.text,
+        _splits_table(stats),
+        *([_levels_table(stats, content.levels)] if content.levels else []),
+        f"Columns: {', '.join(columns)}.",
         "Read it with `datasets.load_from_disk`. `hierarchy.json` is the label tree, `stats.json` has all counts, "
-        "`problems.csv` lists rows that were left out, `prepared.json` how the folder was made."
-    )
+        "`problems.csv` lists rows that were left out, `prepared.json` how the folder was made.",
+    ]
     if stats["left_out"]:
         parts.append("Left out: " + ", ".join(f"{count} {kind}" for kind, count in stats["left_out"].items()) + ".")
     if notes:
         shown = "\n".join(f"- {note}" for note in notes[:50])
         parts.append(f"Notes:\n\n{shown}" + (f"\n- and {len(notes) - 50} more in `stats.json`" if notes[50:] else ""))
-    write_text(path, "\n\n".join(part.strip() for part in parts) + "\n")
-
-
-def _kind(feature: Any) -> str:
-    return "image" if type(feature).__name__ == "Image" else feature.dtype
+    with atomic_write(path, sync=True) as file:
+        file.write("\n\n".join(part.strip() for part in parts) + "\n")
 
 
 def _splits_table(stats: Mapping[str, Any]) -> str:
@@ -150,13 +127,13 @@ def _splits_table(stats: Mapping[str, Any]) -> str:
 
 
 def _levels_table(stats: Mapping[str, Any], levels: Sequence[str]) -> str:
-    splits = list(stats["splits"])
+    splits = stats["splits"]
     lines = [
         "| level | classes | " + " | ".join(f"labelled, {split}" for split in splits) + " | imbalance, train |",
         "|---|--:|" + "--:|" * (len(splits) + 1),
     ]
     for level in levels:
-        entries = [stats["splits"][split]["levels"][level] for split in splits]
+        entries = [split["levels"][level] for split in splits.values()]
         labelled = " | ".join(str(entry["num_labelled"]) for entry in entries)
         lines.append(f"| {level} | {stats['num_classes'][level]} | {labelled} | {entries[0]['imbalance_ratio']} |")
     return "\n".join(lines)

@@ -1,9 +1,9 @@
-"""Rows that cannot be in a data set are left out, each with a reason: hostile paths, doubles, groups in two splits."""
+"""Rows of a table, and why some are left out: paths outside of the root, duplicates, groups in two splits."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,28 +11,34 @@ import numpy as np
 import pandas as pd
 
 from common.data.problems import Problem, read_problems
-from data_prep.tables import ROW, SPLIT, SPLIT_FOLDERS, column_of
+from data_prep.parts.columns import IMAGE, ROW, SPLIT, SPLITS
 
-SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {
+    "train": "train", "training": "train",
+    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
+    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
+}  # fmt: skip
+"""Names of folders and cells that stand for splits, as ``datasets`` knows them"""
 
 
 @dataclass
 class RowSet:
-    """Rows that are left, and those that were left out.
+    """The rows of one or more tables that can be used, and those that cannot.
 
     Args:
-        frame: see :class:`data_prep.tables.Rows`.
-        image_column: has the paths; it may be missing, where images are embedded.
-        problems: rows left out.
+        frame: a column of text for each column of the tables (``None`` where a cell is blank), and SPLIT, ROW and
+            perhaps SOURCE, see :mod:`data_prep.parts.columns`. Paths of images are in the column IMAGE.
+        problems: rows that were left out.
         notes: what else people should know, one sentence an entry.
+        sources: Arrow files that hold the images, where the table does.
     """
 
     frame: pd.DataFrame
-    image_column: str
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    sources: tuple[str, ...] = ()
 
-    def leave_out(self, wrong: pd.Series | np.ndarray, kind: str, problem: str | Callable[[int], str]) -> None:
+    def leave_out(self, wrong: Iterable[bool], kind: str, problem: str | Callable[[int], str]) -> None:
         """Take rows out, and note why.
 
         Args:
@@ -41,7 +47,7 @@ class RowSet:
             problem: a sentence; or a function that makes one for a position in the frame.
         """
         wrong = np.asarray(wrong, dtype=bool)
-        images = self.frame.get(self.image_column)
+        images = self.frame.get(IMAGE)
         for position in np.flatnonzero(wrong).tolist():
             told = problem if isinstance(problem, str) else problem(position)
             split, row = self.frame[SPLIT].iloc[position], int(self.frame[ROW].iloc[position])
@@ -56,6 +62,11 @@ class RowSet:
             raise ValueError(f"No row can be used; {len(self.problems)} have problems{first}.")
 
 
+def text_column(cells: Iterable[str | None]) -> pd.Series:
+    """Cells as a column of a frame that keeps ``None`` as it is; pandas by itself makes NaN of it."""
+    return pd.Series(list(cells), dtype=object)
+
+
 def exclude_listed(rows: RowSet, files: Sequence[str | Path]) -> None:
     """Leave out what problems files list: images by path, or by split and row where the file names no image.
 
@@ -63,17 +74,17 @@ def exclude_listed(rows: RowSet, files: Sequence[str | Path]) -> None:
         ValueError: a file cannot be read.
     """
     listed = [problem for file in files for problem in read_problems(file)]
-    images = {_normal(problem.image): problem for problem in listed if problem.image}
-    numbers = {(problem.split, problem.row): problem for problem in listed if not problem.image}
     if not listed:
         return
+    images = {os.path.normpath(problem.image): problem for problem in listed if problem.image}
+    numbers = {(problem.split, problem.row): problem for problem in listed if not problem.image}
     keys = list(zip(rows.frame[SPLIT].fillna(""), rows.frame[ROW], strict=True))
-    paths = rows.frame.get(rows.image_column, column_of([None] * len(keys)))
+    paths = rows.frame.get(IMAGE, text_column([None] * len(keys)))
     found = [
-        images.get(_normal(path) if path else None) or numbers.get(key) or numbers.get(("", key[1]))
+        (images.get(os.path.normpath(path)) if path else None) or numbers.get(key) or numbers.get(("", key[1]))
         for path, key in zip(paths, keys, strict=True)
     ]
-    used = {id(problem) for problem in found if problem}
+    used = {id(problem) for problem in found}
     unused = [problem for problem in (*images.values(), *numbers.values()) if id(problem) not in used]
     rows.leave_out([entry is not None for entry in found], "excluded", lambda at: f"listed as {found[at].kind}")
     if unused:
@@ -81,23 +92,16 @@ def exclude_listed(rows: RowSet, files: Sequence[str | Path]) -> None:
 
 
 def check_paths(rows: RowSet, columns: Sequence[str], root: str) -> None:
-    """Leave out rows whose paths are blank, or lead out of ``root`` as they are written; write the others plainly.
+    """Leave out rows whose paths are blank, or leave ``root`` as they are written; make the others relative to it.
 
-    Symbolic links are seen only when a file is about to be opened: see :func:`data_prep.stores.find_file`.
+    Symbolic links are followed only when a file is about to be opened: see :func:`data_prep.folder.images.find_file`.
     """
     for column in columns:
-        cells = rows.frame[column]
-        blank = cells.isna()
-        rows.leave_out(blank, "missing", f"the row has no {column}")
-        plain = [_relative(path, root) for path in rows.frame[column]]
-        outside = [path is None for path in plain]
-        rows.frame[column] = column_of(new or old for new, old in zip(plain, rows.frame[column], strict=True))
+        rows.leave_out(rows.frame[column].isna(), "missing", f"the row has no {column}")
+        paths = [_relative(path, root) for path in rows.frame[column]]
+        rows.frame[column] = text_column(new or old for new, old in zip(paths, rows.frame[column], strict=True))
         told = f"the path of its {column} leads out of the folder {root}"
-        rows.leave_out(outside, "outside of the root", told)
-
-
-def _normal(path: str) -> str:
-    return os.path.normpath(path)
+        rows.leave_out([path is None for path in paths], "outside of the root", told)
 
 
 def _relative(path: str, root: str) -> str | None:
@@ -109,55 +113,50 @@ def _relative(path: str, root: str) -> str | None:
 
 
 def read_splits(rows: RowSet, column: str) -> None:
-    """Take the splits from a column of names such as train, val, testing; other values are left out.
+    """Take the splits from a column of names such as train, val, testing; rows with other values are left out.
 
     Raises:
         ValueError: no row is in training.
     """
-    names = [SPLIT_FOLDERS.get(str(cell).lower()) if cell else None for cell in rows.frame[column]]
     cells = rows.frame[column]
-    rows.frame[SPLIT] = column_of(name or "" for name in names)
+    names = [SPLIT_NAMES.get(str(cell).lower()) for cell in cells]
+    rows.frame[SPLIT] = text_column(name or "" for name in names)
     rows.leave_out([name is None for name in names], "no split", lambda at: f"{column} is {cells.iloc[at]!r}")
     if not (rows.frame[SPLIT] == "train").any():
         raise ValueError(f"No row is in training by --split_column {column}; values such as train, val, test count.")
 
 
-def drop_doubles(rows: RowSet, columns: Sequence[str]) -> None:
+def drop_duplicates(rows: RowSet, columns: Sequence[str]) -> None:
     """Leave out rows whose image an earlier row of the same split has, and training rows that evaluation has too.
 
     Args:
         rows: with splits, or all without.
-        columns: that hold labels; rows that differ there are told so.
+        columns: with labels; the problem says in which of them the two rows differ.
     """
-    if rows.image_column not in rows.frame:
+    if IMAGE not in rows.frame:
         return
     frame = rows.frame
-    again = frame.duplicated([SPLIT, rows.image_column])
-    if again.any():
-        first = frame.drop_duplicates([SPLIT, rows.image_column])
-        first = first.set_index([SPLIT, rows.image_column])
+    again = frame.duplicated([SPLIT, IMAGE])
+    first = frame[~again].set_index([SPLIT, IMAGE]) if again.any() else None
 
-        def told(at: int) -> str:
-            row = frame.iloc[at]
-            before = first.loc[(row[SPLIT], row[rows.image_column])]
-            differ = [name for name in columns if row[name] != before[name] and (row[name] or before[name])]
-            what = f", there with another {' and '.join(differ)}" if differ else ""
-            return f"row {before[ROW]} has the same image{what}"
+    def told(at: int) -> str:
+        row = frame.iloc[at]
+        before = first.loc[(row[SPLIT], row[IMAGE])]
+        differ = [name for name in columns if row[name] != before[name] and (row[name] or before[name])]
+        what = f", there with another {' and '.join(differ)}" if differ else ""
+        return f"row {before[ROW]} has the same image{what}"
 
-        rows.leave_out(again, "listed twice", told)
-    leave_shared(rows, rows.image_column, "image in two splits")
+    rows.leave_out(again, "listed twice", told)
+    leave_shared(rows, IMAGE, "image in two splits")
 
 
 def leave_shared(rows: RowSet, column: str, kind: str) -> None:
     """Leave out of training what validation or test has too, and out of validation what test has, by a column."""
     for at, split in enumerate(SPLITS[:-1]):
-        later = rows.frame[SPLIT].isin(SPLITS[at + 1 :])
-        shared = set(rows.frame.loc[later, column].dropna())
-        wrong = (rows.frame[SPLIT] == split) & rows.frame[column].isin(shared)
         values = rows.frame[column]
-        rows.leave_out(
-            wrong, kind, lambda position, values=values: f"{column} {values.iloc[position]!r} is also in a later split"
-        )
+        shared = set(values[rows.frame[SPLIT].isin(SPLITS[at + 1 :])].dropna())
+        wrong = (rows.frame[SPLIT] == split) & values.isin(shared)
+        rows.leave_out(wrong, kind, lambda at, values=values: f"{column} {values.iloc[at]!r} is also in a later split")
 
 
 def split_randomly(
@@ -182,18 +181,17 @@ def split_randomly(
     if min(shares) < 0 or sum(shares) >= 1:
         raise ValueError(f"--validation_share {shares[0]} and --test_share {shares[1]} must add up to less than 1.")
     frame = rows.frame
-    groups = _group_numbers(frame, group_column or rows.image_column)
+    groups = _group_numbers(frame, group_column or IMAGE)
     paths = pd.MultiIndex.from_frame(frame[list(levels)]) if levels else pd.Index([0] * len(frame))
     path = pd.factorize(paths)[0] if len(frame) else np.empty(0, dtype=int)
     order = np.random.default_rng(seed).permutation(groups.max(initial=-1) + 1)
     sizes = np.bincount(groups, minlength=len(order))
     first_row = np.unique(groups, return_index=True)[1]
-    place = np.empty(len(order), dtype=int)
-    place[order] = np.arange(len(order))
+    place = np.argsort(order)
     # Of every path the group that comes first in the random order: whatever it holds, training has it.
-    anchors = pd.Series(place[groups]).groupby(path).min().to_numpy()
+    anchored = np.zeros(len(order), dtype=bool)
+    anchored[order[pd.Series(place[groups]).groupby(path).min().to_numpy(dtype=int)]] = True
     assigned = np.zeros(len(order), dtype=int)
-    anchored = np.isin(np.arange(len(order)), order[anchors]) if len(order) else np.zeros(0, dtype=bool)
     wanted = np.array([1 - sum(shares), *shares])
     given = np.zeros(3)
     for group in sorted(order.tolist(), key=lambda group: (path[first_row[group]], place[group])):
@@ -208,7 +206,7 @@ def _group_numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
     """int64 (rows,): the number of each row's group; blanks are groups of their own."""
     if column not in frame:
         return np.arange(len(frame))
-    numbers, _ = pd.factorize(frame[column])
+    numbers = pd.factorize(frame[column])[0]
     blank = numbers < 0
     numbers[blank] = numbers.max(initial=-1) + 1 + np.arange(blank.sum())
     return numbers

@@ -1,6 +1,6 @@
-"""How an image gets into a prepared folder: as a path, as the file's bytes, or encoded anew.
+"""How an image gets into a prepared folder: as a path, as the file's bytes, or reduced and encoded again.
 
-What runs in the many processes that prepare data imports neither torch nor datasets: see shards.py.
+This runs in worker processes, and imports neither torch nor datasets: see shards.py.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,6 @@ from PIL import Image
 from common.images.files import BAD_IMAGE, check_file, explain, lies_in, load_image
 from common.images.mask_files import read_mask
 
-MEGAPIXEL = 1_000_000
 DEFAULT_MAX_MEGAPIXELS = 180.0
 """Pillow's own limit, above which an image is an error: twice 89.5 megapixels, rounded"""
 
@@ -40,7 +38,7 @@ class BadRowError(ValueError):
 
 
 @dataclass(frozen=True)
-class Source:
+class ImageFile:
     """An image file.
 
     Args:
@@ -51,8 +49,24 @@ class Source:
     content: bytes | str
     name: str
 
+    def read(self) -> bytes:
+        """Its bytes."""
+        if isinstance(self.content, bytes):
+            return self.content
+        with open(self.content, "rb") as file:
+            return file.read()
 
-def find_file(root: str, name: str) -> Source:
+    def checked_size(self, max_megapixels: float, prefix: str = "") -> tuple[int, int]:
+        """Width and height upright; BadRowError if it is too large, or broken by its header or end."""
+        try:
+            return check_file(self.content, round(max_megapixels * 1_000_000))[1]
+        except BAD_IMAGE as error:
+            large = "megapixels" in str(error)
+            told = f"{prefix}{explain(error)}{' (--max_megapixels)' if large else ''}"
+            raise BadRowError("too large" if large else "broken", told) from error
+
+
+def find_file(root: str, name: str) -> ImageFile:
     """A file named by a table; BadRowError if it is missing, no file, or outside of ``root``. It is not opened."""
     path = os.path.join(root, name)
     if not lies_in(root, path):
@@ -65,12 +79,12 @@ def find_file(root: str, name: str) -> Source:
         raise BadRowError("missing", "it is not a file")
     if not kind.st_size:
         raise BadRowError("broken", "the file is empty")
-    return Source(path, name)
+    return ImageFile(path, name)
 
 
 @dataclass(frozen=True)
 class Store:
-    """Images (and masks) as they are, or reduced and encoded anew.
+    """Images (and masks) as they are, or reduced and encoded again.
 
     Args:
         image_column: named so in the prepared folder.
@@ -80,7 +94,7 @@ class Store:
             masks as PNG (by nearest neighbour).
         quality: of the JPEG, 1 to 100.
         max_megapixels: larger images are refused before they are decoded.
-        num_classes: masks hold these classes or 255; ``None`` if masks are not to be decoded.
+        num_classes: masks hold these classes or 255.
     """
 
     image_column: str
@@ -106,80 +120,54 @@ class Store:
         """Columns that the store adds, and their types in the words of ``datasets``."""
         return {}
 
-    def __call__(self, sources: Mapping[str, Source]) -> list[Cells]:
+    def __call__(self, image: ImageFile, mask: ImageFile | None = None) -> list[Cells]:
         """The rows that come of one row of the table: the cells of the image columns, and what is counted.
 
-        That is ``size``, width and height; and ``pixels``, of each value of a mask if it was decoded.
+        That is ``size``, width and height; and with a mask ``pixels``, how many have each value.
 
         Raises:
             BadRowError: it is broken.
         """
-        image = sources[self.image_column]
-        size = self._check(image)
-        cells: Cells = {self.image_column: self._stored(image), "size": size}
-        mask = sources[self.mask_column] if self.mask_column else None
-        if mask is not None:
-            if self._check(mask, "mask") != size:
-                raise BadRowError("sizes differ", "the mask and its image are of different sizes")
-            values = self._mask_values(mask)
-            cells[self.mask_column] = self._stored(mask)
-            if values is not None:
-                cells["pixels"] = count_values(values)
+        size = self._checked_size(image, mask)
+        values = None if mask is None else self._mask_values(mask)
         if self.resize_shorter is None:
+            cells: Cells = {self.image_column: self._unchanged(image), "size": size}
+            if mask is not None:
+                cells |= {self.mask_column: self._unchanged(mask), "pixels": count_values(values)}
             return [cells]
         try:
             small = shrink(image.content, self.resize_shorter)
-            cells[self.image_column] = packed(encode(small, "JPEG", quality=self.quality), image.name, ".jpg")
+            jpeg = encode(small, "JPEG", quality=self.quality)
+            cells = {self.image_column: packed(jpeg, image.name, ".jpg"), "size": small.size}
             if mask is not None:
                 reduced = Image.fromarray(values).resize(small.size, Image.Resampling.NEAREST)
                 cells[self.mask_column] = packed(encode(reduced, "PNG"), mask.name, ".png")
                 cells["pixels"] = count_values(np.asarray(reduced))
         except BAD_IMAGE as error:
             raise BadRowError("broken", explain(error)) from error
-        return [{**cells, "size": small.size}]
+        return [cells]
 
-    def _check(self, source: Source, what: str = "image") -> tuple[int, int]:
-        return checked_size(source, self.max_megapixels, what)
+    def _checked_size(self, image: ImageFile, mask: ImageFile | None) -> tuple[int, int]:
+        """Width and height, the same of both; BadRowError if not, or for broken and large files."""
+        size = image.checked_size(self.max_megapixels)
+        if mask is not None and mask.checked_size(self.max_megapixels, "mask: ") != size:
+            raise BadRowError("sizes differ", "the mask and its image are of different sizes")
+        return size
 
-    def _mask_values(self, mask: Source) -> np.ndarray | None:
-        if self.num_classes is None and self.resize_shorter is None:
-            return None
+    def _mask_values(self, mask: ImageFile) -> np.ndarray:
         try:
-            return read_mask(mask.content, 255 if self.num_classes is None else self.num_classes)
+            return read_mask(mask.content, self.num_classes)
         except BAD_IMAGE as error:
             raise BadRowError("mask values" if "values" in str(error) else "broken", f"mask: {error}") from error
 
-    def _stored(self, source: Source) -> Any:
-        if not self.embeds:
-            return source.name
-        if self.resize_shorter is not None:
-            return None  # comes later
-        return {"bytes": read_bytes(source), "path": source.name}
-
-
-def checked_size(source: Source, max_megapixels: float, what: str = "image") -> tuple[int, int]:
-    """Width and height as a person would see it; BadRowError if it is too large, or broken by its header or end."""
-    try:
-        size = check_file(source.content, round(max_megapixels * MEGAPIXEL))[1]
-    except BAD_IMAGE as error:
-        kind = "too large" if "megapixels" in str(error) else "broken"
-        hint = " (--max_megapixels)" if kind == "too large" else ""
-        raise BadRowError(kind, f"{'' if what == 'image' else what + ': '}{explain(error)}{hint}") from error
-    return size
+    def _unchanged(self, file: ImageFile) -> Any:
+        return {"bytes": file.read(), "path": file.name} if self.embed else file.name
 
 
 def count_values(mask: np.ndarray) -> dict[str, int]:
     """Number of pixels of each value that occurs in a uint8 mask, by the value as JSON's keys are written."""
     counts = np.bincount(mask.ravel(), minlength=256)
     return {str(value): int(counts[value]) for value in np.flatnonzero(counts)}
-
-
-def read_bytes(source: Source) -> bytes:
-    """A file's content."""
-    if isinstance(source.content, bytes):
-        return source.content
-    with open(source.content, "rb") as file:
-        return file.read()
 
 
 def shrink(content: bytes | str, shorter: int) -> Image.Image:
@@ -191,9 +179,7 @@ def shrink(content: bytes | str, shorter: int) -> Image.Image:
     """
     image = load_image(content, at_least=(2 * shorter, 2 * shorter))
     scale = shorter / min(image.size)
-    if scale >= 1:
-        return image
-    return image.resize(scaled(image.size, scale), Image.Resampling.LANCZOS)
+    return image if scale >= 1 else image.resize(scaled(image.size, scale), Image.Resampling.LANCZOS)
 
 
 def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:

@@ -1,0 +1,4 @@
+"""What several commands share: options for reading a data set, work in many processes, groups.
+
+May import common.
+"""

@@ -1,0 +1,116 @@
+"""Labels of a table's rows, cleaned: every row gets a path of one tree, written the same way in every split."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+
+from common.labels.encoding import LabelPath, clean_column, encode_names, encode_path, path_text
+from common.labels.table import hierarchy_from_table
+from common.model.hierarchy import Hierarchy
+from data_prep.parts.columns import SPLIT
+
+from .row_set import RowSet, text_column
+
+Labels = Sequence[int] | None
+"""A class or IGNORE for each level; ``None`` where the tree has no single path of that name"""
+
+
+def tree_of(frame: pd.DataFrame, levels: Sequence[str]) -> tuple[Hierarchy, list[str]]:
+    """The tree that the rows of a frame span, and the report of what was resolved; ValueError if a level is empty."""
+    return hierarchy_from_table({level: frame[level].tolist() for level in levels})
+
+
+def clean_paths(rows: RowSet, levels: Sequence[str]) -> None:
+    """Resolve spellings and gaps in level columns as :mod:`common.labels.table` says, over all splits together.
+
+    Rows without any label, and those that two paths of the tree fit, are left out.
+
+    Raises:
+        ValueError: a level has no value in any row.
+    """
+    rows.check_any()
+    tree, report = tree_of(rows.frame, levels)
+    rows.notes += [f"label tree: {line}" for line in report]
+    index, raw = tree.node_index(), rows.frame[list(levels)]
+    paths = list(zip(*(clean_column(raw[level].tolist()) for level in levels), strict=True))
+    known = {path: encode_path(tree, index, path) for path in set(paths)}
+    _write_labels(
+        rows,
+        tree,
+        [known[path] for path in paths],
+        "unclear label",
+        lambda at: f"more than one path of the tree fits {path_text(tuple(raw.iloc[at]))}",
+    )
+
+
+def lift_names(rows: RowSet, column: str, tree: Hierarchy) -> None:
+    """Level columns from one column that names classes of a tree; rows with unknown or blank names are left out."""
+    cells = rows.frame[column].tolist()
+    known: dict[str | None, Labels] = {}
+    for name in dict.fromkeys(cells):
+        try:
+            known[name] = encode_names(tree, [name])[0].tolist()
+        except ValueError:
+            known[name] = None
+    _write_labels(
+        rows,
+        tree,
+        [known[name] for name in cells],
+        "unknown label",
+        lambda at: f"{column} {cells[at]!r} is not in the taxonomy, or there more than once",
+    )
+
+
+def _write_labels(
+    rows: RowSet, tree: Hierarchy, labels: Sequence[Labels], kind: str, problem: Callable[[int], str]
+) -> None:
+    """Write names into the level columns; leave out rows without a path, and then those without any label."""
+    frame = rows.frame = rows.frame.copy()
+    for depth, level in enumerate(tree.levels):
+        names = [*tree.names[depth], None]  # IGNORE, a negative number, becomes the last
+        frame[level] = text_column(names[max(label[depth], -1)] if label else None for label in labels)
+    rows.leave_out([label is None for label in labels], kind, problem)
+    unlabelled = [max(label) < 0 for label in labels if label is not None]
+    rows.leave_out(unlabelled, "no label", "the row has no label at any level")
+
+
+def settle_unseen(rows: RowSet, levels: Sequence[str], how: str) -> None:
+    """Deal with classes that validation or test have and training has not; the trainers refuse them in validation.
+
+    Args:
+        rows: with splits and cleaned labels.
+        levels: the label columns, coarse to fine.
+        how: ``blank`` these levels of the rows, ``drop`` the rows, or ``keep`` both.
+    """
+    paths = list(zip(*(rows.frame[level].tolist() for level in levels), strict=True))
+    evaluation = (rows.frame[SPLIT] != "train").tolist()
+    training = {path for path, evaluated in zip(paths, evaluation, strict=True) if not evaluated}
+    seen = {path[: depth + 1] for path in training for depth in range(len(path))}
+    ends = {path: _first_unseen(path, seen) for path in set(paths)}
+    cut = [ends[path] if evaluated else None for path, evaluated in zip(paths, evaluation, strict=True)]
+    for depth, level in enumerate(levels):
+        names = Counter(path[depth] for path, end in zip(paths, cut, strict=True) if end == depth)
+        if names:
+            shown = ", ".join(f"{name} ({count})" for name, count in names.most_common(5))
+            rows.notes.append(
+                f"{len(names)} classes of level {level!r} are in validation or test but not in training, with "
+                f"{names.total()} images: {shown}{', ...' if len(names) > 5 else ''}."
+            )
+    if how == "keep":
+        return
+    gone = pd.Series([end is not None for end in cut])
+    if how == "blank":
+        for depth, level in enumerate(levels):
+            cells = zip(cut, rows.frame[level].tolist(), strict=True)
+            rows.frame[level] = text_column(None if end is not None and depth >= end else cell for end, cell in cells)
+        gone = rows.frame[list(levels)].isna().all(axis=1)
+    rows.leave_out(
+        gone, "class not in training", lambda at: f"no training image has {path_text(paths[at][: cut[at] + 1])}"
+    )
+
+
+def _first_unseen(path: LabelPath, seen: set[LabelPath]) -> int | None:
+    return next((depth for depth, name in enumerate(path) if name is not None and path[: depth + 1] not in seen), None)

@@ -1,0 +1,159 @@
+"""From a table or a tree of folders to a prepared folder: what prepare_table.py does."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from pathlib import Path
+
+from common.labels.hierarchy_files import load_hierarchy
+from common.model.hierarchy import Hierarchy
+from data_prep.folder.plan import Content
+from data_prep.folder.prepared import check_output, write_prepared
+from data_prep.parts.columns import IMAGE, MASK, SPLIT
+from data_prep.rows.labels import clean_paths, lift_names, settle_unseen
+from data_prep.rows.row_set import (
+    RowSet,
+    check_paths,
+    drop_duplicates,
+    exclude_listed,
+    leave_shared,
+    read_splits,
+    split_randomly,
+)
+from data_prep.rows.tables import read_image_folder, read_tables
+
+from .options import check_options, how_stored, refuse, store_of
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_table(args: argparse.Namespace) -> Path:
+    """Read, check, split and store; returns the finished folder.
+
+    Args:
+        args: the command line of prepare_table.py.
+
+    Raises:
+        ValueError: something is wrong that leaving out rows does not solve; see the message.
+    """
+    _check(args)
+    check_output(args.output_dir)
+    tables = {"": args.table, "train": args.train_table, "validation": args.validation_table, "test": args.test_table}
+    tables = {split: file for split, file in tables.items() if file}
+    tree, levels = _levels(args)
+    images = {IMAGE: args.image_column} | ({MASK: args.mask_column} if args.mask_column else {})
+    rows = _read(args, tables, [args.label_column] if args.label_column else levels, images)
+    root = "" if rows.sources else os.path.realpath(_root(args, tables))
+    if not rows.sources:
+        check_paths(rows, list(images), root)
+    exclude_listed(rows, args.exclude_rows)
+    given = bool(args.split_column) or bool((rows.frame[SPLIT] != "").any())
+    if args.split_column:
+        read_splits(rows, args.split_column)
+    if args.label_column and tree is not None:
+        lift_names(rows, args.label_column, tree)
+    elif levels:
+        clean_paths(rows, levels)
+    drop_duplicates(rows, levels)
+    if not given:
+        split_randomly(rows, args.group_column, levels, (args.validation_share, args.test_share), args.seed)
+    elif args.group_column:
+        leave_shared(rows, args.group_column, "group in two splits")
+    if levels:
+        settle_unseen(rows, levels, args.unseen)
+    others = [*([args.group_column] if args.group_column else []), *args.keep_columns]
+    content = Content(
+        args.title or Path(args.output_dir).name,
+        _card_text(args, tables, given),
+        rows,
+        list(dict.fromkeys([*levels, *others])),
+        levels,
+        tree=tree,
+        group_column=args.group_column,
+        root=root,
+        source_columns=images,
+    )
+    num_classes = tree.num_leaves if args.mask_column else None
+    mask_column = MASK if args.mask_column else None
+    store = store_of(args, mask_column, embed=bool(rows.sources), num_classes=num_classes)
+    return write_prepared(args, content, store)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """ValueError for options that do not fit together, all at once; warnings for those without effect."""
+    check_options(args, encodes=args.resize_shorter is not None)
+    by_split = [args.train_table, args.validation_table, args.test_table]
+    problems = []
+    if sum([bool(args.table), any(by_split), bool(args.image_folder)]) != 1:
+        problems.append("give --table, or --train_table and --validation_table, or --image_folder")
+    if any(by_split) and not all(by_split[:2]):
+        problems.append("--train_table and --validation_table go together")
+    if args.level_columns and args.label_column:
+        problems.append("give --level_columns, or --label_column, not both")
+    if args.mask_column and (args.level_columns or args.label_column or not args.taxonomy):
+        problems.append("--mask_column needs --taxonomy and no label columns: the labels are in the masks")
+    if args.taxonomy and not (args.label_column or args.mask_column):
+        problems.append("--taxonomy needs --label_column or --mask_column")
+    if not (args.image_folder or args.level_columns or args.label_column or args.mask_column):
+        problems.append("say where the labels are: --level_columns COARSE ... FINE, --label_column or --mask_column")
+    others = {*args.level_columns, args.label_column, args.group_column, *args.keep_columns}
+    taken = {IMAGE, MASK} if args.mask_column else {IMAGE}
+    problems += [f"column {name!r} would be overwritten by the images; rename it" for name in taken & others]
+    if len(set(args.level_columns)) < len(args.level_columns):
+        problems.append("a level column is given twice")
+    refuse(problems)
+    idle = {
+        "split_column": args.split_column and (any(by_split) or args.image_folder),
+        "image_root": args.image_root and args.image_folder,
+        "seed": args.seed and (any(by_split) or args.split_column),
+    }
+    for name in [name for name, no_effect in idle.items() if no_effect]:
+        logger.warning("--%s has no effect beside the other options.", name)
+
+
+def _levels(args: argparse.Namespace) -> tuple[Hierarchy | None, list[str]]:
+    """The tree if a file gives it, and the level columns that the folder gets; none for masks."""
+    if args.taxonomy:
+        tree, report = load_hierarchy(args.taxonomy)
+        for line in report:
+            logger.warning("label tree: %s", line)
+        return tree, [] if args.mask_column else list(tree.levels)
+    return None, args.level_columns or [args.label_column or "label"]
+
+
+def _read(args: argparse.Namespace, tables: dict[str, str], labels: list[str], images: dict[str, str]) -> RowSet:
+    """The rows, with images (and masks) in the columns that the folder has them in."""
+    if args.image_folder:
+        return read_image_folder(args.image_folder, labels)
+    others = [name for name in (args.group_column, args.split_column, *args.keep_columns) if name]
+    columns = list(dict.fromkeys([*images.values(), *labels, *others]))
+    rows = read_tables(tables, columns, list(images.values()))
+    rows.frame = rows.frame.rename(columns={theirs: ours for ours, theirs in images.items()})
+    return rows
+
+
+def _root(args: argparse.Namespace, tables: dict[str, str]) -> str:
+    """The folder that paths start from; ValueError if there is none, or several could be meant."""
+    if args.image_folder:
+        return args.image_folder
+    folders = {os.path.realpath(os.path.dirname(file) or ".") for file in tables.values()}
+    if args.image_root is None and len(folders) > 1:
+        raise ValueError("The tables lie in different folders: say where the images are with --image_root.")
+    root = args.image_root or folders.pop()
+    if not os.path.isdir(root):
+        raise ValueError(f"There is no folder {root} (--image_root).")
+    return root
+
+
+def _card_text(args: argparse.Namespace, tables: dict[str, str], given: bool) -> str:
+    files = [*tables.values(), *([args.image_folder] if args.image_folder else [])]
+    names = ", ".join(f"`{os.path.basename(name)}`" for name in files)
+    apart = f"no `{args.group_column}` is in two of them" if args.group_column else "no image is in two of them"
+    how = (
+        "The splits are those of the source."
+        if given
+        else f"Splits were drawn at random (seed {args.seed}) so that {apart}, and every class is in training."
+    )
+    return f"Made from {names} by `data_prep/prepare_table.py`. {how} {how_stored(args)}"
