@@ -8,18 +8,23 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+
+import train_taxonomy
+from common.run import processes
 
 REPOSITORY = Path(__file__).parent.parent
 FILES = sorted((REPOSITORY / "accelerate_configs").glob("*.yaml"))
 
 
 def test_all_are_there():
-    names = "cpu cpu_2proc deepspeed_zero2 fsdp multi_gpu multi_node single_gpu_bf16 single_gpu_fp16"
+    names = "cpu cpu_2proc multi_gpu multi_node single_gpu_bf16 single_gpu_fp16"
     assert [file.stem for file in FILES] == names.split()
 
 
@@ -38,11 +43,21 @@ def test_accelerate_takes_the_command_of_the_comment(file, monkeypatch):
     assert (args.num_processes > 1) == several
     assert args.multi_gpu == (file.stem in ("cpu_2proc", "multi_gpu", "multi_node"))
     assert args.num_machines == (2 if file.stem == "multi_node" else 1)
-    assert args.use_fsdp == (file.stem == "fsdp") and args.use_deepspeed == (file.stem == "deepspeed_zero2")
+    assert not args.use_fsdp and not args.use_deepspeed
 
 
-@pytest.mark.parametrize("name, processes", [("cpu", 1), ("cpu_2proc", 2)])
-def test_number_of_processes(name, processes, fruit, tmp_path):
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_sharding_is_refused(kind, monkeypatch, tmp_path):
+    """What accelerate reports is a stand-in: without GPUs it starts neither."""
+    monkeypatch.setattr(processes, "Accelerator", lambda **_: SimpleNamespace(distributed_type=kind, num_processes=1))
+    args = train_taxonomy.TaxonomyArguments(output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match=f"{kind.value} is not supported.*--multi_gpu"):
+        processes.make_accelerator(args)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, num_processes", [("cpu", 1), ("cpu_2proc", 2)])
+def test_number_of_processes(name, num_processes, fruit, tmp_path):
     """Two steps of a real training, through accelerate launch."""
     probe = tmp_path / "probe.py"
     probe.write_text(
@@ -69,8 +84,10 @@ Path({str(tmp_path)!r}, f"process{{state.process_index}}").write_text(
         [*command, "--output_dir", str(tmp_path / "output")], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(file.name for file in tmp_path.glob("process*")) == [f"process{rank}" for rank in range(processes)]
-    assert {file.read_text().split()[0] for file in tmp_path.glob("process*")} == {str(processes)}
+    assert sorted(file.name for file in tmp_path.glob("process*")) == [
+        f"process{rank}" for rank in range(num_processes)
+    ]
+    assert {file.read_text().split()[0] for file in tmp_path.glob("process*")} == {str(num_processes)}
     assert {file.read_text().split()[1] for file in tmp_path.glob("process*")} == {"cpu"}
     assert json.loads((tmp_path / "output" / "all_results.json").read_text())["train"]["global_step"] == 2
 
