@@ -12,7 +12,7 @@ scripts takes:
     crashes the decoder  ends the process that decodes it, or needs more memory than there is
     wrong type           the name says another format than the content is
     tiny, too large      --min_side, --max_megapixels (not decoded)
-    mask: ...            the same for masks, and values that are no class, another size than the image's
+    mask: ...            the same for masks; also values that are not classes, and another size than the image's
 
 Exit status: 0 if nothing is wrong, 1 if something is, 2 if the script cannot do its work.
 """
@@ -108,8 +108,8 @@ class Checker:
         except MemoryError:
             return None, [("too large", f"{size[0]} x {size[1]} pixels need more memory than there is")]
         except BAD_IMAGE as error:
-            foreign = reader is not None and isinstance(error, ValueError) and not isinstance(error, OSError)
-            return None, [("values" if foreign else "broken", explain(error))]
+            unknown = reader is not None and isinstance(error, ValueError) and not isinstance(error, OSError)
+            return None, [("values" if unknown else "broken", explain(error))]
 
     def _header(self, source: bytes | str, name: str) -> tuple[tuple[int, int], list[Found]]:
         problems = []

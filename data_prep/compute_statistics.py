@@ -1,4 +1,4 @@
-"""Count labels or pixels per class, weigh classes by every method, and measure sizes and colours of the images.
+"""Count labels or pixels per class, compute class weights by every method, and measure images' sizes and colours.
 
     python data_prep/compute_statistics.py --dataset_name DIR --level_columns family genus species --output_dir DIR
     python data_prep/compute_statistics.py --dataset_name DIR --mask_column mask --output_dir DIR

@@ -1,4 +1,4 @@
-"""Find images that stand in more than one split, also where they were turned, mirrored, resized or re-encoded.
+"""Find images that are in more than one split, even if they were rotated, mirrored, resized or re-encoded.
 
     python data_prep/find_leaks.py --dataset_name DIR --output_dir DIR [--group_column NAME] [--within_splits]
     python data_prep/find_leaks.py --train_file a.csv --validation_file b.csv --image_column file --output_dir DIR
@@ -52,7 +52,7 @@ def find_leaks(
         images: of each split, the one to learn from first.
         folder: for unfinished work; see :func:`data_prep.parts.parallel.work_folder`.
         within_splits: also look for pairs in one split.
-        confidence: from which on a pair is one; lower finds more, right and wrong.
+        confidence: that a pair must have; lower finds more pairs, right and wrong ones.
         num_proc: processes; 0 for this one.
         seed: of the search.
 
@@ -160,42 +160,43 @@ def write_results(
         groups: of each split, a value a row; all rows of a group that is on both sides are named.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    places = {place for leak in leaks for place in (leak.first, leak.second)}
-    files = {split: inputs.image_names(split) for split in {split for split, _ in places}}
-    names = {(split, row): files[split][row] for split, row in places}
-    numbers = {(split, row): int(inputs.numbers[split][row]) for split, row in places}
-    members: dict[tuple[str, Any], list[int]] = {}
+    names = {
+        (split, row): (split, int(number), file)
+        for split in {split for leak in leaks for split, _ in (leak.first, leak.second)}
+        for row, (number, file) in enumerate(zip(inputs.numbers[split], inputs.image_names(split), strict=True))
+    }
+    members: dict[tuple[str, Any], list[Place]] = {}
     for split, values in groups.items():
         for row, group in enumerate(values):
-            members.setdefault((split, group), []).append(row)
+            members.setdefault((split, group), []).append((split, row))
     problems: dict[Place, Problem] = {}
     for leak in leaks:
-        (split, place), other = (leak.second, leak.first) if exclude == "earlier" else (leak.first, leak.second)
-        told = f"{leak.kind} as row {numbers[other]} of the {other[0]} split"
-        for row in members[split, groups[split][place]] if leak.kind == "same group" else [place]:
-            problem = Problem(split, int(inputs.numbers[split][row]), files[split][row], f"leak: {leak.kind}", told)
-            problems.setdefault((split, row), problem)
-    write_page(folder / "leaks.html", leaks, names, numbers, inputs.images())
+        place, other = (leak.second, leak.first) if exclude == "earlier" else (leak.first, leak.second)
+        split, row = place
+        told = f"{leak.kind} as row {names[other][1]} of the {other[0]} split"
+        for listed in members[split, groups[split][row]] if leak.kind == "same group" else [place]:
+            problems.setdefault(listed, Problem(*names[listed], f"leak: {leak.kind}", told))
+    write_page(folder / "leaks.html", leaks, names, inputs.images())
     write_problems(folder / "problems.csv", [problems[place] for place in sorted(problems)])
-    write_table(folder / "leaks.csv", leaks, names, numbers)
+    write_table(folder / "leaks.csv", leaks, names)
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = input_parser(__doc__, groups=True, num_proc=True)
     parser.add_argument("--output_dir", required=True, help="folder for the results")
-    parser.add_argument("--within_splits", action="store_true", help="also look for pairs in one and the same split")
+    parser.add_argument("--within_splits", action="store_true", help="also look for pairs inside each split")
     parser.add_argument(
         "--confidence",
         type=float,
         default=CONFIDENCE,
-        help="from which on a pair is one; lower finds more, right and wrong (data_prep/leaks/search.py)",
+        help="least confidence of a pair; lower finds more pairs, right and wrong ones (data_prep/leaks/search.py)",
     )
     parser.add_argument(
         "--exclude",
         choices=("earlier", "later"),
         default="earlier",
-        help="rows that problems.csv names: those of the split to learn from, so that a published test part stays "
-        "whole, or those of the split to test on",
+        help="rows that problems.csv lists: those of the split to learn from, so that a published test split stays "
+        "complete, or those of the split to test on",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the search")
     return parser

@@ -27,7 +27,7 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 
 import numpy as np
 
-from common.data.prepared import SelectionSource, write_selection
+from common.data.prepared import write_selection
 from common.files import atomic_folder
 from common.labels.hierarchy_files import load_hierarchy
 from common.run.command import run
@@ -99,25 +99,18 @@ def folder_name(column: str | None, value: str) -> str:
     return "_".join(re.sub(r"[^A-Za-z0-9-]+", "_", part) for part in (column or "fold", value))
 
 
-def write_folds(
-    output_dir: str | Path,
-    folds: dict[str, np.ndarray],
-    places: Sequence[tuple[str, int]],
-    source: SelectionSource,
-    hierarchy: Path | None,
-    summary: dict[str, Any],
-) -> None:
+def write_folds(inputs: Inputs, folds: dict[str, np.ndarray], hierarchy: Path | None, summary: dict[str, Any]) -> None:
     """Write a folder per fold, and folds.json, in one step.
 
     Args:
-        output_dir: a new folder.
+        inputs: the data set.
         folds: folder name -> part of each row, see :func:`make_folds`.
-        places: split and row in the source, of each row.
-        source: where they are.
-        hierarchy: file with the label tree, to lie in each fold.
+        hierarchy: file with the label tree, copied into each fold.
         summary: what folds.json holds.
     """
-    with atomic_folder(output_dir) as folder:
+    source = inputs.source()
+    places = [(split, int(number)) for split, numbers in inputs.numbers.items() for number in numbers]
+    with atomic_folder(inputs.args.output_dir) as folder:
         for name, parts in folds.items():
             fold = folder / name
             fold.mkdir()
@@ -189,9 +182,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except re.error as error:
         raise ValueError(f"--augmented_pattern {args.augmented_pattern}: {error}.") from error
     inputs = open_inputs(args)
-    places = [(split, int(number)) for split, numbers in inputs.numbers.items() for number in numbers]
     groups, augmented = _groups(inputs)
-    classes = number_classes([_read(inputs, column) for column in args.stratify_by], len(places))
+    classes = number_classes([_read(inputs, column) for column in args.stratify_by], len(groups))
     values = _read(inputs, args.leave_out)
     options = {"num_folds": args.num_folds, "validation_share": args.validation_share, "seed": args.seed}
     folds = make_folds(groups, classes, augmented, values=values, **options)
@@ -202,7 +194,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hierarchy = Path(args.hierarchy) if args.hierarchy else hierarchy_beside(args)
     if hierarchy:
         load_hierarchy(hierarchy)
-    write_folds(args.output_dir, named, places, inputs.source(), hierarchy, summary)
+    write_folds(inputs, named, hierarchy, summary)
     for name, parts in summary.items():
         counts = ", ".join(f"{split} {parts[split]['num_rows']}" for split in SPLITS)
         print(f"{name}: {counts} rows; {parts['num_rows_left_out']} left out")

@@ -1,10 +1,10 @@
-"""Make a small data set of the commonest classes, so many images each, for trying things out.
+"""Make a small data set of the commonest classes, with a few images each, for trying things out.
 
     python data_prep/make_subset.py --dataset_name DIR --level_columns family genus species --output_dir DIR
         --num_classes 50 --num_train_per_class 10 --num_validation_per_class 2 --num_test_per_class 2
 
-Images come from the split of the same name; a split that the data set lacks is taken from train. No group is on two
-sides. The same seed gives the same subset. The new folder holds the images themselves and hierarchy.json, the label
+Images come from the split of the same name; a split that the data set lacks is taken from train. No group is in two
+splits. The same seed gives the same subset. The new folder holds the images themselves and hierarchy.json, the label
 tree of the classes chosen.
 """
 

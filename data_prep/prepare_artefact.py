@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     splits.add_argument("--test_values", nargs="+", default=[], help="contents or materials to test on")
     splits.add_argument("--validation_share", type=float, default=0.2, help="of the images (default: %(default)s)")
     splits.add_argument("--test_share", type=float, default=0.0, help="of the images (default: %(default)s)")
-    splits.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    splits.add_argument("--seed", type=int, default=0, help="of what is random (default: %(default)s)")
     add_options(parser, max_megapixels=300.0)
     parser.set_defaults(embed=False, resize_shorter=None, unseen="blank")  # options that other sources have
     return parser

@@ -4,8 +4,8 @@
     python data_prep/prepare_fungitastic.py --root FungiTastic --subset mini --size 500 --output_dir data/mini
 
 FungiTastic: Picek et al., https://github.com/BohemianVRA/FungiTastic. ROOT holds `metadata/FungiTastic/*.csv` and
-`FungiTastic/{train,val,test}/300p/*.JPG` (or 500p, 720p, fullsize), as its archives unpack; the subsets Mini and
-FewShot have folders of their own. Rows that cannot be used are left out and listed in problems.csv. A run that was
+`FungiTastic/{train,val,test}/300p/*.JPG` (or 500p, 720p, fullsize), as its download.py unpacks them; the subsets Mini
+and FewShot have folders of their own. Rows that cannot be used are left out and listed in problems.csv. A run that was
 interrupted resumes when the same command is given again. What is in the folder: data_prep/README.md.
 """
 
@@ -20,7 +20,7 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.run.command import run
-from data_prep.sources.options import add_options, add_store_options, add_unseen_option, parse
+from data_prep.sources.options import add_options, add_table_options, parse
 
 KEPT = [
     "category_id", "scientificName", "poisonous", "eventDate", "habitat", "substrate", "latitude", "longitude",
@@ -47,8 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         "--with_category_id", action="store_true", help="a seventh level: forms and varieties below the species"
     )
     data.add_argument("--keep_columns", nargs="*", default=KEPT, help="other columns to keep, where they are there")
-    add_unseen_option(data)
-    add_store_options(parser)
+    add_table_options(parser)
     add_options(parser)
     return parser
 

@@ -21,18 +21,18 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.run.command import run
-from data_prep.sources.options import add_options, add_store_options, add_unseen_option, parse
+from data_prep.sources.options import add_options, add_table_options, parse
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data: one of these")
-    data.add_argument("--table", metavar="FILE", help="CSV, TSV, Parquet or JSON lines; a row an image")
-    data.add_argument("--train_table", metavar="FILE", help="the same, a table per split")
+    data.add_argument("--table", metavar="FILE", help="CSV, TSV, Parquet or JSON lines; one row per image")
+    data.add_argument("--train_table", metavar="FILE", help="the same, one table per split")
     data.add_argument("--validation_table", metavar="FILE")
     data.add_argument("--test_table", metavar="FILE")
     data.add_argument(
-        "--image_folder", metavar="FOLDER", help="a folder per class, in folders train, val, test if there are such"
+        "--image_folder", metavar="FOLDER", help="one folder per class, perhaps inside folders train, val, test"
     )
     columns = parser.add_argument_group("columns of the table")
     columns.add_argument("--image_column", default="image", help="paths, or in Parquet images (default: %(default)s)")
@@ -42,16 +42,15 @@ def _parser() -> argparse.ArgumentParser:
         "--level_columns", nargs="+", default=[], help="coarse to fine; with --image_folder, the tiers of folders"
     )
     columns.add_argument("--label_column", help="one label per image; a path of labels with --taxonomy")
-    columns.add_argument("--taxonomy", metavar="FILE", help="the label tree: CSV (a row a leaf), JSON or YAML")
+    columns.add_argument("--taxonomy", metavar="FILE", help="the label tree: CSV (one row per leaf), JSON or YAML")
     columns.add_argument("--group_column", help="observation, artwork, ...: what must not be in two splits")
     columns.add_argument("--keep_columns", nargs="+", default=[], help="other columns to keep")
     splits = parser.add_argument_group("splits")
-    splits.add_argument("--split_column", help="says train, validation or test; without it, groups are drawn")
+    splits.add_argument("--split_column", help="says train, validation or test; without it, splits are random")
     splits.add_argument("--validation_share", type=float, default=0.1, help="of the images (default: %(default)s)")
     splits.add_argument("--test_share", type=float, default=0.1, help="of the images (default: %(default)s)")
-    splits.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
-    add_unseen_option(splits)
-    add_store_options(parser)
+    splits.add_argument("--seed", type=int, default=0, help="of the random splits (default: %(default)s)")
+    add_table_options(parser)
     add_options(parser)
     parser.add_argument("--title", help="of the data set card")
     return parser

@@ -528,7 +528,7 @@ def test_what_is_there_is_kept(fruits, tmp_path, capfd):
         prepare(table, tmp_path / "out", "--seed", "1")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("x")
-    with pytest.raises(ValueError, match="no prepared folder"):
+    with pytest.raises(ValueError, match="not a prepared folder"):
         prepare(table, tmp_path / "mine")
     assert files(folder) == before and (tmp_path / "mine" / "notes.txt").read_text() == "x"
 

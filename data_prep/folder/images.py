@@ -25,12 +25,7 @@ Cells = dict[str, Any]
 
 
 class BadRowError(ValueError):
-    """A row that cannot be in a data set.
-
-    Args:
-        kind: a word or two that problems can be counted by.
-        problem: a sentence for people.
-    """
+    """A row that cannot be in a data set: a word or two that problems can be counted by, and a sentence for people."""
 
     def __init__(self, kind: str, problem: str) -> None:
         super().__init__(problem)
@@ -39,12 +34,7 @@ class BadRowError(ValueError):
 
 @dataclass(frozen=True)
 class ImageFile:
-    """An image file.
-
-    Args:
-        content: its bytes, or its path, which may not lead out of its folder.
-        name: its path as the table has it, or empty.
-    """
+    """An image file: its bytes, or its checked path; and its path as the table has it, or an empty name."""
 
     content: bytes | str
     name: str
@@ -171,12 +161,7 @@ def count_values(mask: np.ndarray) -> dict[str, int]:
 
 
 def shrink(content: bytes | str, shorter: int) -> Image.Image:
-    """Decode to RGB, and reduce to a shorter side of ``shorter`` pixels if it is longer.
-
-    Args:
-        content: the file's bytes or path.
-        shorter: pixels. A JPEG is decoded at a reduced scale that leaves at least twice as many.
-    """
+    """Decode a file (bytes or path) to RGB, and reduce its shorter side to ``shorter`` pixels if it is longer."""
     image = load_image(content, at_least=(2 * shorter, 2 * shorter))
     scale = shorter / min(image.size)
     return image if scale >= 1 else image.resize(scaled(image.size, scale), Image.Resampling.LANCZOS)

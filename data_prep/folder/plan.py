@@ -58,13 +58,8 @@ class Content:
 class Plan:
     """A row for every image, ordered by split, and how they are divided into shards.
 
-    Attributes:
-        frame: the rows.
-        table: what workers need of them.
-        features: of the data set that is written.
-        shards: each of up to ``rows_per_shard`` rows of one split.
-        settings: options that say what is in the folder: others, with the same data, make the same.
-        fingerprint: of the rows and all settings.
+    ``frame`` has the rows, ``table`` what workers need of them, ``settings`` the options that say what is in the
+    folder; ``fingerprint`` is of all of these.
     """
 
     def __init__(self, args: argparse.Namespace, content: Content, store: Store, rows_per_shard: int) -> None:

@@ -44,10 +44,10 @@ NOTES_SHOWN = 20
 
 
 def check_output(output_dir: str | Path) -> Path:
-    """The folder to write, as an absolute path; ValueError if something is there that is no prepared folder."""
+    """The folder to write, as an absolute path; ValueError if something else is there."""
     folder = Path(output_dir).absolute()
     if folder.exists() and read_prepared(folder) is None and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} exists and is no prepared folder; name another one (--output_dir).")
+        raise ValueError(f"{folder} exists and is not a prepared folder; name another one (--output_dir).")
     return folder
 
 
@@ -55,17 +55,16 @@ def write_prepared(args: argparse.Namespace, content: Content, store: Store, row
     """Look at every image, store it, and write the folder; or resume doing so, or find it finished.
 
     Args:
-        args: the command line of a command; see :mod:`data_prep.sources.options`.
-        content: the rows.
-        store: how images are stored.
-        rows_per_shard: of a file of the data set; what is lost by a kill at most, times processes.
+        args: the command line; see :mod:`data_prep.sources.options`.
+        content, store: the rows, and how their images are stored.
+        rows_per_shard: of a file of the data set; what a kill loses at most, times processes.
 
     Returns:
         The folder, as an absolute path.
 
     Raises:
-        ValueError: with ``--strict``, something is wrong with the data; the folder exists and holds something else;
-            nothing is left for training; a worker ran out of memory.
+        ValueError: rows have problems (``--strict``), or none is left for training; the folder holds something else;
+            a worker ran out of memory.
     """
     folder = check_output(args.output_dir)
     if args.strict:

@@ -39,12 +39,7 @@ TURNS = {
 
 
 def load_reduced(content: bytes | str, size: tuple[int, int], target: tuple[int, int]) -> Image.Image:
-    """Decode to upright RGB and reduce.
-
-    Args:
-        content: the file's bytes or path.
-        size: its width and height, upright.
-        target: width and height wanted, not larger.
+    """Decode a file (bytes or path) to upright RGB and reduce it from ``size`` to ``target`` (width, height).
 
     Raises:
         OSError, ValueError, SyntaxError: it is broken.
@@ -63,15 +58,10 @@ def load_reduced(content: bytes | str, size: tuple[int, int], target: tuple[int,
 
 
 def rows_of(content: bytes | str, size: tuple[int, int], height: int) -> Iterator[np.ndarray]:
-    """The upright RGB pixels of an image in bands from top to bottom.
-
-    Args:
-        content: the file's bytes or path.
-        size: its width and height, upright.
-        height: of a band; the last may be lower.
+    """The upright RGB pixels of a file (bytes or path) of a ``size``, in bands from top to bottom.
 
     Yields:
-        uint8 (rows, width, 3).
+        uint8 (height, width, 3); the last band may be lower.
     """
     _, mode, orientation = _header(content)
     if size[0] * size[1] <= LARGE or mode not in STREAMED or orientation in TURNS:
@@ -124,11 +114,10 @@ def _vips_errors() -> Iterator[None]:
 
 
 def load_mask(content: bytes | str, size: tuple[int, int], palette: dict[int, int]) -> Image.Image:
-    """The values of a mask as an upright image of mode L.
+    """The values of a mask (bytes or path) of a ``size`` as an upright image of mode L.
 
     Args:
-        content: the file's bytes or path.
-        size: its width and height, upright.
+        content, size: the mask.
         palette: what colours mean: 0xRRGGBB -> value. Other colours must be grey, and stand for themselves.
 
     Raises:

@@ -25,6 +25,9 @@ COLUMNS = [
 ]
 THUMBNAIL = 160
 
+Name = tuple[str, int, str]
+"""Of a place: split, row in the data set, and image file"""
+
 
 @dataclass
 class Leak:
@@ -47,42 +50,27 @@ class Leak:
     confidence: float = float("inf")
 
 
-def write_table(path: Path, leaks: Sequence[Leak], names: Mapping[Place, str], numbers: Mapping[Place, int]) -> None:
-    """Write leaks.csv.
-
-    Args:
-        path: of the file.
-        leaks: its rows.
-        names: the image file of each place.
-        numbers: each place's row in the data set.
-    """
+def write_table(path: Path, leaks: Sequence[Leak], names: Mapping[Place, Name]) -> None:
+    """Write leaks.csv."""
     with atomic_write(path) as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for leak in leaks:
-            places = [cell for place in (leak.first, leak.second) for cell in (place[0], numbers[place], names[place])]
-            if leak.kind == "same group":
-                writer.writerow([*places, leak.kind, "", "", "", ""])
-                continue
-            measures = [f"{value:.4f}" for value in (leak.correlation, leak.detail)]
             confidence = "" if leak.kind == "same file" else f"{leak.confidence:.2f}"
-            writer.writerow([*places, leak.kind, TRANSFORMS[leak.transform][0], *measures, confidence])
+            facts = [TRANSFORMS[leak.transform][0], f"{leak.correlation:.4f}", f"{leak.detail:.4f}", confidence]
+            facts = [""] * 4 if leak.kind == "same group" else facts
+            writer.writerow([*names[leak.first], *names[leak.second], leak.kind, *facts])
 
 
 def write_page(
-    path: Path,
-    leaks: Sequence[Leak],
-    names: Mapping[Place, str],
-    numbers: Mapping[Place, int],
-    images: Mapping[str, ImageRows],
-    most: int = 500,
+    path: Path, leaks: Sequence[Leak], names: Mapping[Place, Name], images: Mapping[str, ImageRows], most: int = 500
 ) -> None:
     """Write leaks.html, one file with the pictures inside."""
     shown = [
         {
             "leak": leak,
             "pictures": [_thumbnail(images, leak.first, leak.transform), _thumbnail(images, leak.second, 0)],
-            "labels": [f"{place[0]} {numbers[place]} {names[place]}" for place in (leak.first, leak.second)],
+            "labels": [" ".join(map(str, names[place])) for place in (leak.first, leak.second)],
             "transform": TRANSFORMS[leak.transform][0],
         }
         for leak in leaks[:most]

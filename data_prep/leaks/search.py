@@ -38,12 +38,7 @@ class Matches:
 
 
 class Index:
-    """Vectors (n, d) of length 1, for nearest neighbours by scalar product.
-
-    Args:
-        data: float32.
-        seed: of the cells.
-    """
+    """float32 vectors (n, d) of length 1, for nearest neighbours by scalar product; ``seed`` is that of the cells."""
 
     def __init__(self, data: np.ndarray, seed: int = 0) -> None:
         num_cells = 1 if len(data) <= ONE_CELL else min(len(data) // 128, 4096)
@@ -124,7 +119,7 @@ def find_copies(
     Args:
         queries: spectra (m, 16, 16).
         index: spectra (n, 16, 16) to find them in; ``None`` to compare the queries among themselves.
-        confidence: from which on it is a pair.
+        confidence: that a pair must have.
         seed: of the search's cells.
     """
     among = index is None

@@ -50,7 +50,7 @@ def input_parser(
     data.add_argument("--exclude_rows", nargs="+", default=[], metavar="FILE", help="problems.csv: rows to leave out")
     if labels:
         group = parser.add_argument_group("labels")
-        group.add_argument("--level_columns", nargs="+", metavar="COLUMN", help="one column a level, coarse to fine")
+        group.add_argument("--level_columns", nargs="+", metavar="COLUMN", help="one column per level, coarse to fine")
         group.add_argument("--label_column", help="or one column, whose values are classes of --hierarchy")
         group.add_argument("--hierarchy", help="file with the label tree: CSV of paths, JSON or YAML")
     if num_proc:

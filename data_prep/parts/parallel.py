@@ -15,6 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 
@@ -176,8 +177,10 @@ _work: Callable[[Any], Any]  # of this worker process
 @contextmanager
 def _pool(work: Callable[[Any], Any], num_proc: int, preload: str) -> Iterator[ProcessPoolExecutor]:
     # A server that has the imports done forks the workers: each starts at once, and inherits nothing of this process.
+    forkserver.set_forkserver_preload([preload])
+    with _environment(PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1"):  # it does not inherit sys.path
+        forkserver.ensure_running()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([preload])
     pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start, initargs=(work,))
     try:
         yield pool
@@ -185,11 +188,21 @@ def _pool(work: Callable[[Any], Any], num_proc: int, preload: str) -> Iterator[P
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
 def _start(work: Callable[[Any], Any]) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets pieces end
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    os.environ["OMP_NUM_THREADS"] = "1"
     _work = work
 
 

@@ -68,11 +68,7 @@ def text_column(cells: Iterable[str | None]) -> pd.Series:
 
 
 def exclude_listed(rows: RowSet, files: Sequence[str | Path]) -> None:
-    """Leave out what problems files list: images by path, or by split and row where the file names no image.
-
-    Raises:
-        ValueError: a file cannot be read.
-    """
+    """Leave out what problems files list: images by path, or by split and row where the file names no image."""
     listed = [problem for file in files for problem in read_problems(file)]
     if not listed:
         return
@@ -88,7 +84,7 @@ def exclude_listed(rows: RowSet, files: Sequence[str | Path]) -> None:
     unused = [problem for problem in (*images.values(), *numbers.values()) if id(problem) not in used]
     rows.leave_out([entry is not None for entry in found], "excluded", lambda at: f"listed as {found[at].kind}")
     if unused:
-        rows.notes.append(f"{len(unused)} entries of the excluded problems belong to no row, such as {unused[0]}.")
+        rows.notes.append(f"{len(unused)} entries of --exclude_rows match no row, such as {unused[0]}.")
 
 
 def check_paths(rows: RowSet, columns: Sequence[str], root: str) -> None:
@@ -105,7 +101,7 @@ def check_paths(rows: RowSet, columns: Sequence[str], root: str) -> None:
 
 
 def _relative(path: str, root: str) -> str | None:
-    """A path relative to the root; ``None`` if it leads out of it, or is no path."""
+    """A path relative to the root; ``None`` if it leads out of it, or is not a path."""
     if "\0" in path:
         return None
     relative = os.path.relpath(os.path.join(root, path), root)
@@ -115,15 +111,14 @@ def _relative(path: str, root: str) -> str | None:
 def read_splits(rows: RowSet, column: str) -> None:
     """Take the splits from a column of names such as train, val, testing; rows with other values are left out.
 
-    Raises:
-        ValueError: no row is in training.
+    ValueError if no row is in training.
     """
     cells = rows.frame[column]
     names = [SPLIT_NAMES.get(str(cell).lower()) for cell in cells]
     rows.frame[SPLIT] = text_column(name or "" for name in names)
     rows.leave_out([name is None for name in names], "no split", lambda at: f"{column} is {cells.iloc[at]!r}")
     if not (rows.frame[SPLIT] == "train").any():
-        raise ValueError(f"No row is in training by --split_column {column}; values such as train, val, test count.")
+        raise ValueError(f"No row is in training: --split_column {column} must hold values such as train, val, test.")
 
 
 def drop_duplicates(rows: RowSet, columns: Sequence[str]) -> None:
@@ -169,14 +164,11 @@ def split_randomly(
 
     Args:
         rows: all without splits.
-        group_column: rows with the same value stay together; a blank is a group of its own, as is every image without
-            the option.
+        group_column: rows with the same value stay together, those with a blank are groups of their own; by default
+            rows with the same image stay together.
         levels: the label columns.
-        shares: of the rows that validation and test get, at most; each at least 0, together less than 1.
+        shares: of the rows that validation and test get, at most; ValueError unless they add up to less than 1.
         seed: of the order.
-
-    Raises:
-        ValueError: the shares make no sense.
     """
     if min(shares) < 0 or sum(shares) >= 1:
         raise ValueError(f"--validation_share {shares[0]} and --test_share {shares[1]} must add up to less than 1.")

@@ -27,16 +27,13 @@ from .row_set import SPLIT_NAMES, RowSet, text_column
 def read_tables(
     files: Mapping[str, str | Path], columns: Sequence[str], image_columns: Sequence[str], optional: Sequence[str] = ()
 ) -> RowSet:
-    """Read CSV, TSV, JSON lines or Parquet files.
+    """Read CSV, TSV, JSON lines or Parquet files; ValueError for what is missing or cannot be read at all.
 
     Args:
         files: split -> file; the split is empty for a table of all.
         columns: what to read.
         image_columns: those of them that hold paths, or in Parquet the images themselves.
-        optional: columns that are read where they are there.
-
-    Raises:
-        ValueError: a file or a column is missing, or a file cannot be read at all.
+        optional: columns to read if they are there.
     """
     return _join([_read_table(Path(file), split, columns, image_columns, optional) for split, file in files.items()])
 
@@ -233,7 +230,7 @@ def read_image_folder(root: str | Path, levels: Sequence[str]) -> RowSet:
     if not rows:
         raise ValueError(f"No image lies {depth} folders deep in {root} ({', '.join(levels)}).")
     frame = pd.DataFrame(rows, columns=[IMAGE, *levels, SPLIT, ROW], dtype=object).astype({ROW: "int64"})
-    notes = [f"{others} files in {root} are no images by their ending, and were skipped."] if others else []
+    notes = [f"{others} files in {root} are not images by their file extension and were skipped."] if others else []
     return RowSet(frame, problems, notes)
 
 

@@ -68,14 +68,7 @@ BACKGROUND_COLOUR = 0x5A0007
 
 
 def prepare_artefact(args: argparse.Namespace) -> Path:
-    """Read, check, split and store; returns the finished folder.
-
-    Args:
-        args: the command line of prepare_artefact.py; values that are drawn are written there.
-
-    Raises:
-        ValueError: something is wrong that leaving out rows does not solve; see the message.
-    """
+    """Read, check, split and store; returns the folder. ValueError for what leaving out rows does not solve."""
     _check(args)
     check_output(args.output_dir)
     tree, _ = load_hierarchy(args.hierarchy)
@@ -251,7 +244,7 @@ def _split(rows: RowSet, args: argparse.Namespace) -> None:
 
 
 def _draw_values(args: argparse.Namespace, values: Sequence[str]) -> None:
-    """Contents or materials to hold out: of each split with a share, its share of them and at least one."""
+    """Set the contents or materials to hold out: for each split with a share, its share of them and at least one."""
     order = np.random.default_rng(args.seed).permutation(values).tolist()
     shares = (args.validation_share, args.test_share)
     numbers = [max(1, round(share * len(values))) if share else 0 for share in shares]

@@ -41,14 +41,7 @@ FOLDERS = {
 
 
 def prepare_fungitastic(args: argparse.Namespace) -> Path:
-    """Read the metadata, check, and store the images; returns the finished folder.
-
-    Args:
-        args: the command line of prepare_fungitastic.py.
-
-    Raises:
-        ValueError: a table, a column that is needed or the folder of the images is missing.
-    """
+    """Read, check and store; returns the folder. ValueError if a table, a column or the images' folder is missing."""
     check_options(args, encodes=args.resize_shorter is not None)
     check_output(args.output_dir)
     root = _find_root(args.root)
@@ -78,7 +71,7 @@ def _find_root(given: str) -> str:
     for folder in (given, os.path.join(given, "FungiTastic")):
         if os.path.isdir(os.path.join(folder, "metadata")):
             return os.path.realpath(folder)
-    raise ValueError(f"There is no folder metadata in {given} (--root); unpack metadata.zip there.")
+    raise ValueError(f"There is no folder metadata in {given} (--root); unpack metadata.zip into {given}/metadata.")
 
 
 def _find_tables(root: str, args: argparse.Namespace) -> dict[str, Path]:
@@ -139,7 +132,7 @@ def _size_folders(size: str) -> Sequence[str]:
 
 
 def _name_images(rows: RowSet, folders: dict[str, str]) -> None:
-    """Paths relative to the root, of file names; what is no plain name is left out."""
+    """Paths relative to the root, from file names; rows whose file name leads to another folder are left out."""
     frame = rows.frame
     names = frame[FILE]
     frame[IMAGE] = text_column(
@@ -152,14 +145,14 @@ def _name_images(rows: RowSet, folders: dict[str, str]) -> None:
 def _blank_unknown(rows: RowSet, levels: Sequence[str]) -> None:
     """A row of an unknown species keeps its labels down to the genus."""
     if CATEGORY not in rows.frame:
-        rows.notes.append(f"There is no column {CATEGORY}: unknown species cannot be told from others.")
+        rows.notes.append(f"There is no column {CATEGORY}: unknown species cannot be recognised.")
         return
     numbers = pd.to_numeric(rows.frame[CATEGORY], errors="coerce")
     whole = numbers.notna() & (numbers % 1 == 0)
     odd = ~whole & rows.frame[CATEGORY].notna()
     if odd.any():
         rows.notes.append(
-            f"{odd.sum()} cells of {CATEGORY} are no whole numbers, such as {rows.frame[CATEGORY][odd].iloc[0]!r}."
+            f"{odd.sum()} cells of {CATEGORY} are not integers, such as {rows.frame[CATEGORY][odd].iloc[0]!r}."
         )
     rows.frame[CATEGORY] = text_column(
         str(int(number)) if fine else None for number, fine in zip(numbers, whole, strict=True)

@@ -7,7 +7,6 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
 
 from data_prep.folder.images import DEFAULT_MAX_MEGAPIXELS, Store
 from data_prep.parts.columns import IMAGE
@@ -34,8 +33,8 @@ def add_options(parser: argparse.ArgumentParser, max_megapixels: float = DEFAULT
     )
 
 
-def add_unseen_option(parser: Any) -> None:
-    """Add ``--unseen``."""
+def add_table_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options for classes without training images, and for how images are stored."""
     parser.add_argument(
         "--unseen",
         choices=("blank", "drop", "keep"),
@@ -43,10 +42,6 @@ def add_unseen_option(parser: Any) -> None:
         help="classes that only validation or test have, which the trainers refuse: blank those levels (default), "
         "drop the rows, or keep both",
     )
-
-
-def add_store_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how images are stored."""
     group = parser.add_argument_group("images: their paths are stored unless one of these is given")
     group.add_argument("--embed", action="store_true", help="store the files' bytes as they are")
     group.add_argument(
@@ -67,22 +62,14 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
 
 
 def check_options(args: argparse.Namespace, encodes: bool) -> None:
-    """ValueError for numbers out of range; a warning for what has no effect.
-
-    Args:
-        args: the command line.
-        encodes: whether images are encoded again.
-    """
-    problems = []
-    if args.resize_shorter is not None and args.resize_shorter < 1:
-        problems.append("--resize_shorter must be at least 1")
-    if not 1 <= args.quality <= 100:
-        problems.append("--quality must be from 1 to 100")
-    if not args.max_megapixels > 0:
-        problems.append("--max_megapixels must be greater than 0")
-    if args.num_proc < 1:
-        problems.append("--num_proc must be at least 1")
-    refuse(problems)
+    """ValueError for numbers out of range; a warning for what has no effect where no image is encoded again."""
+    wrong = {
+        "--resize_shorter must be at least 1": args.resize_shorter is not None and args.resize_shorter < 1,
+        "--quality must be from 1 to 100": not 1 <= args.quality <= 100,
+        "--max_megapixels must be greater than 0": not args.max_megapixels > 0,
+        "--num_proc must be at least 1": args.num_proc < 1,
+    }
+    refuse([message for message, found in wrong.items() if found])
     if args.quality != 92 and not encodes:
         logger.warning("--quality has no effect: images are stored as they are.")
     if args.max_megapixels > DEFAULT_MAX_MEGAPIXELS and not encodes:

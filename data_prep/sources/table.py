@@ -30,14 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 def prepare_table(args: argparse.Namespace) -> Path:
-    """Read, check, split and store; returns the finished folder.
-
-    Args:
-        args: the command line of prepare_table.py.
-
-    Raises:
-        ValueError: something is wrong that leaving out rows does not solve; see the message.
-    """
+    """Read, check, split and store; returns the folder. ValueError for what leaving out rows does not solve."""
     _check(args)
     check_output(args.output_dir)
     tables = {"": args.table, "train": args.train_table, "validation": args.validation_table, "test": args.test_table}
