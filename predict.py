@@ -53,6 +53,7 @@ logger = logging.getLogger(__name__)
 Predictor = ClassPredictor | MaskPredictor
 
 SUMMARY = "summary.json"
+LOG_SECONDS = 30  # between lines in logs
 PROBLEM_KINDS = {"lies outside": "outside of the root", "No such file": "missing", "row has no image": "missing"}
 """Part of a message about an image -> the kind that problems.csv gives; otherwise it is broken"""
 
@@ -360,19 +361,26 @@ def predict(
         min(num_workers(args, accelerator), len(batches)),
         accelerator.device.type == "cuda",
     )
-    lines: list[dict[str, Any]] = []
-    with ImageProgress(sum(len(rows) for _, rows in batches), accelerator) as progress:
-        for index, ((part, rows), batch) in enumerate(zip(batches, loader, strict=True)):
-            good = [] if batch["pixels"] is None else batch["rows"].tolist()
-            bad = [int(row) for row in rows if row not in good]
-            for row, message in zip(bad, batch["problems"], strict=True):
-                lines.append({"kind": "problem", "row": row, "problem": message})
-            if good:
-                lines += predictor.predict(batch, [inputs.names[row] for row in good])
-            progress.update(len(rows))
-            if index + 1 == len(batches) or batches[index + 1][0] != part:
-                parts.write(part, lines + predictor.finish_part())
-                lines = []
+    total, done, lines = sum(len(rows) for _, rows in batches), 0, []
+    live = accelerator.is_main_process and sys.stderr.isatty()
+    bar = tqdm(total=total, unit=" images", desc="predicting", dynamic_ncols=True, disable=not live)
+    start = logged = time.perf_counter()
+    for index, ((part, rows), batch) in enumerate(zip(batches, loader, strict=True)):
+        good = [] if batch["pixels"] is None else batch["rows"].tolist()
+        bad = [int(row) for row in rows if row not in good]
+        for row, message in zip(bad, batch["problems"], strict=True):
+            lines.append({"kind": "problem", "row": row, "problem": message})
+        if good:
+            lines += predictor.predict(batch, [inputs.names[row] for row in good])
+        if index + 1 == len(batches) or batches[index + 1][0] != part:
+            parts.write(part, lines + predictor.finish_part())
+            lines = []
+        done, now = done + len(rows), time.perf_counter()
+        bar.update(len(rows))
+        if not live and (now - logged > LOG_SECONDS or done == total):  # only the main process shows these
+            logger.info("%s of %s images  %.1f images/s", f"{done:,}", f"{total:,}", done / (now - start))
+            logged = now
+    bar.close()
 
 
 def merge(args: PredictArguments, inputs: ImageInputs, predictor: Predictor, parts: PredictionParts) -> dict[str, Any]:
@@ -405,39 +413,6 @@ def problem(inputs: ImageInputs, row: int, message: str) -> Problem:
     """A broken image, for problems.csv."""
     kind = next((kind for words, kind in PROBLEM_KINDS.items() if words in message), "broken")
     return Problem("", row, inputs.names[row], kind, message.removeprefix(f"{inputs.images.describe(row)}: "))
-
-
-class ImageProgress:
-    """Progress of the main process: a bar on a terminal, otherwise a log line every 30 seconds."""
-
-    def __init__(self, num_images: int, accelerator: Accelerator) -> None:
-        show, others = accelerator.is_main_process, accelerator.num_processes - 1
-        live = show and sys.stderr.isatty()
-        self.bar = tqdm(
-            total=num_images,
-            unit=" images",
-            desc=f"predicting (and {others} more)" if others else "predicting",
-            dynamic_ncols=True,
-            disable=not live,
-        )
-        self.show, self.num_images, self.done = show and not live, num_images, 0
-        self.started = self.logged = time.perf_counter()
-
-    def update(self, num_images: int) -> None:
-        """Count images that are done."""
-        self.bar.update(num_images)
-        self.done += num_images
-        now = time.perf_counter()
-        if self.show and (now - self.logged > 30 or self.done == self.num_images):
-            self.logged = now
-            rate = self.done / (now - self.started)
-            logger.info("%s of %s images  %.1f images/s", f"{self.done:,}", f"{self.num_images:,}", rate)
-
-    def __enter__(self) -> ImageProgress:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.bar.close()
 
 
 if __name__ == "__main__":

@@ -48,13 +48,13 @@ def expected_logits(heads, sample):
     return [sum(logits[first[level] + label] for level, label in enumerate(path) if label != IGNORE) for path in paths]
 
 
-@pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("kind", HEAD_KINDS)
-def test_logits(kind, tree):
-    heads, x = make_heads(kind, tree), features()
-    expected = [expected_logits(heads, sample) for sample in x]
-    torch.testing.assert_close(heads(x), torch.tensor(expected))
-    assert heads(x).shape[1] == (sum(tree.num_classes) if kind == "independent" else tree.num_leaves)
+def test_logits(kind):
+    for tree in TREES:
+        heads, x = make_heads(kind, tree), features()
+        expected = [expected_logits(heads, sample) for sample in x]
+        torch.testing.assert_close(heads(x), torch.tensor(expected))
+        assert heads(x).shape[1] == (sum(tree.num_classes) if kind == "independent" else tree.num_leaves)
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
@@ -71,34 +71,34 @@ def test_dense_features_are_treated_like_pooled_ones(kind):
     torch.testing.assert_close(leaf_logits.movedim(1, -1).reshape(24, -1), heads.leaf_logits(flat))
 
 
-@pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("kind", ["tree", "flat"])
-def test_probabilities_agree_over_levels(kind, tree):
+def test_probabilities_agree_over_levels(kind):
     """A class has the probability of its children, and of itself if it is a leaf."""
-    heads = make_heads(kind, tree)
-    logits = heads(features())
-    probs = [level.exp() for level in heads.log_probs(logits)]
-    leaf_probs = logits.softmax(1)
-    for level, count in enumerate(tree.num_classes):
-        for index in range(count):
-            children = [
-                probs[below][:, child]
-                for below in range(level + 1, tree.num_levels)
-                for child, parent in enumerate(tree.parents[below])
-                if parent == (level, index)
-            ]
-            total = sum(children) if children else leaf_probs[:, tree.leaves.index((level, index))]
-            torch.testing.assert_close(probs[level][:, index], total)
+    for tree in TREES:
+        heads = make_heads(kind, tree)
+        logits = heads(features())
+        probs = [level.exp() for level in heads.log_probs(logits)]
+        leaf_probs = logits.softmax(1)
+        for level, count in enumerate(tree.num_classes):
+            for index in range(count):
+                children = [
+                    probs[below][:, child]
+                    for below in range(level + 1, tree.num_levels)
+                    for child, parent in enumerate(tree.parents[below])
+                    if parent == (level, index)
+                ]
+                total = sum(children) if children else leaf_probs[:, tree.leaves.index((level, index))]
+                torch.testing.assert_close(probs[level][:, index], total)
 
 
-@pytest.mark.parametrize("tree", TREES)
-def test_independent_levels_each_sum_to_one(tree):
-    heads = make_heads("independent", tree)
-    logits = heads(features())
-    start = 0
-    for log_probs, count in zip(heads.log_probs(logits), tree.num_classes, strict=True):
-        torch.testing.assert_close(log_probs.exp(), logits[:, start : start + count].softmax(1))
-        start += count
+def test_independent_levels_each_sum_to_one():
+    for tree in TREES:
+        heads = make_heads("independent", tree)
+        logits = heads(features())
+        start = 0
+        for log_probs, count in zip(heads.log_probs(logits), tree.num_classes, strict=True):
+            torch.testing.assert_close(log_probs.exp(), logits[:, start : start + count].softmax(1))
+            start += count
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
@@ -128,35 +128,35 @@ def test_leaf_logits_of_a_softmax_over_leaves_are_the_logits(kind):
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("shape", [(), (2, 2)])
-def test_float32_out_under_autocast(kind, dtype, shape):
-    heads, x = make_heads(kind), features(*shape)
-    expected = heads.log_probs(heads(x))
-    with torch.autocast("cpu", dtype):
-        logits = heads(x)
-        log_probs = heads.log_probs(logits)
-    assert logits.dtype == dtype
-    for level, reference in zip(log_probs, expected, strict=True):
-        assert level.dtype == torch.float32
-        torch.testing.assert_close(level, reference, atol=0.15, rtol=0.05)
+def test_float32_out_under_autocast(kind):
+    for dtype in [torch.bfloat16, torch.float16]:
+        for shape in [(), (2, 2)]:
+            heads, x = make_heads(kind), features(*shape)
+            expected = heads.log_probs(heads(x))
+            with torch.autocast("cpu", dtype):
+                logits = heads(x)
+                log_probs = heads.log_probs(logits)
+            assert logits.dtype == dtype
+            for level, reference in zip(log_probs, expected, strict=True):
+                assert level.dtype == torch.float32
+                torch.testing.assert_close(level, reference, atol=0.15, rtol=0.05)
 
 
-@pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("kind", HEAD_KINDS)
-def test_every_parameter_learns(kind, tree):
+def test_every_parameter_learns(kind):
     """Every class has a leaf below it, or is one."""
-    heads, x = make_heads(kind, tree), features()
-    last = heads.log_probs(heads(x))[-1]
-    every_level = sum(level.exp().pow(2).sum() for level in heads.log_probs(heads(x)))
-    for loss in (every_level, last.exp().pow(2).sum()):
-        heads.zero_grad()
-        loss.backward()
-        learns = heads.weight.grad.abs().amax(1) > 0
-        if kind == "independent" and loss is not every_level:  # only the last level
-            assert learns.tolist() == [False] * sum(tree.num_classes[:-1]) + [True] * tree.num_classes[-1]
-        else:
-            assert learns.all() and (heads.bias.grad != 0).all()
+    for tree in TREES:
+        heads, x = make_heads(kind, tree), features()
+        last = heads.log_probs(heads(x))[-1]
+        every_level = sum(level.exp().pow(2).sum() for level in heads.log_probs(heads(x)))
+        for loss in (every_level, last.exp().pow(2).sum()):
+            heads.zero_grad()
+            loss.backward()
+            learns = heads.weight.grad.abs().amax(1) > 0
+            if kind == "independent" and loss is not every_level:  # only the last level
+                assert learns.tolist() == [False] * sum(tree.num_classes[:-1]) + [True] * tree.num_classes[-1]
+            else:
+                assert learns.all() and (heads.bias.grad != 0).all()
 
 
 def test_a_node_gets_the_gradient_of_its_leaves():
@@ -172,26 +172,26 @@ def test_a_node_gets_the_gradient_of_its_leaves():
 # ---- starting from another classifier
 
 
-@pytest.mark.parametrize("tree", TREES)
 @pytest.mark.parametrize("kind", HEAD_KINDS)
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_init_leaves(kind, tree, with_bias):
-    classifier = torch.nn.Linear(CHANNELS, 9, bias=with_bias)
-    heads, x = make_heads(kind, tree), features()
-    before = heads(x).detach()
-    count = tree.num_classes[-1]
-    rows = [8, None, *[(3 * index) % 8 for index in range(count - 2)]]
-    heads.init_leaves(classifier.weight, classifier.bias, rows)
-    wanted, known = classifier(x), [index for index in range(count) if rows[index] is not None]
-    logits = heads(x)[:, -count:] if kind == "independent" else heads(x)[:, :count]
-    torch.testing.assert_close(logits[:, known], wanted[:, [rows[index] for index in known]])
-    if kind == "tree":  # everything else starts at 0
-        assert not logits[:, 1].any() and not heads(x)[:, count:].any()
-    else:  # and here as it was
-        others = torch.ones(before.shape[1], dtype=torch.bool)
-        others[(sum(tree.num_classes[:-1]) if kind == "independent" else 0) + torch.tensor(known)] = False
-        torch.testing.assert_close(heads(x)[:, others], before[:, others])
-    assert heads.weight.requires_grad and heads.weight.grad_fn is None
+def test_init_leaves(kind):
+    for tree in TREES:
+        for with_bias in [True, False]:
+            classifier = torch.nn.Linear(CHANNELS, 9, bias=with_bias)
+            heads, x = make_heads(kind, tree), features()
+            before = heads(x).detach()
+            count = tree.num_classes[-1]
+            rows = [8, None, *[(3 * index) % 8 for index in range(count - 2)]]
+            heads.init_leaves(classifier.weight, classifier.bias, rows)
+            wanted, known = classifier(x), [index for index in range(count) if rows[index] is not None]
+            logits = heads(x)[:, -count:] if kind == "independent" else heads(x)[:, :count]
+            torch.testing.assert_close(logits[:, known], wanted[:, [rows[index] for index in known]])
+            if kind == "tree":  # everything else starts at 0
+                assert not logits[:, 1].any() and not heads(x)[:, count:].any()
+            else:  # and here as it was
+                others = torch.ones(before.shape[1], dtype=torch.bool)
+                others[(sum(tree.num_classes[:-1]) if kind == "independent" else 0) + torch.tensor(known)] = False
+                torch.testing.assert_close(heads(x)[:, others], before[:, others])
+            assert heads.weight.requires_grad and heads.weight.grad_fn is None
 
 
 def test_init_leaves_of_another_width():

@@ -69,14 +69,14 @@ def as_rows(tensor):
 # ---- what it is made of
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_leaves_and_ancestors(seed):
-    tree = random_tree(seed)
-    leaves, rows = leaf_paths(tree)
-    assert list(tree.leaves) == leaves and tree.num_leaves == len(leaves)
-    assert tree.ancestors.tolist() == rows
-    assert tree.has_gaps == [any(row[level] == IGNORE for row in rows) for level in range(tree.num_levels)]
-    assert [tree.path(*leaf) for leaf in leaves] == [tuple(row) for row in rows]
+def test_leaves_and_ancestors():
+    for seed in SEEDS:
+        tree = random_tree(seed)
+        leaves, rows = leaf_paths(tree)
+        assert list(tree.leaves) == leaves and tree.num_leaves == len(leaves)
+        assert tree.ancestors.tolist() == rows
+        assert tree.has_gaps == [any(row[level] == IGNORE for row in rows) for level in range(tree.num_levels)]
+        assert [tree.path(*leaf) for leaf in leaves] == [tuple(row) for row in rows]
 
 
 def test_random_trees_have_all_kinds_of_gaps():
@@ -115,17 +115,17 @@ def test_fold_name():
 # ---- tensor operations
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("shape", [(9,), (2, 3, 4), ()])
-def test_lift(seed, shape):
-    tree = random_tree(seed)
-    rows = [*leaf_paths(tree)[1], [IGNORE] * tree.num_levels]
-    labels = torch.randint(-1, tree.num_leaves, shape, generator=torch.Generator().manual_seed(seed))
-    lifted = tree.lift(labels)
-    assert len(lifted) == tree.num_levels
-    for level, column in enumerate(lifted):
-        assert column.dtype == torch.long and column.shape == labels.shape
-        assert column.flatten().tolist() == [rows[label][level] for label in labels.flatten().tolist()]
+def test_lift():
+    for seed in SEEDS:
+        for shape in [(9,), (2, 3, 4), ()]:
+            tree = random_tree(seed)
+            rows = [*leaf_paths(tree)[1], [IGNORE] * tree.num_levels]
+            labels = torch.randint(-1, tree.num_leaves, shape, generator=torch.Generator().manual_seed(seed))
+            lifted = tree.lift(labels)
+            assert len(lifted) == tree.num_levels
+            for level, column in enumerate(lifted):
+                assert column.dtype == torch.long and column.shape == labels.shape
+                assert column.flatten().tolist() == [rows[label][level] for label in labels.flatten().tolist()]
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
@@ -138,21 +138,21 @@ def test_lift_of_narrow_integers(dtype):
         assert tree.lift(torch.tensor([-100, 3], dtype=dtype))[1].tolist() == [IGNORE, 3]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_path_scores_and_best_path(seed, shape):
-    tree = random_tree(seed)
-    scores = random_scores(tree, seed, shape)
-    rows = leaf_paths(tree)[1]
-    per_level = [as_rows(score) for score in scores]
-    totals, best = as_rows(tree.path_scores(scores)), torch.stack(tree.best_path(scores), 1)
-    for element, (total, chosen) in enumerate(zip(totals, as_rows(best), strict=True)):
-        expected = [
-            math.fsum(per_level[level][element][label] for level, label in enumerate(row) if label != IGNORE)
-            for row in rows
-        ]
-        assert total == pytest.approx(expected)
-        assert chosen == rows[max(range(len(rows)), key=expected.__getitem__)]
+def test_path_scores_and_best_path():
+    for seed in SEEDS:
+        for shape in SHAPES:
+            tree = random_tree(seed)
+            scores = random_scores(tree, seed, shape)
+            rows = leaf_paths(tree)[1]
+            per_level = [as_rows(score) for score in scores]
+            totals, best = as_rows(tree.path_scores(scores)), torch.stack(tree.best_path(scores), 1)
+            for element, (total, chosen) in enumerate(zip(totals, as_rows(best), strict=True)):
+                expected = [
+                    math.fsum(per_level[level][element][label] for level, label in enumerate(row) if label != IGNORE)
+                    for row in rows
+                ]
+                assert total == pytest.approx(expected)
+                assert chosen == rows[max(range(len(rows)), key=expected.__getitem__)]
 
 
 def brute_force_marginals(tree, log_probs, level):
@@ -166,21 +166,21 @@ def brute_force_marginals(tree, log_probs, level):
     ]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_marginalize(seed, shape):
-    tree = random_tree(seed)
-    log_probs = leaf_log_probs(tree, seed, shape)
-    for level, marginal in enumerate(tree.marginalize(log_probs)):
-        assert marginal.shape == (4, tree.num_classes[level], *shape)
-        expected = brute_force_marginals(tree, log_probs, level)
-        for row, expected_row in zip(as_rows(marginal), expected, strict=True):
-            assert row == pytest.approx(expected_row)
-        total = marginal.exp().sum(1)
-        if tree.has_gaps[level]:
-            assert (total < 1).all()
-        else:
-            assert total.flatten().tolist() == pytest.approx([1.0] * total.numel())
+def test_marginalize():
+    for seed in SEEDS:
+        for shape in SHAPES:
+            tree = random_tree(seed)
+            log_probs = leaf_log_probs(tree, seed, shape)
+            for level, marginal in enumerate(tree.marginalize(log_probs)):
+                assert marginal.shape == (4, tree.num_classes[level], *shape)
+                expected = brute_force_marginals(tree, log_probs, level)
+                for row, expected_row in zip(as_rows(marginal), expected, strict=True):
+                    assert row == pytest.approx(expected_row)
+                total = marginal.exp().sum(1)
+                if tree.has_gaps[level]:
+                    assert (total < 1).all()
+                else:
+                    assert total.flatten().tolist() == pytest.approx([1.0] * total.numel())
 
 
 def test_marginalize_wanted_levels_only():
@@ -192,16 +192,18 @@ def test_marginalize_wanted_levels_only():
     assert torch.equal(some[0], every[0]) and torch.equal(some[2], every[2])
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("shape", [(), (2, 1)])
-def test_gradients(seed, shape):
-    tree = random_tree(seed, num_levels=3)
-    generator = torch.Generator().manual_seed(seed)
-    scores = torch.randn(2, tree.num_leaves, *shape, generator=generator, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: tuple(tree.marginalize(x)), scores)
-    assert torch.autograd.gradcheck(lambda x: tuple(tree.marginalize(x.log_softmax(1))), scores)
-    per_level = [score.requires_grad_() for score in random_scores(tree, seed, shape, batch=2)]
-    assert torch.autograd.gradcheck(lambda *parts: tree.path_scores(parts), per_level)
+def test_gradients():
+    for seed in SEEDS:
+        for shape in [(), (2, 1)]:
+            tree = random_tree(seed, num_levels=3)
+            generator = torch.Generator().manual_seed(seed)
+            scores = torch.randn(
+                2, tree.num_leaves, *shape, generator=generator, dtype=torch.float64, requires_grad=True
+            )
+            assert torch.autograd.gradcheck(lambda x, tree=tree: tuple(tree.marginalize(x)), scores)
+            assert torch.autograd.gradcheck(lambda x, tree=tree: tuple(tree.marginalize(x.log_softmax(1))), scores)
+            per_level = [score.requires_grad_() for score in random_scores(tree, seed, shape, batch=2)]
+            assert torch.autograd.gradcheck(lambda *parts, tree=tree: tree.path_scores(parts), per_level)
 
 
 def test_gradient_of_equal_scores_is_shared_equally():
@@ -212,47 +214,47 @@ def test_gradient_of_equal_scores_is_shared_equally():
     assert scores.grad.tolist() == [[0.25] * 4]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("magnitude", [1e4, 1e-30, 6e4])
-def test_extreme_logits_stay_finite(seed, magnitude):
-    tree = random_tree(seed)
-    signs = torch.randint(-1, 2, (6, tree.num_leaves), generator=torch.Generator().manual_seed(seed))
-    scores = (magnitude * signs).float().requires_grad_()
-    marginals = tree.marginalize(scores.log_softmax(1))
-    sum(marginal.sum() for marginal in marginals).backward()
-    exact = scores.detach().double().log_softmax(1)
-    for marginal, expected in zip(marginals, tree.marginalize(exact), strict=True):
-        assert marginal.isfinite().all() and (marginal <= 1e-5).all()
-        torch.testing.assert_close(marginal.double(), expected, rtol=1e-5, atol=1e-5)
-    assert scores.grad.isfinite().all()
+def test_extreme_logits_stay_finite():
+    for seed in SEEDS:
+        for magnitude in [1e4, 1e-30, 6e4]:
+            tree = random_tree(seed)
+            signs = torch.randint(-1, 2, (6, tree.num_leaves), generator=torch.Generator().manual_seed(seed))
+            scores = (magnitude * signs).float().requires_grad_()
+            marginals = tree.marginalize(scores.log_softmax(1))
+            sum(marginal.sum() for marginal in marginals).backward()
+            exact = scores.detach().double().log_softmax(1)
+            for marginal, expected in zip(marginals, tree.marginalize(exact), strict=True):
+                assert marginal.isfinite().all() and (marginal <= 1e-5).all()
+                torch.testing.assert_close(marginal.double(), expected, rtol=1e-5, atol=1e-5)
+            assert scores.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_is_path(seed):
-    """Against the definition: fits the path of the finest label wherever that path has a value."""
-    tree = random_tree(seed, num_levels=3)
-    every = list(itertools.product(*[[IGNORE, *range(n)] for n in tree.num_classes]))
-
-    def is_path(labels):
-        named = [level for level, label in enumerate(labels) if label != IGNORE]
-        if not named:
-            return True
-        path = tree.path(named[-1], labels[named[-1]])
-        return all(expected in (IGNORE, label) for label, expected in zip(labels, path, strict=True))
-
-    columns = torch.tensor(every).T
-    assert tree.is_path(list(columns)).tolist() == [is_path(labels) for labels in every]
-    image = list(columns[:, : len(every) // 2 * 2].reshape(3, 2, -1))
-    assert tree.is_path(image).flatten().tolist() == [is_path(labels) for labels in every[: len(every) // 2 * 2]]
+def fits(tree, labels):
+    """Whether labels agree with the path of the finest of them wherever that path has a class."""
+    named = [level for level, label in enumerate(labels) if label != IGNORE]
+    path = tree.path(named[-1], labels[named[-1]]) if named else labels
+    return all(expected in (IGNORE, label) for label, expected in zip(labels, path, strict=True))
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-def test_paths_are_paths(seed):
-    tree = random_tree(seed)
-    assert tree.is_path(tree.lift(torch.arange(-1, tree.num_leaves))).all()
-    for level, count in enumerate(tree.num_classes):
-        nodes = torch.tensor([tree.path(level, index) for index in range(count)])
-        assert tree.is_path(list(nodes.T)).all()
+def test_is_path():
+    for seed in SEEDS:
+        tree = random_tree(seed, num_levels=3)
+        every = list(itertools.product(*[[IGNORE, *range(n)] for n in tree.num_classes]))
+        expected = [fits(tree, labels) for labels in every]
+        columns = torch.tensor(every).T
+        assert tree.is_path(list(columns)).tolist() == expected
+        even = len(every) // 2 * 2
+        image = list(columns[:, :even].reshape(3, 2, -1))
+        assert tree.is_path(image).flatten().tolist() == expected[:even]
+
+
+def test_paths_are_paths():
+    for seed in SEEDS:
+        tree = random_tree(seed)
+        assert tree.is_path(tree.lift(torch.arange(-1, tree.num_leaves))).all()
+        for level, count in enumerate(tree.num_classes):
+            nodes = torch.tensor([tree.path(level, index) for index in range(count)])
+            assert tree.is_path(list(nodes.T)).all()
 
 
 # ---- construction and disk

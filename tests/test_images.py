@@ -147,27 +147,27 @@ def test_32_bit_tiff():
     assert loaded(array_image([[0, 65_535, 131_070]], np.int32), "TIFF") == greys(0, 128, 255)
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("mode", ["RGB", "I;16", "RGBA"])
-def test_exif_orientation(orientation, mode):
+def test_exif_orientation(mode):
     """What lies in the file, by the definition of the tag: (first row, first column) are at the (side, side) named."""
-    shown = np.array([[10, 20, 30], [40, 50, 60]])
-    stored = {
-        1: shown,
-        2: shown[:, ::-1],
-        3: shown[::-1, ::-1],
-        4: shown[::-1],
-        5: shown.T,
-        6: shown.T[::-1],
-        7: shown.T[::-1, ::-1],
-        8: shown.T[:, ::-1],
-    }[orientation]
-    exif = Image.Exif()
-    exif[274] = orientation
-    image = array_image(stored * 257, np.uint16) if mode == "I;16" else array_image(stored, np.uint8).convert(mode)
-    result = load_image(encode(image, exif=exif))
-    assert np.asarray(result)[..., 0].tolist() == shown.tolist()
-    assert result.getexif().get(274, 1) == 1  # nobody turns it again
+    for orientation in range(1, 9):
+        shown = np.array([[10, 20, 30], [40, 50, 60]])
+        stored = {
+            1: shown,
+            2: shown[:, ::-1],
+            3: shown[::-1, ::-1],
+            4: shown[::-1],
+            5: shown.T,
+            6: shown.T[::-1],
+            7: shown.T[::-1, ::-1],
+            8: shown.T[:, ::-1],
+        }[orientation]
+        exif = Image.Exif()
+        exif[274] = orientation
+        image = array_image(stored * 257, np.uint16) if mode == "I;16" else array_image(stored, np.uint8).convert(mode)
+        result = load_image(encode(image, exif=exif))
+        assert np.asarray(result)[..., 0].tolist() == shown.tolist()
+        assert result.getexif().get(274, 1) == 1  # nobody turns it again
 
 
 def test_first_frame_of_an_animation():
@@ -292,22 +292,22 @@ def test_only_large_jpegs_are_decoded_smaller():
 
 @pytest.mark.parametrize("size", [(601, 403), (600, 400)])
 @pytest.mark.parametrize("exif", [Image.Exif(), ROTATED], ids=["upright", "rotated"])
-@pytest.mark.parametrize("side", [22, 45, 96])
-def test_decoding_smaller_changes_little(side, exif, size):
+def test_decoding_smaller_changes_little(exif, size):
     """Against the whole image, less than a grey level on average, in the same crop."""
-    scene = np.asarray(photo(600, 400).resize(size, box=(0, 0, 75, 50)))
-    noise = np.random.default_rng(0).normal(0, 4, scene.shape)
-    data = jpeg(Image.fromarray((scene + noise).clip(0, 255).astype(np.uint8)), quality=95, exif=exif)
-    whole = png(load_image(data))
-    train = TrainTransform(side, **{**PLAIN, "crop_scale": 0.3, "hflip": 0.5, "interpolation": "bicubic"})
-    evaluate = EvaluationTransform(side, resize_mode="center", crop_pct=0.9, interpolation="bicubic")
-    for index in range(3):
-        for transform in (train, evaluate):
-            with counted_randomness(0, 0, index):
-                got = transform(EncodedImage(data))
-            with counted_randomness(0, 0, index):
-                expected = transform(whole)
-            assert (got.int() - expected.int()).abs().float().mean() < 1
+    for side in [22, 45, 96]:
+        scene = np.asarray(photo(600, 400).resize(size, box=(0, 0, 75, 50)))
+        noise = np.random.default_rng(0).normal(0, 4, scene.shape)
+        data = jpeg(Image.fromarray((scene + noise).clip(0, 255).astype(np.uint8)), quality=95, exif=exif)
+        whole = png(load_image(data))
+        train = TrainTransform(side, **{**PLAIN, "crop_scale": 0.3, "hflip": 0.5, "interpolation": "bicubic"})
+        evaluate = EvaluationTransform(side, resize_mode="center", crop_pct=0.9, interpolation="bicubic")
+        for index in range(3):
+            for transform in (train, evaluate):
+                with counted_randomness(0, 0, index):
+                    got = transform(EncodedImage(data))
+                with counted_randomness(0, 0, index):
+                    expected = transform(whole)
+                assert (got.int() - expected.int()).abs().float().mean() < 1
 
 
 @pytest.mark.parametrize(
@@ -382,19 +382,19 @@ def test_erasing_fills_with_the_mean_colour():
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
-@pytest.mark.parametrize("size", [(60, 40), (40, 60), (50, 50), (33, 91)])
-@pytest.mark.parametrize("crop_pct", [1.0, 0.875])
-def test_evaluation_center(interpolation, size, crop_pct):
-    image, resample = photo(*size), Image.Resampling[interpolation.upper()]
-    transform = EvaluationTransform(28, resize_mode="center", crop_pct=crop_pct, interpolation=interpolation)
-    scale = int(28 / crop_pct) / min(size)
-    resized = image.resize([int(side * scale) for side in size], resample)
-    left, top = (round((side - 28) / 2) for side in resized.size)
-    expected = resized.crop((left, top, left + 28, top + 28))
-    pixels = transform(png(image))
-    difference = pixels.int() - torch.from_numpy(np.array(expected)).movedim(-1, 0).int()
-    assert difference.abs().max() <= 3 and difference.float().abs().mean() < 0.3
-    assert torch.equal(transform(png(image)), pixels)
+def test_evaluation_center(interpolation):
+    for size in [(60, 40), (40, 60), (50, 50), (33, 91)]:
+        for crop_pct in [1.0, 0.875]:
+            image, resample = photo(*size), Image.Resampling[interpolation.upper()]
+            transform = EvaluationTransform(28, resize_mode="center", crop_pct=crop_pct, interpolation=interpolation)
+            scale = int(28 / crop_pct) / min(size)
+            resized = image.resize([int(side * scale) for side in size], resample)
+            left, top = (round((side - 28) / 2) for side in resized.size)
+            expected = resized.crop((left, top, left + 28, top + 28))
+            pixels = transform(png(image))
+            difference = pixels.int() - torch.from_numpy(np.array(expected)).movedim(-1, 0).int()
+            assert difference.abs().max() <= 3 and difference.float().abs().mean() < 0.3
+            assert torch.equal(transform(png(image)), pixels)
 
 
 @pytest.mark.parametrize("size", [(60, 40), (40, 60)])

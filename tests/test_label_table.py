@@ -123,22 +123,22 @@ def test_one_name_under_two_parents_is_two_classes():
 BLANKS = [None, "", "  ", "\t", float("nan"), np.nan, np.float64("nan")]
 
 
-@pytest.mark.parametrize("blank", BLANKS)
-def test_blank_cells(blank):
-    columns = table(("A", "X", "s"), ("A", blank, "c"), ("A", "X", blank))
-    tree, _ = hierarchy_from_table(columns)
-    assert paths_of(tree) == [("A", None, "c"), ("A", "X", "s")]
-    assert named(tree, encode_paths(tree, columns)) == [["A", "X", "s"], ["A", None, "c"], ["A", "X", None]]
+def test_blank_cells():
+    for blank in BLANKS:
+        columns = table(("A", "X", "s"), ("A", blank, "c"), ("A", "X", blank))
+        tree, _ = hierarchy_from_table(columns)
+        assert paths_of(tree) == [("A", None, "c"), ("A", "X", "s")]
+        assert named(tree, encode_paths(tree, columns)) == [["A", "X", "s"], ["A", None, "c"], ["A", "X", None]]
 
 
-@pytest.mark.parametrize("cells", [[1, 2, None], [1.0, 2.0, float("nan")], ["1", " 2", ""], [np.int64(1), 2, None]])
-def test_numeric_cells(cells):
+def test_numeric_cells():
     """A column of numbers with blanks is read as floats."""
-    columns = {"a": ["x", "x", "x"], "b": cells}
-    tree, _ = hierarchy_from_table(columns)
-    assert tree.names == (("x",), ("1", "2"))
-    assert encode_paths(tree, columns).tolist() == [[0, 0], [0, 1], [0, IGNORE]]
-    assert encode_names(tree, cells).tolist() == [[0, 0], [0, 1], [IGNORE, IGNORE]]
+    for cells in [[1, 2, None], [1.0, 2.0, float("nan")], ["1", " 2", ""], [np.int64(1), 2, None]]:
+        columns = {"a": ["x", "x", "x"], "b": cells}
+        tree, _ = hierarchy_from_table(columns)
+        assert tree.names == (("x",), ("1", "2"))
+        assert encode_paths(tree, columns).tolist() == [[0, 0], [0, 1], [0, IGNORE]]
+        assert encode_names(tree, cells).tolist() == [[0, 0], [0, 1], [IGNORE, IGNORE]]
 
 
 def test_fractions_stay_fractions():
@@ -171,9 +171,8 @@ TREE = Hierarchy(
 )
 
 
-@pytest.mark.parametrize(
-    "text, expected",
-    [
+def test_encode_paths():
+    for text, expected in [
         ("A X s", "A X s"),
         ("a x  S", "A X s"),  # case
         ("- - s", "A X s"),  # what is blank above is filled in
@@ -188,11 +187,9 @@ TREE = Hierarchy(
         ("- - -", "- - -"),
         ("B Y u", "B Y u"),
         ("- X u", "B X u"),
-    ],
-)
-def test_encode_paths(text, expected):
-    labels = encode_paths(TREE, table(*rows_of(text)))
-    assert labels.dtype == np.int64 and named(TREE, labels) == rows_of(expected)
+    ]:
+        labels = encode_paths(TREE, table(*rows_of(text)))
+        assert labels.dtype == np.int64 and named(TREE, labels) == rows_of(expected)
 
 
 @pytest.mark.parametrize(
@@ -231,37 +228,47 @@ def test_a_row_goes_where_its_gap_went_when_the_tree_was_built():
     assert named(tree, found) == rows_of("A - C t / A P C t")
 
 
-@pytest.mark.parametrize("seed", range(300))
-def test_every_row_of_a_dirty_table_is_found_in_its_tree(seed):
+def dirty_rows(seed):
+    """Rows of two to four levels with blanks, spelling variants and names under several parents."""
     rng = random.Random(seed)
-    levels = [f"level {depth}" for depth in range(rng.randint(2, 4))]
-    sizes = [rng.randint(1, 3) for _ in levels]
+    sizes = [rng.randint(1, 3) for _ in range(rng.randint(2, 4))]
 
     def cell(depth):
         return None if rng.random() < 0.25 else f"{depth}{rng.choice('aA')}{rng.randrange(sizes[depth])}"
 
-    rows = [["0", *(cell(depth) for depth in range(1, len(levels)))] for _ in range(12)] + [["0", "1", "2", "3"]]
-    rows += [[cell(depth) for depth in range(len(levels))] for _ in range(4)]
-    columns = table(*rows, levels=levels)
-    tree, _ = hierarchy_from_table(columns)
-    for row, found in zip(rows, named(tree, encode_paths(tree, columns)), strict=True):
-        finest = max((depth for depth in range(len(levels)) if row[depth]), default=-1)
-        for depth in range(len(levels)):
-            if row[depth]:
-                assert found[depth].casefold() == row[depth].casefold()
-            assert depth <= finest or found[depth] is None
+    rows = [["0", *(cell(depth) for depth in range(1, len(sizes)))] for _ in range(12)]
+    rows += [[cell(depth) for depth in range(len(sizes))] for _ in range(4)]
+    return [*rows, [str(depth) for depth in range(len(sizes))]]
+
+
+def test_every_row_of_a_dirty_table_is_found_in_its_tree():
+    for seed in range(300):
+        rows = dirty_rows(seed)
+        levels = [f"level {depth}" for depth in range(len(rows[0]))]
+        columns = table(*rows, levels=levels)
+        tree, _ = hierarchy_from_table(columns)
+        for row, found in zip(rows, named(tree, encode_paths(tree, columns)), strict=True):
+            finest = max((depth for depth in range(len(levels)) if row[depth]), default=-1)
+            for depth in range(len(levels)):
+                if row[depth]:
+                    assert found[depth].casefold() == row[depth].casefold()
+                assert depth <= finest or found[depth] is None
 
 
 # ---- encoding names
 
 
-@pytest.mark.parametrize(
-    "name, expected",
-    [("s", "A X s"), (" CLEAN ", "A - Clean"), ("Y", "B Y -"), ("A", "A - -"), (None, "- - -"), ("", "- - -")],
-)
-def test_encode_names(name, expected):
-    labels = encode_names(TREE, [name])
-    assert labels.dtype == np.int64 and named(TREE, labels) == rows_of(expected)
+def test_encode_names():
+    for name, expected in [
+        ("s", "A X s"),
+        (" CLEAN ", "A - Clean"),
+        ("Y", "B Y -"),
+        ("A", "A - -"),
+        (None, "- - -"),
+        ("", "- - -"),
+    ]:
+        labels = encode_names(TREE, [name])
+        assert labels.dtype == np.int64 and named(TREE, labels) == rows_of(expected)
 
 
 @pytest.mark.parametrize("name", ["q", "X", "u"])

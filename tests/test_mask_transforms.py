@@ -74,21 +74,21 @@ def assert_aligned(pixels, labels):
 # ---- augmentation
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("changes", [{}, TURNED, {**TURNED, "rare_crop": 0.5, "scale_jitter": (0.4, 2.5)}])
-def test_image_and_mask_stay_together(changes, geometry, size):
-    transform = transform_of(geometry, **changes)
-    seen = 0
-    for index in range(4):
-        pixels, labels = augment(transform, blobs(*size), index)
-        assert pixels.dtype == labels.dtype == torch.uint8
-        assert pixels.shape == (3, 32, 32) and labels.shape == (32, 32)
-        assert labels.is_contiguous()
-        assert type(pixels) is type(labels) is torch.Tensor
-        assert set(labels.unique().tolist()) <= {0, 1, 255}
-        seen += assert_aligned(pixels, labels).sum()
-    assert seen > 5
+def test_image_and_mask_stay_together(geometry):
+    for size in SIZES:
+        for changes in [{}, TURNED, {**TURNED, "rare_crop": 0.5, "scale_jitter": (0.4, 2.5)}]:
+            transform = transform_of(geometry, **changes)
+            seen = 0
+            for index in range(4):
+                pixels, labels = augment(transform, blobs(*size), index)
+                assert pixels.dtype == labels.dtype == torch.uint8
+                assert pixels.shape == (3, 32, 32) and labels.shape == (32, 32)
+                assert labels.is_contiguous()
+                assert type(pixels) is type(labels) is torch.Tensor
+                assert set(labels.unique().tolist()) <= {0, 1, 255}
+                seen += assert_aligned(pixels, labels).sum()
+            assert seen > 5
 
 
 @pytest.mark.parametrize("changes", [{"hflip": 1.0}, {"vflip": 1.0}, {"rot90": 1.0}, {**TURNED, "rare_crop": 1.0}])
@@ -158,20 +158,20 @@ def test_the_originals_are_left_alone():
 # ---- padding
 
 
-@pytest.mark.parametrize("changes", [{}, TURNED, {"scale_jitter": (0.3, 0.9), "rare_crop": 1.0}])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_padding_is_neither_image_nor_class(geometry, changes):
+def test_padding_is_neither_image_nor_class(geometry):
     """Of an image of class 1 alone, every pixel is either that class in that colour, or mean colour and ignored."""
-    colour = torch.tensor([10, 250, 60], dtype=torch.uint8)
-    for size in SIZES:
-        image = colour[:, None, None].expand(3, *size)
-        mask = torch.ones(size, dtype=torch.uint8)
-        for index in range(3):
-            pixels, labels = augment(transform_of(geometry, **changes), (image, mask), index)
-            inside = labels == 1
-            assert inside.any() and (labels[~inside] == 255).all()
-            assert torch.equal(pixels, torch.where(inside, colour[:, None, None], FILL[:, None, None]))
-            assert inside.sum() == inside.any(0).sum() * inside.any(1).sum()
+    for changes in [{}, TURNED, {"scale_jitter": (0.3, 0.9), "rare_crop": 1.0}]:
+        colour = torch.tensor([10, 250, 60], dtype=torch.uint8)
+        for size in SIZES:
+            image = colour[:, None, None].expand(3, *size)
+            mask = torch.ones(size, dtype=torch.uint8)
+            for index in range(3):
+                pixels, labels = augment(transform_of(geometry, **changes), (image, mask), index)
+                inside = labels == 1
+                assert inside.any() and (labels[~inside] == 255).all()
+                assert torch.equal(pixels, torch.where(inside, colour[:, None, None], FILL[:, None, None]))
+                assert inside.sum() == inside.any(0).sum() * inside.any(1).sum()
 
 
 def test_images_move_within_the_padding():
@@ -245,32 +245,32 @@ def test_scale_1_shows_what_evaluation_shows(geometry):
 # ---- crops around rare classes
 
 
-@pytest.mark.parametrize("place", [(0, 0), (0, 299), (199, 0), (199, 299), (57, 123), (31, 32)])
-def test_a_single_pixel_is_in_the_crop(place):
-    mask = torch.zeros((200, 300), dtype=torch.uint8)
-    mask[place] = 3
-    transform = transform_of(Geometry(32, windows=True), rare_crop=1.0, **TURNED)
-    places = set()
-    for index in range(40):
-        _, labels = augment(transform, (show(mask), mask), index)
-        assert (labels == 3).sum() == 1
-        places.add(tuple((labels == 3).nonzero()[0].tolist()))
-    assert len(places) > 3  # not always in the middle
+def test_a_single_pixel_is_in_the_crop():
+    for place in [(0, 0), (0, 299), (199, 0), (199, 299), (57, 123), (31, 32)]:
+        mask = torch.zeros((200, 300), dtype=torch.uint8)
+        mask[place] = 3
+        transform = transform_of(Geometry(32, windows=True), rare_crop=1.0, **TURNED)
+        places = set()
+        for index in range(40):
+            _, labels = augment(transform, (show(mask), mask), index)
+            assert (labels == 3).sum() == 1
+            places.add(tuple((labels == 3).nonzero()[0].tolist()))
+        assert len(places) > 3  # not always in the middle
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-@pytest.mark.parametrize("place", [(0, 0), (89, 69), (40, 3)])
-def test_windows_cover_the_pixel_at_any_scale(geometry, place):
-    mask = torch.zeros((90, 70), dtype=torch.uint8)
-    mask[place] = 1
-    crop = ScaledCrop(geometry, (0.3, 5), 1.0, FILL.tolist())
-    for index in range(60):
-        with counted_randomness(0, 0, index):
-            params = crop.make_params([tv_tensors.Mask(mask)])
-        for (start, length), side, target in zip(params["box"], mask.shape, place, strict=True):
-            assert 0 <= start <= target < start + length <= side
-        for (before, after), inner in zip(params["padding"], params["inner"], strict=True):
-            assert before + inner + after == 32 and min(before, after) >= 0 < inner
+def test_windows_cover_the_pixel_at_any_scale(geometry):
+    for place in [(0, 0), (89, 69), (40, 3)]:
+        mask = torch.zeros((90, 70), dtype=torch.uint8)
+        mask[place] = 1
+        crop = ScaledCrop(geometry, (0.3, 5), 1.0, FILL.tolist())
+        for index in range(60):
+            with counted_randomness(0, 0, index):
+                params = crop.make_params([tv_tensors.Mask(mask)])
+            for (start, length), side, target in zip(params["box"], mask.shape, place, strict=True):
+                assert 0 <= start <= target < start + length <= side
+            for (before, after), inner in zip(params["padding"], params["inner"], strict=True):
+                assert before + inner + after == 32 and min(before, after) >= 0 < inner
 
 
 def test_enlarged_pixels_are_not_dropped():
@@ -324,9 +324,8 @@ def test_how_often_crops_are_placed():
 # ---- sizes
 
 
-@pytest.mark.parametrize(
-    "geometry, size, expected",
-    [
+def test_resized():
+    for geometry, size, expected in [
         (Geometry(32), (50, 80), (32, 32)),
         (Geometry(32), (1, 1000), (32, 32)),
         (Geometry(32, "fit"), (50, 80), (20, 32)),
@@ -343,15 +342,13 @@ def test_how_often_crops_are_placed():
         (Geometry(32, windows=True, resize_longer=160), (80, 50), (160, 100)),
         (Geometry(32, windows=True, resize_longer=40), (4000, 3), (40, 1)),
         (Geometry(32, resize_longer=40), (50, 80), (32, 32)),  # without windows it says nothing
-    ],
-)
-def test_resized(geometry, size, expected):
-    assert geometry.resized(*size) == expected
-    image, mask = torch.zeros((3, *size), dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
-    sample = MaskEvaluationTransform(geometry, MEAN)(image, mask)
-    assert sample["resized"] == expected
-    assert sample["labels"].shape == tuple(max(32, side) for side in expected)
-    assert augment(transform_of(geometry, scale_jitter=(0.1, 3)), (image, mask))[1].shape == (32, 32)
+    ]:
+        assert geometry.resized(*size) == expected
+        image, mask = torch.zeros((3, *size), dtype=torch.uint8), torch.zeros(size, dtype=torch.uint8)
+        sample = MaskEvaluationTransform(geometry, MEAN)(image, mask)
+        assert sample["resized"] == expected
+        assert sample["labels"].shape == tuple(max(32, side) for side in expected)
+        assert augment(transform_of(geometry, scale_jitter=(0.1, 3)), (image, mask))[1].shape == (32, 32)
 
 
 def test_the_longer_side_always_fits():
@@ -360,18 +357,18 @@ def test_the_longer_side_always_fits():
             assert Geometry(size, "fit").resized(longer, max(1, longer // 3))[0] == size
 
 
-@pytest.mark.parametrize("most", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_what_a_cache_may_shrink_to(geometry, most):
+def test_what_a_cache_may_shrink_to(geometry):
     """Never beyond the original; enough for the largest scale; and evaluation's scale stays what it was."""
-    for size in [*SIZES, (500, 333), (333, 500), (1, 300)]:
-        largest = geometry.largest(*size, most)
-        resized = geometry.resized(*size)
-        for kept, side, shown in zip(largest, size, resized, strict=True):
-            assert 1 <= kept <= side and kept >= min(side, shown * most)
-        assert max(abs(a - b) for a, b in zip(geometry.resized(*largest), resized, strict=True)) <= 1
-    if geometry.windows is False:
-        assert max(geometry.largest(500, 333, most)) <= 32 * most
+    for most in [0.5, 1.0, 2.0]:
+        for size in [*SIZES, (500, 333), (333, 500), (1, 300)]:
+            largest = geometry.largest(*size, most)
+            resized = geometry.resized(*size)
+            for kept, side, shown in zip(largest, size, resized, strict=True):
+                assert 1 <= kept <= side and kept >= min(side, shown * most)
+            assert max(abs(a - b) for a, b in zip(geometry.resized(*largest), resized, strict=True)) <= 1
+        if geometry.windows is False:
+            assert max(geometry.largest(500, 333, most)) <= 32 * most
 
 
 def test_resize_pair():
@@ -399,26 +396,26 @@ def test_nearest_takes_the_pixel_under_the_centre():
 # ---- evaluation
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_evaluation(geometry, size):
-    image, mask = blobs(*size)
-    mask[0, 0] = 255
-    before = mask.clone()
-    sample = MaskEvaluationTransform(geometry, MEAN)(image, mask)
-    height, width = sample["resized"]
-    pixels, labels = sample["pixels"], sample["labels"]
-    assert torch.equal(sample["truth"], before) and torch.equal(mask, before)
-    assert pixels.dtype == labels.dtype == torch.uint8 and pixels.shape[1:] == labels.shape
-    assert labels.shape == (max(32, height), max(32, width))
-    expected = resize_pair(image, mask, (height, width))
-    assert torch.equal(pixels[:, :height, :width], expected[0])
-    assert torch.equal(labels[:height, :width], expected[1])
-    outside = torch.ones(labels.shape, dtype=torch.bool)
-    outside[:height, :width] = False
-    assert (labels[outside] == 255).all() and (pixels[:, outside] == FILL[:, None]).all()
-    again = MaskEvaluationTransform(geometry, MEAN)(image, mask)
-    assert torch.equal(again["pixels"], pixels) and torch.equal(again["labels"], labels)
+def test_evaluation(geometry):
+    for size in SIZES:
+        image, mask = blobs(*size)
+        mask[0, 0] = 255
+        before = mask.clone()
+        sample = MaskEvaluationTransform(geometry, MEAN)(image, mask)
+        height, width = sample["resized"]
+        pixels, labels = sample["pixels"], sample["labels"]
+        assert torch.equal(sample["truth"], before) and torch.equal(mask, before)
+        assert pixels.dtype == labels.dtype == torch.uint8 and pixels.shape[1:] == labels.shape
+        assert labels.shape == (max(32, height), max(32, width))
+        expected = resize_pair(image, mask, (height, width))
+        assert torch.equal(pixels[:, :height, :width], expected[0])
+        assert torch.equal(labels[:height, :width], expected[1])
+        outside = torch.ones(labels.shape, dtype=torch.bool)
+        outside[:height, :width] = False
+        assert (labels[outside] == 255).all() and (pixels[:, outside] == FILL[:, None]).all()
+        again = MaskEvaluationTransform(geometry, MEAN)(image, mask)
+        assert torch.equal(again["pixels"], pixels) and torch.equal(again["labels"], labels)
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -9,11 +9,11 @@ import pytest
 from common.predict.parts import STATE_FILE, PredictionParts, plan_parts
 
 
-@pytest.mark.parametrize("num_rows", [0, 1, 63, 64, 65, 1000, 100_000])
-def test_every_row_is_in_one_part(num_rows):
-    parts = plan_parts(num_rows, 512)
-    assert np.array_equal(np.concatenate([*parts, np.empty(0, dtype=int)]), np.arange(num_rows))
-    assert max(map(len, parts), default=0) <= 512
+def test_every_row_is_in_one_part():
+    for num_rows in [0, 1, 63, 64, 65, 1000, 100_000]:
+        parts = plan_parts(num_rows, 512)
+        assert np.array_equal(np.concatenate([*parts, np.empty(0, dtype=int)]), np.arange(num_rows))
+        assert max(map(len, parts), default=0) <= 512
 
 
 def test_groups_stay_together():

@@ -53,23 +53,26 @@ def test_epochs_are_different_permutations(num_samples):
         assert len({tuple(order) for order in orders}) == len(orders)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_one_process_goes_through_the_permutations(size):
-    num_samples, batch = size
-    steps = num_samples // batch
-    expected = [
-        [(epoch, index) for index in epoch_order(num_samples, 3, epoch)[start * batch : (start + 1) * batch].tolist()]
-        for epoch in range(4)
-        for start in range(steps)
-    ]
-    assert global_batches(size, batch, 1, num_steps=4 * steps) == expected
-    assert [make_sampler(size).global_batch(step) for step in range(4 * steps)] == expected
+def test_one_process_goes_through_the_permutations():
+    for size in SIZES:
+        num_samples, batch = size
+        steps = num_samples // batch
+        expected = [
+            [
+                (epoch, index)
+                for index in epoch_order(num_samples, 3, epoch)[start * batch : (start + 1) * batch].tolist()
+            ]
+            for epoch in range(4)
+            for start in range(steps)
+        ]
+        assert global_batches(size, batch, 1, num_steps=4 * steps) == expected
+        assert [make_sampler(size).global_batch(step) for step in range(4 * steps)] == expected
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("num_processes, micro", DIVISIONS)
-def test_processes_together_compute_the_global_batches_in_order(size, num_processes, micro):
-    assert global_batches(size, micro, num_processes) == global_batches(size, size[1], 1)
+def test_processes_together_compute_the_global_batches_in_order(num_processes, micro):
+    for size in SIZES:
+        assert global_batches(size, micro, num_processes) == global_batches(size, size[1], 1)
 
 
 def test_a_process_computes_a_contiguous_part():
@@ -78,11 +81,11 @@ def test_a_process_computes_a_contiguous_part():
     assert batches == [whole[start : start + 2] for start in range(8, 16, 2)]
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_each_sample_at_most_once_in_an_epoch(size):
-    counts = Counter(key for batch in global_batches(size, 2, 2, num_steps=13) for key in batch)
-    assert set(counts.values()) == {1}
-    assert sum(epoch == 0 for epoch, _ in counts) == size[0] // size[1] * size[1]
+def test_each_sample_at_most_once_in_an_epoch():
+    for size in SIZES:
+        counts = Counter(key for batch in global_batches(size, 2, 2, num_steps=13) for key in batch)
+        assert set(counts.values()) == {1}
+        assert sum(epoch == 0 for epoch, _ in counts) == size[0] // size[1] * size[1]
 
 
 def test_other_samples_are_left_out_in_other_epochs():
@@ -91,16 +94,16 @@ def test_other_samples_are_left_out_in_other_epochs():
     assert {len(out) for out in left_out} == {7} and len(set(map(frozenset, left_out))) > 5
 
 
-@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("num_processes, micro", DIVISIONS)
-def test_resuming_anywhere_with_any_division_goes_on_with_the_same_stream(size, num_processes, micro):
-    whole = global_batches(size, size[1], 1)
-    position = make_sampler(size)
-    for step in range(12):
-        assert position.global_step == step
-        rest = global_batches(size, micro, num_processes, dict(position.state_dict()))
-        assert rest == whole[step:]
-        position.advance()
+def test_resuming_anywhere_with_any_division_goes_on_with_the_same_stream(num_processes, micro):
+    for size in SIZES:
+        whole = global_batches(size, size[1], 1)
+        position = make_sampler(size)
+        for step in range(12):
+            assert position.global_step == step
+            rest = global_batches(size, micro, num_processes, dict(position.state_dict()))
+            assert rest == whole[step:]
+            position.advance()
 
 
 def test_position_is_in_global_numbers():
@@ -149,17 +152,19 @@ def test_sizes_that_do_not_fit(size, micro, processes, message):
 # ---- evaluation
 
 
-@pytest.mark.parametrize("num_samples", [0, 1, 2, 5, 17, 64])
-@pytest.mark.parametrize("batch_size", [1, 4, 100])
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
-def test_evaluation_covers_every_sample_once_in_order(num_samples, batch_size, num_processes):
-    samplers = [EvaluationBatchSampler(num_samples, batch_size, part, num_processes) for part in range(num_processes)]
-    batches = [batch for sampler in samplers for batch in sampler]
-    assert sum(batches, []) == [(0, index) for index in range(num_samples)]
-    assert [len(sampler) for sampler in samplers] == [len(list(sampler)) for sampler in samplers]
-    assert all(0 < len(batch) <= batch_size for batch in batches)
-    shares = [sum(map(len, sampler)) for sampler in samplers]
-    assert max(shares) - min(shares) <= 1
+def test_evaluation_covers_every_sample_once_in_order(num_processes):
+    for num_samples in [0, 1, 2, 5, 17, 64]:
+        for batch_size in [1, 4, 100]:
+            samplers = [
+                EvaluationBatchSampler(num_samples, batch_size, part, num_processes) for part in range(num_processes)
+            ]
+            batches = [batch for sampler in samplers for batch in sampler]
+            assert sum(batches, []) == [(0, index) for index in range(num_samples)]
+            assert [len(sampler) for sampler in samplers] == [len(list(sampler)) for sampler in samplers]
+            assert all(0 < len(batch) <= batch_size for batch in batches)
+            shares = [sum(map(len, sampler)) for sampler in samplers]
+            assert max(shares) - min(shares) <= 1
 
 
 # ---- randomness

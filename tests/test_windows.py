@@ -68,9 +68,8 @@ def one_by_one(scores, resized, size, output_stride):
     return result
 
 
-@pytest.mark.parametrize(
-    "grid, resized, size",
-    [
+def test_odd_sizes_and_padding():
+    for grid, resized, size in [
         ((8, 8), (32, 32), (50, 80)),  # squashed
         ((8, 8), (20, 32), (50, 80)),  # fit, padded below
         ((8, 8), (32, 21), (33, 22)),  # no whole number of cells
@@ -80,12 +79,10 @@ def one_by_one(scores, resized, size, output_stride):
         ((10, 9), (39, 33), (39, 33)),  # windows at the image's own size
         ((1, 1), (3, 2), (5, 4)),
         ((7, 7), (30, 30), (41, 17)),  # a model that rounds down: no cell for the last pixels
-    ],
-)
-def test_odd_sizes_and_padding(grid, resized, size):
-    scores = noise(2, *grid)
-    expected = one_by_one(scores, resized, size, 4)
-    torch.testing.assert_close(resample(scores, resized, size).double(), expected, rtol=1e-5, atol=1e-5)
+    ]:
+        scores = noise(2, *grid)
+        expected = one_by_one(scores, resized, size, 4)
+        torch.testing.assert_close(resample(scores, resized, size).double(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_many_sizes():
@@ -187,19 +184,19 @@ def whole(pixels, model=local):
 SIZES = [(32, 32), (33, 32), (61, 75), (64, 40), (35, 130), (100, 99)]
 
 
-@pytest.mark.parametrize("stride", [4, 12, 20, 32])
-@pytest.mark.parametrize("size", SIZES)
-def test_local_models_do_not_notice(size, stride):
-    pixels = noise(3, *size)
-    scores = sliding_logits(local, pixels, 32, stride, 3)
-    assert scores.shape == (1, 4, -(-size[0] // 4), -(-size[1] // 4)) and scores.dtype == torch.float32
-    torch.testing.assert_close(scores, whole(pixels), rtol=1e-5, atol=1e-5)
+def test_local_models_do_not_notice():
+    for stride in [4, 12, 20, 32]:
+        for size in SIZES:
+            pixels = noise(3, *size)
+            scores = sliding_logits(local, pixels, 32, stride, 3)
+            assert scores.shape == (1, 4, -(-size[0] // 4), -(-size[1] // 4)) and scores.dtype == torch.float32
+            torch.testing.assert_close(scores, whole(pixels), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_constant_scores_stay_constant(size):
-    scores = sliding_logits(lambda windows: torch.full((len(windows), 2, 8, 8), 7.0), noise(3, *size), 32, 12, 4)
-    torch.testing.assert_close(scores, torch.full_like(scores, 7.0))
+def test_constant_scores_stay_constant():
+    for size in SIZES:
+        scores = sliding_logits(lambda windows: torch.full((len(windows), 2, 8, 8), 7.0), noise(3, *size), 32, 12, 4)
+        torch.testing.assert_close(scores, torch.full_like(scores, 7.0))
 
 
 def by_position(windows):

@@ -1,4 +1,4 @@
-"""HF Datasets in, labels out: splits, columns, the label tree and the labels of every level."""
+"""Data sets: splits, columns, the label tree and the labels of every level."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load_splits(name: str, config: str | None, files: Mapping[str, str | None]) 
         files: split name -> CSV, TSV, JSON lines or Parquet file; if any is given, these are the data set.
 
     Raises:
-        ValueError: if it is not there or cannot be read.
+        ValueError: if it does not exist or cannot be read.
     """
     files = {split: file for split, file in files.items() if file}
     if files:
@@ -77,7 +77,7 @@ def _load_files(files: Mapping[str, str]) -> DatasetDict:
 
 
 def get_split(splits: DatasetDict, split: str, option: str) -> Dataset:
-    """One split by name; ValueError lists what there is."""
+    """One split by name; ValueError, with the splits that there are, if it is missing or empty."""
     if split not in splits:
         raise ValueError(f"No split {split!r} in the data set ({option}); there are: {', '.join(splits)}.")
     if not len(splits[split]):
@@ -86,7 +86,7 @@ def get_split(splits: DatasetDict, split: str, option: str) -> Dataset:
 
 
 def check_columns(dataset: Dataset, columns: Sequence[str], split: str) -> None:
-    """ValueError, with the nearest names, if a column is missing."""
+    """ValueError, with the nearest name, if a column is missing."""
     for column in columns:
         if column not in dataset.column_names:
             near = get_close_matches(column, dataset.column_names, 1)
@@ -97,7 +97,7 @@ def check_columns(dataset: Dataset, columns: Sequence[str], split: str) -> None:
 
 
 def check_groups(train: Dataset, validation: Dataset, column: str) -> None:
-    """ValueError if a group (an observation, an artwork) stands in both splits: its images are not independent."""
+    """ValueError if a group (an observation, an artwork) is in both splits: its images are not independent."""
     check_columns(train, [column], "training")
     check_columns(validation, [column], "validation")
     known = {value for value in read_cells(train, column) if value not in (None, "")}
@@ -105,7 +105,7 @@ def check_groups(train: Dataset, validation: Dataset, column: str) -> None:
     if shared:
         raise ValueError(
             f"{len(shared)} values of --group_column {column} stand in training and validation, for example "
-            f"{', '.join(shared[:5])}: the validation would measure memory. Split by group."
+            f"{', '.join(shared[:5])}: validation would measure memorization. Split by group."
         )
 
 
@@ -126,7 +126,7 @@ def read_cells(dataset: Dataset, column: str) -> list[Any]:
 
 
 def _to_list(column: pa.ChunkedArray) -> list[Any]:
-    """As ``to_pylist``; of text, every different one is made once, in a fraction of the time and memory."""
+    """As ``to_pylist``, but equal strings are one object, which takes a fraction of the time and memory."""
     if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
         return column.to_pylist()
     encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
@@ -139,14 +139,14 @@ def _to_list(column: pa.ChunkedArray) -> list[Any]:
 
 @dataclass
 class LabelColumns:
-    """Where labels come from: one column a level, or one column that names a class of a hierarchy file."""
+    """Where labels come from: one column per level, or one column with classes of a hierarchy file."""
 
     level_columns: Sequence[str] | None = None
     label_column: str | None = None
     hierarchy_file: str | None = None
 
     def columns(self) -> list[str]:
-        """Names of the columns read."""
+        """Names of the columns."""
         if self.level_columns and self.label_column:
             raise ValueError("Give --level_columns, or --label_column with --hierarchy, not both.")
         if self.label_column:
@@ -162,13 +162,13 @@ class LabelColumns:
         check_columns(dataset, self.columns(), split)
 
     def read_hierarchy(self, train: Dataset) -> tuple[Hierarchy, list[str]]:
-        """The tree from its file, or from the training rows; and the report of what was resolved."""
+        """The tree from its file, or from the training rows, and the report of what was resolved."""
         if self.hierarchy_file:
             return load_hierarchy(self.hierarchy_file)
         return hierarchy_from_table({column: read_cells(train, column) for column in self.columns()})
 
     def read_labels(self, dataset: Dataset, hierarchy: Hierarchy, split: str) -> np.ndarray:
-        """int64 (rows, levels); ValueError for names the tree does not have."""
+        """int64 (rows, levels); ValueError for names that the tree does not have."""
         self.check(dataset, split)
         columns = {column: read_cells(dataset, column) for column in self.columns()}
         try:
@@ -184,7 +184,7 @@ class LabelColumns:
 
 
 def check_unseen(train_labels: np.ndarray, labels: np.ndarray, hierarchy: Hierarchy) -> None:
-    """ValueError if validation holds a class that no training image has; of several levels, the finest is named."""
+    """ValueError if validation has a class that training lacks; of several levels, for the finest."""
     for level, name in reversed(list(enumerate(hierarchy.levels))):
         seen = np.unique(train_labels[:, level])
         unseen = np.setdiff1d(labels[:, level], np.append(seen, IGNORE))
@@ -199,7 +199,7 @@ def check_unseen(train_labels: np.ndarray, labels: np.ndarray, hierarchy: Hierar
 
 
 def leaves_without_images(train_labels: np.ndarray, hierarchy: Hierarchy) -> list[str]:
-    """Names of the last level's classes that no training image has: the model will hardly ever answer them."""
+    """Names of the last level's classes without a training image, which the model cannot learn."""
     unused = np.setdiff1d(np.arange(hierarchy.num_classes[-1]), train_labels[:, -1])
     names = hierarchy.display_names(hierarchy.num_levels - 1)
     return [names[index] for index in unused]

@@ -1,10 +1,10 @@
-"""Labels by name: from the cells of a table to class numbers at every level of a label tree."""
+"""Labels by name: from the cells of a table to class numbers of every level of a label tree."""
 
 from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ def _clean(cell: Any) -> str | None:
     if cell is None or cell != cell:  # NaN is the one value that differs from itself
         return None
     if isinstance(cell, float) and cell.is_integer():
-        cell = int(cell)  # a column of numbers with blanks was read as floats
+        cell = int(cell)  # a column of integers with blanks is read as floats
     return " ".join(str(cell).split()) or None
 
 
@@ -53,35 +53,26 @@ def row_list(numbers: Sequence[int]) -> str:
 def encode_paths(tree: Hierarchy, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
     """Labels of every level for the rows of a table with one column per level.
 
-    A row's finest name decides; what is blank above it is filled in from the tree.
+    The finest name of a row counts; blanks above it are filled in from the tree.
 
     Returns:
-        int64 (rows, levels), IGNORE where a row has no label or the path no value.
+        int64 (rows, levels), IGNORE where a row has no label or the path no class.
 
     Raises:
         ValueError: for names or paths that the tree does not have, with their rows.
     """
     index = tree.node_index()
-    known: dict[LabelPath, Sequence[int] | None] = {}
-    labels, unknown = [], defaultdict(list)
-    cleaned = [clean_column(columns[level]) for level in tree.levels]
-    for row, path in enumerate(zip(*cleaned, strict=True)):
-        if path not in known:
-            known[path] = encode_path(tree, index, path)
-        if known[path] is None:
-            unknown[path].append(row)
-        labels.append(known[path] or ())
-    _refuse_unknown({path_text(path): rows for path, rows in unknown.items()})
-    return np.array(labels, dtype=np.int64).reshape(-1, tree.num_levels)
+    paths = zip(*(clean_column(columns[level]) for level in tree.levels), strict=True)
+    return _encode(tree, list(paths), lambda path: encode_path(tree, index, path), path_text)
 
 
 def encode_path(tree: Hierarchy, index: list[dict[str, list[int]]], path: LabelPath) -> Sequence[int] | None:
-    """Labels of every level for one path of names; ``None`` if the tree has no such path, or no single one.
+    """Labels of every level for one path of names; ``None`` if the tree has no such path, or several.
 
     Args:
         tree: the label tree.
         index: its :meth:`Hierarchy.node_index`.
-        path: cleaned names, one a level.
+        path: cleaned names, one per level.
     """
     named = [depth for depth, name in enumerate(path) if name is not None]
     if not named:
@@ -93,7 +84,7 @@ def encode_path(tree: Hierarchy, index: list[dict[str, list[int]]], path: LabelP
         names = [None if name is None else fold_name(name) for name in tree.path_names(finest, candidate)]
         if all(folded[depth] == names[depth] for depth in named):
             found[candidate] = names[:finest]
-    # Several paths fit: the one that is blank where the row is; or what such a row became when the tree was built.
+    # Of several, take the path with the same blanks; otherwise the one that such a row became in the tree.
     agreed = [folded[depth] or _agreed({names[depth] for names in found.values()}) for depth in range(finest)]
     choice = list(found)
     for wanted in (folded[:finest], agreed):
@@ -116,45 +107,52 @@ def encode_names(tree: Hierarchy, values: Sequence[Any]) -> np.ndarray:
     Raises:
         ValueError: for names that the tree does not have, or has more than once, with their rows.
     """
-    places: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    nodes: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    leaves: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for level, index in enumerate(tree.node_index()):
         for name, positions in index.items():
-            places[name] += [(level, position) for position in positions]
-    leaves: dict[str, list[tuple[int, int]]] = defaultdict(list)
+            nodes[name] += [(level, position) for position in positions]
     for level, position in tree.leaves:
         leaves[fold_name(tree.names[level][position])].append((level, position))
-    blank = (IGNORE,) * tree.num_levels
-    known: dict[str | None, Sequence[int] | None] = {None: blank}
-    labels, unknown = [], defaultdict(list)
-    for row, name in enumerate(clean_column(values)):
-        if name not in known:
-            folded = fold_name(name)
-            nodes = leaves.get(folded) or places.get(folded, [])
-            known[name] = tree.path(*nodes[0]) if len(nodes) == 1 else None
-        if known[name] is None:
-            unknown[name].append(row)
-        labels.append(known[name] or blank)
-    _refuse_unknown(unknown)
-    return np.array(labels, dtype=np.int64).reshape(-1, tree.num_levels)
+
+    def find(name: str | None) -> Sequence[int] | None:
+        if name is None:
+            return (IGNORE,) * tree.num_levels
+        found = leaves.get(fold_name(name)) or nodes.get(fold_name(name), [])
+        return tree.path(*found[0]) if len(found) == 1 else None
+
+    return _encode(tree, clean_column(values), find, str)
 
 
-def _refuse_unknown(unknown: Mapping[str, Sequence[int]]) -> None:
+def _encode(
+    tree: Hierarchy,
+    cells: Sequence[Any],
+    find: Callable[[Any], Sequence[int] | None],
+    text: Callable[[Any], str],
+) -> np.ndarray:
+    """Labels int64 (rows, levels) of cells; ValueError, with rows, for those that ``find`` returns ``None`` for."""
+    known = {cell: find(cell) for cell in dict.fromkeys(cells)}
+    unknown: dict[str, list[int]] = defaultdict(list)
+    for row, cell in enumerate(cells):
+        if known[cell] is None:
+            unknown[text(cell)].append(row)
     if unknown:
         shown = "; ".join(f"{name!r} ({row_list(rows)})" for name, rows in list(unknown.items())[:5])
         more = f"; and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise ValueError(f"not in the label tree of the training data, or there more than once: {shown}{more}")
+    return np.array([known[cell] for cell in cells], dtype=np.int64).reshape(-1, tree.num_levels)
 
 
 def read_class_order(path: str | Path, tree: Hierarchy, num_outputs: int) -> list[int | None]:
-    """Which output of another classifier belongs to each class of the last level, by name.
+    """For each class of the last level, the output of another classifier for the class of the same name.
 
     Args:
-        path: a text file with one class name a line, in the order of the classifier's outputs.
-        tree: our label tree.
+        path: a text file with one class name per line, in the order of the classifier's outputs.
+        tree: the label tree.
         num_outputs: of the classifier.
 
     Returns:
-        For each class of the last level the output, or ``None`` if the file does not name it.
+        The outputs; ``None`` for classes that the file does not name.
 
     Raises:
         ValueError: if the file has another number of names, or names none of our classes.

@@ -1,4 +1,4 @@
-"""Label trees from files: JSON, YAML that a person writes, CSV and TSV."""
+"""Label trees from files: JSON, YAML written by hand, CSV and TSV."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from .table import hierarchy_from_paths, hierarchy_from_table
 
 
 def load_hierarchy(path: str | Path, levels: Sequence[str] | None = None) -> tuple[Hierarchy, list[str]]:
-    """Read a label tree from JSON (:meth:`Hierarchy.save`), YAML (written by hand) or CSV/TSV (a row a leaf).
+    """Read a label tree from JSON (:meth:`Hierarchy.save`), YAML (written by hand) or CSV/TSV (a row per leaf).
 
     Args:
-        path: the file; its ending tells the format.
+        path: the file; its suffix tells the format.
         levels: for CSV/TSV, the columns to use, coarse to fine; all of them in file order by default.
 
     Returns:
-        The tree, and the report: what had to be resolved, one sentence an entry.
+        The tree, and the report: what had to be resolved, one sentence per entry.
 
     Raises:
         ValueError: if the file is missing or is not a tree, with the rows or classes at fault. In CSV and
-            YAML a leaf that stands under two parents is an error too, because labels name leaves.
+            YAML a leaf under two parents is an error too, because labels are names of leaves.
     """
     path = Path(path)
     if not path.is_file():
@@ -52,7 +52,7 @@ def load_hierarchy(path: str | Path, levels: Sequence[str] | None = None) -> tup
 
 
 def find_hierarchy(folder: str | Path) -> Path:
-    """The label tree that lies beside a prepared data set; ValueError if there is none."""
+    """The file with the label tree in a prepared folder; ValueError if there is none."""
     for name in ("hierarchy.yaml", "hierarchy.yml", "hierarchy.json", "hierarchy.csv"):
         if (Path(folder) / name).is_file():
             return Path(folder) / name

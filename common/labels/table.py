@@ -1,12 +1,12 @@
-"""Label trees from tables: what turns dirty tables into trees that can be trusted.
+"""Label trees from tables, which may have mistakes.
 
-How dirt is resolved, each time (but for spacing) with a line in the report that names rows:
+How mistakes are resolved, each (except spacing) with a line in the report that names rows:
 
 1. spelling: spacing is collapsed, and of variants in upper and lower case the most frequent one is kept;
-2. a gap in the middle of a path is filled where all rows with the same finer name (and nothing different above it)
-   agree on its value, and means "this level has no value here" otherwise;
+2. a gap in the middle of a path is filled if all rows with the same finer name (and nothing different above it) agree
+   on its value; otherwise the path has no class at this level;
 3. blank cells at the end of a path make a partial label: the finer levels of that row are IGNORE;
-4. one name under two parents is two classes (and perhaps a typing error, hence the report).
+4. one name under two parents is two classes (or a typing error, hence the report).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def hierarchy_from_table(columns: Mapping[str, Sequence[Any]], first_row: int = 
         first_row: the number of the first row in messages (2 for a CSV file with a header).
 
     Returns:
-        The tree, and the report (see the module's docstring), one sentence an entry.
+        The tree, and the report (see the module's docstring), one sentence per entry.
 
     Raises:
         ValueError: if a level has no value in any row.
@@ -59,7 +59,7 @@ def hierarchy_from_table(columns: Mapping[str, Sequence[Any]], first_row: int = 
 
 
 def _unique_rows(columns: Mapping[str, Sequence[Any]], first_row: int) -> dict[LabelPath, list[int]]:
-    """Each different row, cleaned, with the numbers of the rows where it stands."""
+    """Each different row, cleaned, with its row numbers."""
     cleaned = [clean_column(cells) for cells in columns.values()]
     rows: dict[LabelPath, list[int]] = defaultdict(list)
     for number, path in enumerate(zip(*cleaned, strict=True), start=first_row):
@@ -138,7 +138,7 @@ def _compatible(first: LabelPath, second: LabelPath, depth: int) -> bool:
 
 
 def _not_found_again(tree: Hierarchy, filled: Mapping[LabelPath, LabelPath]) -> set[LabelPath]:
-    """Rows whose gaps were filled, but which as labels would not be clear: two of the tree's paths fit them."""
+    """Rows whose gaps were filled, but which would be ambiguous as labels: two paths of the tree fit them."""
     index = tree.node_index()
     lost = set()
     for path, new in filled.items():
