@@ -436,9 +436,9 @@ def broken(fruit, tmp_path) -> Path:
     return tmp_path / "broken"
 
 
-def test_broken_images_are_found_before_a_model_is_loaded(options, broken, fruit, tmp_path, monkeypatch):
+def test_broken_images_are_found_before_training(options, broken, fruit, tmp_path, monkeypatch):
     """Also one that only ends too early; its header is fine."""
-    monkeypatch.setattr("common.run.setup.load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
+    monkeypatch.setattr(train_taxonomy, "make_optimizer", lambda *args: pytest.fail("too late"))
     with pytest.raises(ValueError, match="row 5 of the train split"):
         train_taxonomy.main(options(dataset_name=broken))
     halves = datasets.DatasetDict(
