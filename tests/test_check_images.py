@@ -91,13 +91,13 @@ def test_masks(tmp_path, capsys):
     rng = np.random.default_rng(0)
     (tmp_path / "tree.yaml").write_text(TILES_TREE)
     good = rng.integers(0, 4, (32, 32)).astype(np.uint8)
-    foreign, other = good.copy(), good[:20]
-    foreign[3, 4] = 77
-    for name, mask in (("good", good), ("foreign", foreign), ("other", other)):
+    unknown, other = good.copy(), good[:20]
+    unknown[3, 4] = 77
+    for name, mask in (("good", good), ("unknown", unknown), ("other", other)):
         (tmp_path / f"{name}.png").write_bytes(encode(mask))
     (tmp_path / "broken.png").write_bytes(encode(good)[:-40])
     (tmp_path / "image.png").write_bytes(picture(rng))
-    names = ["good", "foreign", "other", "broken"]
+    names = ["good", "unknown", "other", "broken"]
     (tmp_path / "train.csv").write_text("image,mask\n" + "".join(f"image.png,{name}.png\n" for name in names))
     words = ["--train_file", str(tmp_path / "train.csv"), "--mask_column", "mask", "--num_proc", "0"]
     words += ["--hierarchy", str(tmp_path / "tree.yaml"), "--output_dir", str(tmp_path / "out")]

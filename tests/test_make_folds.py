@@ -16,7 +16,7 @@ from train_segmentation import main as train_segmentation
 
 @pytest.fixture
 def works(tmp_path: Path) -> Path:
-    """120 works in three materials, with augmented copies, in two splits that do not heed them."""
+    """120 works in three materials, with augmented copies, in two splits that ignore both."""
     rows = [(f"w{work}", ["wood", "glass", "oil/canvas"][work % 3], f"c{work % 4}") for work in range(120)]
     rows += [(f"w{work}_aug{copy}", *rows[work][1:]) for work in range(120) for copy in range(2)]
     columns = ["id", "material", "kind"]

@@ -356,7 +356,7 @@ def test_excluding_by_row(fruits, tmp_path):
     assert names == {str(index) for index in range(60)} - {"3", "9"}
 
 
-def test_strict_writes_nothing_and_goes_on_when_mended(fruits, tmp_path):
+def test_strict_writes_nothing_and_resumes_when_fixed(fruits, tmp_path):
     table = fruits()
     frame = pd.read_csv(table)
     frame.loc[0, "file"] = "../x.jpg"

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import yaml
 
@@ -18,6 +17,7 @@ from common.model.hierarchy import Hierarchy
 from data_prep.parts.columns import SPLIT
 
 from .plan import Plan, Results
+from .shards import span
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -38,8 +38,7 @@ def describe(
     for split in frame[SPLIT].unique():
         part = frame[frame[SPLIT] == split]
         shards = [result for shard, result in results if shard.split == split]
-        sizes = np.array([size for result in shards for size in result.sizes])
-        (min_width, min_height), (max_width, max_height) = sizes.min(0).tolist(), sizes.max(0).tolist()
+        (min_width, min_height), (max_width, max_height) = span([size for result in shards for size in result.sizes])
         pixels = sum((result.pixels for result in shards), Counter())
         num_bytes = sum(result.num_bytes for result in shards)
         facts = splits[split] = {"num_images": len(part)}

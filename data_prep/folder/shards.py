@@ -54,7 +54,7 @@ class ShardResult:
         rows: for each row written, its row in the plan.
         problems: (row in the plan, kind, sentence) of rows that were left out.
         num_bytes: of the images embedded.
-        sizes: width and height of each row written, pixels.
+        sizes: the smallest width and height of the rows written, and the largest, pixels; empty without rows.
         pixels: number of pixels of each mask value, where masks were counted.
     """
 
@@ -121,7 +121,7 @@ class ShardMaker:
                 num_bytes = sum(len(entry[name]["bytes"]) for name in self.store.columns if self.store.embeds)
                 result.rows.append(start + position)
                 result.num_bytes += num_bytes
-                result.sizes.append(entry.pop("size"))
+                result.sizes = span([*result.sizes, entry.pop("size")])
                 result.pixels.update(entry.pop("pixels", {}))
                 cells.append({"position": position, **entry})
                 size += num_bytes
@@ -173,6 +173,11 @@ def make_shards(maker: ShardMaker, shards: Sequence[Shard], num_proc: int, progr
     processes = num_proc if num_proc > 1 else 0
     for number, _ in run_pieces(maker.make, missing, processes, _explain_crash, preload=__name__):
         progress(missing[number].stop - missing[number].start)
+
+
+def span(sizes: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The smallest width and height, and the largest."""
+    return [tuple(map(choose, *sizes, sizes[0])) for choose in (min, max)]
 
 
 def _explain_crash(shard: Shard) -> None:
