@@ -1,11 +1,9 @@
 """Predict new images with a model that train_taxonomy.py or train_segmentation.py wrote.
 
     python predict.py MODEL INPUT ... --output_dir DIR [--OPTION VALUE ...]
-    accelerate launch --multi_gpu predict.py MODEL INPUT ... --output_dir DIR
-    python predict.py --help
-
-    python predict.py output photos --output_dir predictions                         # a folder of images
-    python predict.py output table.csv --image_column file --target_precision 0.95  # "Amanita sp." where it is unsure
+    python predict.py output photos --output_dir predictions                        # a folder of images
+    python predict.py output table.csv --image_column file --target_precision 0.95  # "Amanita sp." where unsure
+    accelerate launch --multi_gpu predict.py output photos --output_dir predictions
 
 MODEL is a folder or an id on the Hub. INPUT is an image, a folder of images, a pattern such as 'photos/**/*.jpg', a
 table (CSV, TSV, JSON lines, Parquet) or a data set written by save_to_disk. After an interruption, run the same
@@ -245,8 +243,8 @@ def idle_options(args: PredictArguments, inputs: ImageInputs, dense: bool) -> li
         *((entry.name, dense, "the model predicts masks") for entry in fields(ClassArguments)),
         *((entry.name, not dense, "the model classifies whole images") for entry in fields(MaskArguments)),
     ]
-    told = {name: why for name, is_idle, why in idle if is_idle and changed(args, name)}
-    return [f"--{name} has no effect: {why}." for name, why in told.items()]
+    reasons = {name: why for name, is_idle, why in idle if is_idle and changed(args, name)}
+    return [f"--{name} has no effect: {why}." for name, why in reasons.items()]
 
 
 def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | None] | None:

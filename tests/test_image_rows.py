@@ -42,7 +42,7 @@ os._exit(0)
 """
 
 
-def test_a_worker_heeds_the_main_process_only(tmp_path: Path):
+def test_a_worker_listens_to_the_main_process_only(tmp_path: Path):
     """In a process of its own: a fork of this one, which has run threads, may hang."""
     done = subprocess.run(
         [sys.executable, "-c", SIGNALLED], cwd=REPOSITORY, capture_output=True, text=True, timeout=60

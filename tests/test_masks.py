@@ -281,7 +281,7 @@ def test_unknown_colours_in_a_mask(tmp_path):
         ({"PEEL": [7, 7, 7]}, r"listed twice: \['peel'\]"),
         ({"Ignore": [7, 7, 7]}, r"listed twice: \['ignore'\]"),
         *(
-            ({"Peel": colour}, "colour of 'Peel' must be three whole numbers up to 255")
+            ({"Peel": colour}, "colour of 'Peel' must be three integers from 0 to 255")
             for colour in (
                 [0, 256, 0],
                 [0, -1, 0],

@@ -24,7 +24,6 @@ from common.optim.parameters import parameter_groups
 # size_divisor, whether in tiles, and the image size to build for
 TIMM = {
     "convnext_atto": (32, False, None),
-    "convnext_tiny": (32, False, None),
     "resnet18": (32, False, None),
     "tf_efficientnet_lite0": (32, False, None),
     "mobilenetv3_small_050": (32, False, None),
@@ -32,7 +31,6 @@ TIMM = {
     "swin_tiny_patch4_window7_224": (32, False, None),
     "maxvit_tiny_tf_384": (64, False, 64),
     "coatnet_0_rw_224": (64, True, 64),
-    "vit_tiny_patch16_224": (32, False, None),
     "deit_tiny_distilled_patch16_224": (32, False, None),
     "test_vit": (32, False, 64),
     "beit_base_patch16_224": (64, True, 64),
@@ -148,19 +146,11 @@ def test_transformers_from_a_local_folder(name, tmp_path, zeros):
     check(backbone, name, zeros)
 
 
-@pytest.mark.parametrize(
-    "name, widths, size",
-    [
-        ("nvidia/mit-b0", [32, 64, 160, 256], 512),
-        ("nvidia/segformer-b3-finetuned-ade-512-512", [64, 128, 320, 512], 512),
-    ],
-)
-def test_segformer_needs_no_hub(name, widths, size, zeros):
-    backbone, _ = load_backbone(name, pretrained=False, drop_path_rate=0.0, pyramid=True)
-    assert (backbone.channels, backbone.size_divisor, backbone.spec["image_size"]) == (widths, 32, size)
+def test_segformer_needs_no_hub(zeros):
+    backbone, _ = load_backbone("nvidia/mit-b0", pretrained=False, drop_path_rate=0.0, pyramid=True)
+    assert (backbone.channels, backbone.size_divisor, backbone.spec["image_size"]) == ([32, 64, 160, 256], 32, 512)
     assert backbone.spec["interpolation"] == "bilinear" and not backbone.spec["unused"]
-    if name.endswith("b0"):
-        check(backbone, "segformer", zeros)
+    check(backbone, "segformer", zeros)
 
 
 def test_segformer_names():

@@ -15,12 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 import xxhash
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..images.files import BadSampleError
 from .masks import MaskedImageRows
-from .rows import leave_signals_to_main_process
+from .rows import Samples, leave_signals_to_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -112,10 +111,15 @@ def _file_state(path: str | None) -> bytes:
 
 
 def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int) -> None:
+    def pack(image: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        image, mask = shrink(image, mask)
+        return {"pixels": image.permute(1, 2, 0).contiguous(), "mask": mask.contiguous()}
+
     # Its own generator: a loader draws a seed for its workers, which must not change the run that makes the cache.
     decoded = DataLoader(
-        _Decoded(rows, shrink),
+        Samples(rows, np.arange(len(rows)), pack, on_bad_sample="drop"),
         batch_size=None,
+        sampler=[(0, row) for row in range(len(rows))],
         num_workers=num_workers,
         generator=torch.Generator(),
         worker_init_fn=leave_signals_to_main_process,
@@ -124,30 +128,13 @@ def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int
     index = np.full((len(rows), 5), -1, dtype=np.int64)
     position = 0
     with (folder / "pixels.bin").open("wb") as file:
-        for row, pair in enumerate(tqdm(decoded, desc="decoding", unit="image", disable=not live, total=len(rows))):
-            if pair is None:
+        for row, sample in enumerate(tqdm(decoded, desc="decoding", unit="image", disable=not live, total=len(rows))):
+            if sample["pixels"] is None:
                 continue
-            image, mask = pair
+            image, mask = sample["pixels"], sample["mask"]
             index[row] = position, *image.shape[:2], *mask.shape
             position += file.write(image.numpy().tobytes()) + file.write(mask.numpy().tobytes())
         file.write(b"\0")  # an empty file cannot be mapped
     np.save(folder / "index.npy", index)
     (folder / "done.json").write_text(json.dumps({"rows": len(rows), "bytes": position}))
     logger.info("decoded %d images into %s, %.1f GB", len(rows), folder.parent, position / 1e9)
-
-
-class _Decoded(Dataset):
-    """Row -> image (height, width, 3) and mask as the cache keeps them; ``None`` if they do not decode."""
-
-    def __init__(self, rows: MaskedImageRows, shrink: Shrink) -> None:
-        self.rows, self.shrink = rows, shrink
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, row: int) -> tuple[torch.Tensor, torch.Tensor] | None:
-        try:
-            image, mask = self.shrink(*self.rows.load(row, self.rows.encoded([row])[0]))
-        except BadSampleError:
-            return None
-        return image.permute(1, 2, 0).contiguous(), mask.contiguous()

@@ -112,7 +112,7 @@ def _colour(path: str | Path, name: str, colour: Any) -> int:
             raise ValueError
     except (ValueError, TypeError):
         raise ValueError(
-            f"Palette {path}: the colour of {name!r} must be three whole numbers up to 255, or '#rrggbb' in quotes, "
+            f"Palette {path}: the colour of {name!r} must be three integers from 0 to 255, or '#rrggbb' in quotes, "
             f"not {colour}."
         ) from None
     return red << 16 | green << 8 | blue

@@ -1,10 +1,9 @@
-"""Which sample when: a global order that depends on the seed and the epoch alone, not on who computes what.
+"""The order of the samples, which depends on the seed and the epoch alone, not on processes or workers.
 
 Global batch ``b`` of an epoch is the slice ``[b * G, (b + 1) * G)`` of that epoch's permutation. Every process
 computes a contiguous part of each global batch, in one or more micro-batches. The position is two global numbers,
-``epoch`` and ``samples_seen``; so a run that goes on with other processes or workers sees the same global batches.
-Randomness of a sample is counted, not carried: it is a function of (seed, epoch, index), and the epoch travels with
-the index.
+``epoch`` and ``samples_seen``; so a run resumed on other processes or workers sees the same global batches. The
+random numbers of a sample are a function of (seed, epoch, index); therefore keys hold the epoch beside the index.
 """
 
 from __future__ import annotations
@@ -58,22 +57,22 @@ def epoch_order(num_samples: int, seed: int, epoch: int, weights: np.ndarray | N
 
 
 class GlobalBatchSampler:
-    """Batch sampler of one process: micro-batches of (epoch, index) keys, from a position to the end of training.
+    """Batch sampler of one process: micro-batches of (epoch, index) keys, from the position to the end of training.
 
     Args:
         num_samples: size of the training set.
         global_batch_size: samples per optimizer step, over all processes.
         micro_batch_size: samples per forward pass of one process; ``micro_batch_size * num_processes`` must divide
             ``global_batch_size``.
-        num_steps: optimizer steps until training ends, where the sampler stops; ``num_epochs`` by default.
+        num_steps: optimizer steps of the training; ``num_epochs`` by default.
         seed: of the order.
-        process_index, num_processes: this process, of how many.
+        process_index, num_processes: this process, and how many there are.
         num_epochs: passes over the training set, if ``num_steps`` is not given.
         weights: of the samples, see :func:`epoch_order`.
 
     Raises:
         ValueError: if the sizes do not divide, or there are fewer samples than a global batch. The incomplete batch at
-            the end of an epoch is left out; another one each epoch, since the order differs.
+            the end of an epoch is left out; it holds other samples in every epoch.
     """
 
     def __init__(
@@ -134,41 +133,31 @@ class GlobalBatchSampler:
         return {"epoch": self.epoch, "samples_seen": self.samples_seen}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a position; takes effect with the next iterator."""
+        """Move to a position, for the next iterator."""
         self.epoch, self.samples_seen = state["epoch"], state["samples_seen"]
-
-    def global_batch(self, step: int) -> list[Key]:
-        """All keys of the global batch of optimizer step ``step`` (counted from 0)."""
-        epoch, batch = divmod(step, self.steps_per_epoch)
-        return self._batch(epoch, epoch_order(self.num_samples, self.seed, epoch, self.weights), batch)
 
     def __len__(self) -> int:
         return max(self.num_steps - self.global_step, 0) * self.accumulation_steps
 
     def __iter__(self) -> Iterator[list[Key]]:
         share = self.global_batch_size // self.num_processes
-        first = self.process_index * share
         order_of, order = -1, np.empty(0)
         for step in range(self.global_step, self.num_steps):
             epoch, batch = divmod(step, self.steps_per_epoch)
             if epoch != order_of:
                 order_of, order = epoch, epoch_order(self.num_samples, self.seed, epoch, self.weights)
-            keys = self._batch(epoch, order, batch)[first : first + share]
-            for start in range(0, share, self.micro_batch_size):
-                yield keys[start : start + self.micro_batch_size]
-
-    def _batch(self, epoch: int, order: np.ndarray, batch: int) -> list[Key]:
-        start = batch * self.global_batch_size
-        return [(epoch, int(index)) for index in order[start : start + self.global_batch_size]]
+            first = batch * self.global_batch_size + self.process_index * share
+            for start in range(first, first + share, self.micro_batch_size):
+                yield [(epoch, index) for index in order[start : start + self.micro_batch_size].tolist()]
 
 
 class EvaluationBatchSampler:
-    """Every sample to exactly one process, in order and without padding: batches of (0, index) keys.
+    """Batches of (0, index) keys: every sample on exactly one process, in order and without padding.
 
     Args:
         num_samples: size of the evaluation set.
         batch_size: samples per forward pass.
-        process_index, num_processes: this process, of how many. Processes may get different numbers of batches.
+        process_index, num_processes: this process, and how many there are; their numbers of batches may differ.
     """
 
     def __init__(self, num_samples: int, batch_size: int, process_index: int = 0, num_processes: int = 1) -> None:
@@ -185,10 +174,7 @@ class EvaluationBatchSampler:
 
 
 def seed_sample(seed: int, epoch: int, index: int) -> None:
-    """Make the global generators of Python, numpy and torch (CPU) functions of (seed, epoch, index) alone.
-
-    Augmentation libraries draw from all three.
-    """
+    """Seed the global generators of Python, numpy and torch (CPU), all of which augmentation uses, for one sample."""
     sequence = np.random.SeedSequence([seed, epoch, index]).generate_state(3)
     random.seed(int(sequence[0]))
     np.random.seed(int(sequence[1]))
@@ -197,7 +183,7 @@ def seed_sample(seed: int, epoch: int, index: int) -> None:
 
 @contextmanager
 def generators_kept() -> Iterator[None]:
-    """Puts the global generators' states back at the end, so that nothing outside notices what was drawn."""
+    """Restores the states of the global generators at the end, so that nothing outside changes."""
     before = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
         yield
@@ -208,6 +194,6 @@ def generators_kept() -> Iterator[None]:
 
 
 def seed_step(seed: int, global_step: int, micro_step: int, process_index: int) -> None:
-    """Make dropout and stochastic depth functions of the position too: nothing is left to save or restore."""
+    """Seed dropout and stochastic depth by the position, so that no generator state has to be saved."""
     sequence = np.random.SeedSequence([seed, global_step, micro_step, process_index]).generate_state(1, np.uint64)
     torch.manual_seed(int(sequence[0]))

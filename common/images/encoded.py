@@ -45,16 +45,12 @@ class EncodedImage:
             with open(source, "rb") as file:
                 self.content = file.read()
         self.decoded: torch.Tensor | None = None
-        self.is_jpeg = self.is_upright = self.is_plain = self._read_plain_header()
-        if not self.is_plain:
-            self._read_header()
-
-    def _read_plain_header(self) -> bool:
-        """Whether this is a plain JPEG (see :func:`plain_jpeg_size`); if so, its size is set."""
         size = plain_jpeg_size(self.content)
+        self.is_jpeg = self.is_upright = self.is_plain = size is not None
         if size:
             self.size, self.shape = size, size[::-1]
-        return size is not None
+        else:
+            self._read_header()
 
     def _read_header(self) -> None:
         """The size of any other file, from Pillow; files other than JPEGs are decoded at once."""

@@ -43,13 +43,13 @@ def hierarchy_from_table(columns: Mapping[str, Sequence[Any]], first_row: int = 
             raise ValueError(f"The level column {level!r} is empty in every row.")
     unclear: set[LabelPath] = set()
     while True:  # nearly always once
-        filled, told = _fill_gaps(levels, rows, unclear)
+        filled, lines = _fill_gaps(levels, rows, unclear)
         tree = hierarchy_from_paths(levels, [path for path in filled.values() if any(path)], sort=True)
         lost = _not_found_again(tree, filled)
         if not lost:
             break
         unclear |= lost
-    report += told
+    report += lines
     paths: dict[LabelPath, list[int]] = defaultdict(list)
     for path, numbers in rows.items():
         paths[filled[path]] += numbers
@@ -106,7 +106,7 @@ def _fill_gaps(
             if name is not None:
                 named[depth, name].append(path)
     filled: dict[LabelPath, LabelPath] = {}
-    told: list[str] = []
+    lines: list[str] = []
     empty: list[dict[str, list[int]]] = [defaultdict(list) for _ in levels]
     for path, numbers in rows.items():
         new = list(path)
@@ -117,19 +117,19 @@ def _fill_gaps(
             if not values:
                 empty[depth][path[finer]] += numbers
             elif len(values) > 1 or path in unclear:
-                told.append(
+                lines.append(
                     f"{where}, not filled, there {f'are {values}' if len(values) > 1 else 'are several paths'}."
                 )
             else:
                 new[depth] = values[0]
-                told.append(f"{where}, filled with {values[0]!r}.")
+                lines.append(f"{where}, filled with {values[0]!r}.")
         filled[path] = tuple(new)
     for level, names in zip(levels, empty, strict=True):
         if names:
             shown = ", ".join(map(repr, list(names)[:5])) + (", ..." if len(names) > 5 else "")
             numbers = list(chain.from_iterable(names.values()))
-            told.append(f"{level}: no value above {shown} in any row ({row_list(numbers)}).")
-    return filled, told
+            lines.append(f"{level}: no value above {shown} in any row ({row_list(numbers)}).")
+    return filled, lines
 
 
 def _compatible(first: LabelPath, second: LabelPath, depth: int) -> bool:
@@ -155,8 +155,8 @@ def _report_partial_labels(levels: list[str], rows: Mapping[LabelPath, list[int]
         ends[max((depth for depth, name in enumerate(path) if name is not None), default=-1)] += numbers
     for depth, numbers in sorted(ends.items()):
         if depth < len(levels) - 1:
-            told = f"nothing finer than {levels[depth]!r}" if depth >= 0 else "nothing"
-            report.append(f"{levels[depth + 1]}: partial labels, {len(numbers)} name {told} ({row_list(numbers)}).")
+            known = f"nothing finer than {levels[depth]!r}" if depth >= 0 else "nothing"
+            report.append(f"{levels[depth + 1]}: partial labels, {len(numbers)} name {known} ({row_list(numbers)}).")
 
 
 def _gaps(path: LabelPath) -> Iterable[tuple[int, int]]:

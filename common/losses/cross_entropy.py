@@ -14,7 +14,7 @@ class LevelCrossEntropy(nn.Module):
     """Weighted sum over the levels of the cross-entropy between logits and labels.
 
     A level's loss is a weighted mean over its labelled elements. The mean's denominator is given from outside, so that
-    the parts of one batch (micro-batches, processes) add up to exactly the loss of the whole.
+    the parts of one batch (micro-batches, processes) add up to exactly the loss of the batch.
 
     Args:
         heads: what turns logits into log-probabilities.
@@ -24,9 +24,9 @@ class LevelCrossEntropy(nn.Module):
         logit_adjustment: multiple of the log-prior added to the logits in training mode (Menon et al., Long-tail
             learning via logit adjustment, ICLR 2021); 0 for none, otherwise usually 1.
         counts: per level (classes,) training samples; needed for the prior.
-        backoff_levels: levels at which some labels end (a specimen known to its genus only). An element whose label
-            ends there stands in with that level for the finer ones, which makes the loss on the last level the
-            likelihood of what is known. Without it such an element does not count there.
+        backoff_levels: levels at which some labels end (a specimen known to its genus only). The loss of such an
+            element at that level is added to the finer levels too, so that the last level's loss is the likelihood
+            of what is known. Without it such an element does not count at the finer levels.
     """
 
     def __init__(
@@ -84,10 +84,9 @@ class LevelCrossEntropy(nn.Module):
         Args:
             logits: (batch, outputs, ...) of the heads, any floating dtype.
             labels: (batch, levels, ...) int64.
-            denominators: (levels,) :meth:`label_weights` of the whole batch that this is a part of; by default of
-                this one.
+            denominators: (levels,) :meth:`label_weights` of the batch that this is a part of; by default of this one.
             mixed_with: labels of the images mixed in by mixup or cutmix.
-            mix: share of the image that ``labels`` belongs to.
+            mix: share of the image that ``labels`` belong to.
         """
         sums = mix * self.level_sums(logits, labels)
         if mixed_with is not None:

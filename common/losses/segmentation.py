@@ -26,7 +26,7 @@ class SegmentationLoss(nn.Module):
     """Weighted sum over the levels of ``dice_weight * Dice + focal_weight * focal``, in float32.
 
     Both are weighted means whose denominators (:meth:`label_weights`) are given from outside, so that the parts of one
-    batch (micro-batches, processes) add up to exactly the loss of the whole. A pixel without a label at a level does
+    batch (micro-batches, processes) add up to exactly the loss of the batch. A pixel without a label at a level does
     not count there. Cross-entropy is ``dice_weight=0, focal_gamma=0``.
 
     - Focal (Lin et al., ICCV 2017): ``(1 - p)^gamma * -log p`` of each pixel, where p is its class's probability.
@@ -93,8 +93,8 @@ class SegmentationLoss(nn.Module):
             logits: (batch, outputs of the heads, h, w), any floating dtype; of the labels' size, or ``stride`` times
                 smaller (rounded up) and then enlarged bilinearly.
             labels: (batch, H, W) int64 leaf labels, negative where there is none.
-            denominators: (levels, 2) :meth:`label_weights` of the whole batch that this is a part of; by default of
-                this one.
+            denominators: (levels, 2) :meth:`label_weights` of the batch that this is a part of; by default of this
+                one.
 
         Raises:
             ValueError: if the sizes do not fit.
