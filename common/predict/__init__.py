@@ -1,4 +1,4 @@
-"""Predictions for new images: inputs, batches, parts that survive a kill.
+"""Predictions for new images: inputs, windows, and parts from which a prediction resumes.
 
 May import common.publish and what is below it.
 """
