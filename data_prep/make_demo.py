@@ -17,9 +17,9 @@ from pathlib import Path
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from data_prep.demo.artworks_contact import draw_artworks_sheet
-from data_prep.demo.artworks_set import make_artworks
-from data_prep.demo.fungarium_set import draw_fungarium_sheet, make_taxonomy
+from demo.artworks_contact import draw_artworks_sheet
+from demo.artworks_set import make_artworks
+from demo.fungarium_set import draw_fungarium_sheet, make_taxonomy
 
 __all__ = ["main", "make_artworks", "make_taxonomy"]
 

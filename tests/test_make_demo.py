@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_prep.demo import fungarium_set
-from data_prep.demo.files import quiet_unless_terminal, write_atomically
-from data_prep.demo.fungarium import LEVELS, all_species
-from data_prep.demo.fungarium_set import specimen_counts
 from data_prep.make_demo import main, make_taxonomy
+from demo import fungarium_set
+from demo.files import quiet_unless_terminal, write_atomically
+from demo.fungarium import LEVELS, all_species
+from demo.fungarium_set import specimen_counts
 
 SMALL = {"num_train": 200, "num_validation": 100}
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -13,12 +13,12 @@ import pytest
 from PIL import Image
 
 from common.labels.hierarchy_files import load_hierarchy
-from data_prep.demo import artworks_set
-from data_prep.demo.artworks import MATERIALS, SCENES, Artwork, Gallery, Shot
-from data_prep.demo.artworks_damage import HABITS, Damage
-from data_prep.demo.artworks_set import HIERARCHY, make_artworks, plan_artworks
-from data_prep.demo.artworks_sheet import BACKGROUND, CLASSES, Sheet, View
 from data_prep.make_demo import main
+from demo import artworks_set
+from demo.artworks import MATERIALS, SCENES, Artwork, Gallery, Shot
+from demo.artworks_damage import HABITS, Damage
+from demo.artworks_set import HIERARCHY, make_artworks, plan_artworks
+from demo.artworks_sheet import BACKGROUND, CLASSES, Sheet, View
 
 SMALL = {"num_train": 32, "num_validation": 16}
 LEAST = {"num_train": 16, "num_validation": 16}

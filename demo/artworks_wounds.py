@@ -6,10 +6,10 @@ units, and a generator of their own.
 
 import numpy as np
 
-from data_prep.demo.artworks_scenes import closed
-from data_prep.demo.artworks_shapes import mottle, ragged, scattered, turned
-from data_prep.demo.artworks_sheet import Patch, Sheet, overlap
-from data_prep.demo.fungarium_bodies import TURN
+from demo.artworks_scenes import closed
+from demo.artworks_shapes import mottle, ragged, scattered, turned
+from demo.artworks_sheet import Patch, Sheet, overlap
+from demo.fungarium_bodies import TURN
 
 # What shows where the paint is gone.
 GROUNDS = {"oil": (196, 172, 132), "fresco": (214, 208, 198), "paper": (150, 128, 104), "photograph": (240, 236, 226)}

@@ -6,10 +6,10 @@ units, and a generator of their own.
 
 import numpy as np
 
-from data_prep.demo.artworks_scenes import closed
-from data_prep.demo.artworks_shapes import dots, mottle, ragged, scattered, turned
-from data_prep.demo.artworks_sheet import Patch, Sheet, overlap
-from data_prep.demo.fungarium_bodies import TURN
+from demo.artworks_scenes import closed
+from demo.artworks_shapes import dots, mottle, ragged, scattered, turned
+from demo.artworks_sheet import Patch, Sheet, overlap
+from demo.fungarium_bodies import TURN
 
 INKS = ((32, 38, 120), (164, 24, 34), (22, 20, 24), (92, 30, 110))
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from data_prep.demo.artworks_scenes import CLOTHES, Easel, closed, pigment
-from data_prep.demo.fungarium_bodies import TURN, Colour, Pen, arc, ellipse, outline, paint, steps, tone
+from demo.artworks_scenes import CLOTHES, Easel, closed, pigment
+from demo.fungarium_bodies import TURN, Colour, Pen, arc, ellipse, outline, paint, steps, tone
 
 FRUITS = ("apple", "orange", "lemon", "pear", "grapes", "plum")
 JEWELS = ("azure", "scarlet", "teal", "gold", "violet", "rust", "olive", "slate")

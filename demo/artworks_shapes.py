@@ -3,9 +3,9 @@
 import numpy as np
 from PIL import Image
 
-from data_prep.demo.artworks_scenes import closed
-from data_prep.demo.artworks_sheet import Patch, Sheet
-from data_prep.demo.fungarium_bodies import TURN
+from demo.artworks_scenes import closed
+from demo.artworks_sheet import Patch, Sheet
+from demo.fungarium_bodies import TURN
 
 
 def ragged(radius: float, rng: np.random.Generator, roughness: float = 0.16, count: int = 36) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import ImageDraw
 
-from data_prep.demo.fungarium import Look
+from demo.fungarium import Look
 
 Colour = Sequence[float]  # red, green, blue in 0..1
 Ink = tuple[int, int, int]  # the same in 0..255, as Pillow takes it

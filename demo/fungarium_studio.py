@@ -5,8 +5,8 @@ from io import BytesIO
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
-from data_prep.demo.fungarium import Look
-from data_prep.demo.fungarium_bodies import PLANS, Pen, ellipse, paint, steps, tone, vary
+from demo.fungarium import Look
+from demo.fungarium_bodies import PLANS, Pen, ellipse, paint, steps, tone, vary
 
 MIN_SIDE, MAX_SIDE = 72, 160  # of a picture, in pixels
 TILE, GRAIN = 420, 320  # sides of the stored backgrounds and film grain; pictures are crops of them

@@ -6,8 +6,8 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from data_prep.demo.artworks_set import COLOURS
-from data_prep.demo.artworks_sheet import BACKGROUND, CLASSES
+from demo.artworks_set import COLOURS
+from demo.artworks_sheet import BACKGROUND, CLASSES
 
 SIDE, GAP, CAPTION = 122, 6, 17
 

@@ -10,10 +10,10 @@ import datasets
 import numpy as np
 from PIL import Image
 
-from data_prep.demo.artworks import MATERIALS, SCENES, Artwork, Gallery, Shot
-from data_prep.demo.artworks_damage import HABITS, Damage
-from data_prep.demo.artworks_sheet import BACKGROUND, CLASSES
-from data_prep.demo.files import (
+from demo.artworks import MATERIALS, SCENES, Artwork, Gallery, Shot
+from demo.artworks_damage import HABITS, Damage
+from demo.artworks_sheet import BACKGROUND, CLASSES
+from demo.files import (
     DONE_MARK,
     OWN_ENTRIES,
     SPLITS,
@@ -22,7 +22,7 @@ from data_prep.demo.files import (
     write_atomically,
 )
 
-HIERARCHY = Path(__file__).resolve().parents[2] / "hierarchies" / "artefact.yaml"
+HIERARCHY = Path(__file__).resolve().parents[1] / "hierarchies" / "artefact.yaml"
 HIERARCHY_COPY = "hierarchy.yaml"
 LEAST_PHOTOGRAPHS = 16  # of a split; fewer would not show every class
 CLEAN_SHARE = 0.08  # of the artworks

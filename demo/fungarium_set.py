@@ -6,9 +6,9 @@ import datasets
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from data_prep.demo.files import DONE_MARK, SPLITS, check_replaceable, quiet_unless_terminal, write_atomically
-from data_prep.demo.fungarium import LEVELS, Species, all_species
-from data_prep.demo.fungarium_studio import Studio
+from demo.files import DONE_MARK, SPLITS, check_replaceable, quiet_unless_terminal, write_atomically
+from demo.fungarium import LEVELS, Species, all_species
+from demo.fungarium_studio import Studio
 
 MIN_PER_SPECIES = {"train": 4, "validation": 2}
 # Validation is less long-tailed than training, so that scores of rare species rest on more than two pictures.

@@ -5,11 +5,11 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw
 
-from data_prep.demo.artworks_damage import Damage, damage_sheet
-from data_prep.demo.artworks_objects import draw_ornament, draw_still_life
-from data_prep.demo.artworks_scenes import Easel, draw_landscape, draw_portrait
-from data_prep.demo.artworks_sheet import Sheet, View
-from data_prep.demo.fungarium_bodies import TURN, Ink, paint, tone
+from demo.artworks_damage import Damage, damage_sheet
+from demo.artworks_objects import draw_ornament, draw_still_life
+from demo.artworks_scenes import Easel, draw_landscape, draw_portrait
+from demo.artworks_sheet import Sheet, View
+from demo.fungarium_bodies import TURN, Ink, paint, tone
 
 CANVAS, PADDING = 320, 54  # long side of a painted artwork, and of what is around it on each side, in pixels
 MIN_SIDE, MAX_SIDE = 128, 192  # long side of a photograph, in pixels

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
-from data_prep.demo.fungarium_bodies import TURN, Colour, Ink, Pen, arc, ellipse, outline, paint, tone
+from demo.fungarium_bodies import TURN, Colour, Ink, Pen, arc, ellipse, outline, paint, tone
 
 SKINS = ((24, 0.38, 0.93), (22, 0.46, 0.80), (20, 0.55, 0.62), (18, 0.58, 0.46))
 HAIRS = ((20, 0.65, 0.28), (28, 0.6, 0.42), (38, 0.6, 0.72), (14, 0.75, 0.5), (30, 0.05, 0.72), (240, 0.2, 0.2))

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_prep.demo import artworks_marks as marks
-from data_prep.demo import artworks_wounds as wounds
-from data_prep.demo.artworks_sheet import Sheet
+from demo import artworks_marks as marks
+from demo import artworks_wounds as wounds
+from demo.artworks_sheet import Sheet
 
 Painter = Callable[[Sheet, np.ndarray, float, np.random.Generator], None]
 

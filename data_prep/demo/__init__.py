@@ -1,1 +1,0 @@
-"""The drawing of the demo data: nothing here is about real fungi or real works of art."""
