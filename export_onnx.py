@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = parser.parse_args(argv)
     check_export_packages()
     if args.output is None and not Path(args.model).is_dir():
-        raise ValueError(f"{args.model} is not a folder; name the file to write with --output.")
+        raise ValueError(f"{args.model} is no folder; say with --output where the file goes.")
     path = Path(args.output or Path(args.model) / "model.onnx")
     if not path.parent.is_dir():
         raise ValueError(f"There is no folder {path.parent} (--output).")
