@@ -148,7 +148,7 @@ def make_masks(folder: Path) -> None:
     splits = {}
     for split, seed in (("train", 1), ("validation", 2)):
         tiles = make_tiles(12, seed)
-        contents = [["parchment", "glass", "paper"][index % 3] for index in range(6) for _ in range(2)]
+        contents = [["Line art", "Photograph", "Text"][index % 3] for index in range(6) for _ in range(2)]
         splits[split] = tiles.rename_columns({"mask": "annotation", "tile": "id"}).add_column("content", contents)
         rows = [[f"{split}{index}.png", f"{split}{index}_mask.png", f"{split}{index}"] for index in range(12)]
         for tile, (image, mask, _) in zip(tiles, rows, strict=True):
