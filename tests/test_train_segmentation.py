@@ -135,9 +135,11 @@ def test_evaluates_what_it_saved(dense_options, tmp_path):
     again = {"eval_only": True, "model_name_or_path": tmp_path / "out", "output_dir": tmp_path / "again"}
     again |= {"image_size": None, "no_pretrained": None, "decoder_channels": None}
     train_segmentation.main(dense_options(**again))
-    assert read(tmp_path / "again") == {"train": None, "eval": trained}
+    found = read(tmp_path / "again")["eval"]
+    loss = trained["loss"]  # its convolutions may add up in another order where memory is aligned otherwise
+    assert found.pop("loss") == pytest.approx(trained.pop("loss"), rel=1e-6) and found == trained
     other = train_segmentation.main(dense_options(**again, eval_stride=32))["eval"]
-    assert other["loss"] != trained["loss"]
+    assert other["loss"] != pytest.approx(loss, rel=1e-6)
 
 
 def test_loads_with_transformers_alone(dense_options, tiles, tmp_path):
