@@ -20,6 +20,7 @@ def three_parts(tmp_path):
     return tmp_path / "parts"
 
 
+@pytest.mark.with_report
 def test_the_best_model_is_scored(options, three_parts, tmp_path, capfd):
     """The numbers are those of --eval_only on that split, of the model that was saved; the rest does not change."""
     words = {"dataset_name": three_parts, "num_train_epochs": 3, "learning_rate": 2e-2, "save_predictions": True}
@@ -41,6 +42,11 @@ def test_the_best_model_is_scored(options, three_parts, tmp_path, capfd):
     assert again["eval"] == results["test"]
     assert json.loads((tmp_path / "out" / "all_results.json").read_text())["test"]["num_samples"] == 37
     assert len(pd.read_parquet(tmp_path / "out" / "predictions_test.parquet")) == 37
+    shown = f"{100 * results['test']['levels']['order']['accuracy']:.2f}%"
+    report = (tmp_path / "out" / "report.html").read_text()
+    assert shown in report.split("Test split, scored once by the best model")[1]
+    assert shown in (tmp_path / "out" / "README.md").read_text().split("On the test split, scored once:")[1]
+    assert "Test split" not in (tmp_path / "without" / "report.html").read_text()
     assert len(pd.read_parquet(tmp_path / "out" / "predictions.parquet")) == 41
 
 

@@ -151,6 +151,7 @@ def base_model(options: Mapping[str, Any]) -> str | None:
 def _content(summary: RunSummary, name: str) -> dict[str, Any]:
     hierarchy, options, results = summary.hierarchy, summary.options, summary.results["eval"]
     header, *rows = level_rows(results)
+    test = summary.results.get("test")
     what = "An image classifier" if summary.unit == "images" else "A segmentation model"
     data, split = data_name(options), options["validation_split"]
     weak, missing, last = [], 0, hierarchy.num_levels - 1
@@ -165,6 +166,7 @@ def _content(summary: RunSummary, name: str) -> dict[str, Any]:
         "columns": [in_words(column) for column in header[1:]],
         "levels": [(row[0], f"{size:,}", row[1:]) for row, size in zip(rows, hierarchy.num_classes, strict=True)],
         "paths": path_measures(results),
+        "test": level_rows(test)[1:] if test else [],
         "evaluated_on": f"{results['num_samples']:,} images, split {split} of {data}",
         "example_path": path_of(hierarchy, *hierarchy.leaves[0]),
         "facts": {"data": data, **summary.facts},

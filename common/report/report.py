@@ -82,6 +82,7 @@ def _texts(summary: RunSummary) -> dict[str, Any]:
     """What is said of the run, and of every level."""
     options, train, evaluation = summary.options, summary.results["train"], summary.results["eval"]
     split, metric = options["validation_split"], options["metric_for_best_model"]
+    test = summary.results.get("test")
     steps = (train or {}).get("skipped_steps", 0)
     measure = summary.measures[0]
     tiles = {f"{level} {in_words(measure)}": percent(row[measure]) for level, row in evaluation["levels"].items()}
@@ -97,6 +98,8 @@ def _texts(summary: RunSummary) -> dict[str, Any]:
         "facts": {"data": data_name(options), **summary.facts},
         "levels": level_rows(evaluation),
         "paths": path_measures(evaluation),
+        "test_levels": level_rows(test) if test else [],
+        "test_paths": path_measures(test) if test else {},
         "skipped_steps": f"{steps:,} training steps, because their loss was NaN or infinite."
         if steps
         else "No training step.",
