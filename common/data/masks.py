@@ -162,21 +162,21 @@ class MaskedImageRows:
 
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
         """A message for each broken mask or image (see :meth:`ImageRows.headers`), or for each pair of two sizes."""
-        pairs = list(zip(self.images.headers(num_rows), self.masks.headers(num_rows), strict=True))
-        problems = [f"mask in {mask.problem}" for _, mask in pairs if mask.problem]
-        problems += [image.problem for image, _ in pairs if image.problem]
-        if problems:
-            return problems
-        for image, mask in pairs:
-            if image.size != mask.size:  # the header may not tell the orientation
-                try:
-                    sizes = self.images.size(image.source), self.masks.size(mask.source)
-                except BAD_IMAGE as error:
-                    problems.append(f"image or mask in {self.masks.describe(image.row)}: {explain(error)}")
-                    continue
+        broken_masks, broken_images, differ = [], [], []
+        for image, mask in zip(self.images.headers(num_rows), self.masks.headers(num_rows), strict=True):
+            if mask.problem:
+                broken_masks.append(f"mask in {mask.problem}")
+            if image.problem:
+                broken_images.append(image.problem)
+            if None in (image.size, mask.size) or image.size == mask.size:
+                continue
+            try:  # the header may not tell the orientation
+                sizes = self.images.size(image.source), self.masks.size(mask.source)
                 if sizes[0] != sizes[1]:
-                    problems.append(self._sizes_differ(image.row, *sizes))
-        return problems
+                    differ.append(self._sizes_differ(image.row, *sizes))
+            except BAD_IMAGE as error:
+                differ.append(f"image or mask in {self.masks.describe(image.row)}: {explain(error)}")
+        return [*broken_masks, *broken_images] or differ
 
     def count_pixels(self, rows: np.ndarray, num_threads: int) -> tuple[np.ndarray, list[str]]:
         """Decode masks and count: int64 (len(rows), leaves), and a message for each mask that does not decode."""
