@@ -437,6 +437,7 @@ def test_time_limit_without_warning(unwarned_job, whole_run):
     assert unwarned_job.model() == whole_run.model()
 
 
+@pytest.mark.slow
 def test_real_training_is_stopped_requeued_and_evaluated(cluster, fruit, tmp_path):
     """train_taxonomy.py itself, with an undisturbed run beside it; then evaluate.sbatch on what it wrote.
 
@@ -461,7 +462,7 @@ def test_real_training_is_stopped_requeued_and_evaluated(cluster, fruit, tmp_pat
     assert job.model() == whole.model()
     for log in list(job.logs().values())[:2]:
         assert "will stop after this step, with a checkpoint" in log and "DataLoader worker" not in log
-    assert all("Going on from step" in log for log in list(job.logs().values())[1:])
+    assert all("Resuming from step" in log for log in list(job.logs().values())[1:])
 
     again = Job(cluster, tmp_path / "job", "evaluate.sbatch", "train_taxonomy.py", str(job.output))
     again.wait("COMPLETED")

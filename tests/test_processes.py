@@ -56,6 +56,9 @@ def test_two_processes_share_results_and_errors(tmp_path):
     script = tmp_path / "both.py"
     script.write_text(
         textwrap.dedent("""
+            import sys
+            from pathlib import Path
+
             from accelerate import Accelerator
             from common.run.processes import local_main_first, on_main_process, wait_for_all
 
@@ -73,17 +76,18 @@ def test_two_processes_share_results_and_errors(tmp_path):
             with local_main_first(accelerator):
                 pass
             wait_for_all()
-            print("said", index, said, flush=True)
+            Path(sys.argv[1], str(index)).write_text(str(said))
         """)
     )
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
     done = subprocess.run(
-        [*command, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(script)],
+        [*command, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(script), str(tmp_path)],
         cwd=REPOSITORY,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,
         text=True,
         timeout=120,
     )
-    assert "said 0 [7, 1, 'broken', 'broken']" in done.stdout, done.stderr[-2000:]
-    assert "said 1 [7, None, 'broken', 'broken']" in done.stdout
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (tmp_path / "0").read_text() == "[7, 1, 'broken', 'broken']"
+    assert (tmp_path / "1").read_text() == "[7, None, 'broken', 'broken']"

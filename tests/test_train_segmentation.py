@@ -385,8 +385,8 @@ def with_mask(tiles: Path, folder: Path, row: int, mask: np.ndarray | bytes, spl
         (lambda mask: np.dstack([mask, mask, mask + 1]), "--mask_palette"),
     ],
 )
-def test_wrong_masks_are_found_before_a_model_is_loaded(dense_options, tiles, tmp_path, monkeypatch, change, message):
-    monkeypatch.setattr("common.run.setup.load_backbone", lambda *args, **kwargs: pytest.fail("too late"))
+def test_wrong_masks_are_found_before_training(dense_options, tiles, tmp_path, monkeypatch, change, message):
+    monkeypatch.setattr(train_segmentation, "make_optimizer", lambda *args: pytest.fail("too late"))
     mask = np.asarray(datasets.load_from_disk(tiles)["train"][5]["mask"])
     folder = with_mask(tiles, tmp_path / "wrong", 5, change(mask).astype(np.uint8))
     with pytest.raises(ValueError, match=message):
