@@ -64,7 +64,7 @@ def test_output_contract(dense_options, tmp_path):
     results = read(folder)
     assert set(results) == {"train", "eval"}
     assert results["train"]["global_step"] == 6 and results["train"]["samples_seen"] == 48
-    assert set(results["eval"]) == {"loss", "num_samples", "num_pixels", "levels", "path", "argmax"}
+    assert set(results["eval"]) == {"loss", "num_samples", "num_pixels", "levels", "path", "argmax", "intervals"}
     assert results["eval"]["num_samples"] == 13
     assert list(results["eval"]["levels"]) == LEVELS
     for name, level in results["eval"]["levels"].items():
