@@ -220,6 +220,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     eval_loader = make_eval_loader(args, accelerator, data.validation, spec)
     facts = run_facts(args, accelerator, model, curriculum, sampler, data)
     summary = RunSummary(Path(args.output_dir), asdict(args), data.hierarchy, "images", MEASURES, facts)
+    if data.train is not None:
+        train_labels = torch.from_numpy(data.train.labels[data.train.rows])
+        summary.train_counts = count_labels(train_labels, data.hierarchy)[-1].numpy()
     load_examples = partial(load_pictures, data.validation.images, data.hierarchy)
     if args.eval_only:
         run = Run(args, accelerator, stop, summary, problems)
