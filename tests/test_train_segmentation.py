@@ -348,6 +348,8 @@ def test_configs_build_and_run(config, tmp_path):
     words += ["--image_column", "image", "--mask_column", "mask", "--decoder_channels", "16"]
     if content.get("group_column"):
         words += ["--group_column", "content"]
+    if content.get("eval_crop"):
+        words += ["--eval_crop", "64", "--resize_longer", "64"]
     results = train_segmentation.main(words)
     assert results["train"]["global_step"] == 2 and list(results["eval"]["levels"]) == LEVELS
 
