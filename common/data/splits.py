@@ -52,10 +52,10 @@ class Reading:
     def of(args: Any) -> Reading:
         """What the options of a script say."""
         found = vars(args).get
-        images = [name for name in (found("image_column"), found("mask_column")) if name]
+        images = [name for name in (args.image_column, found("mask_column")) if name]
         others = ("label_column", "group_column", "group_by", "id_column", "leave_out")
         told = [*images, *(found("level_columns") or ()), *(name for name in map(found, others) if name)]
-        return Reading(found("missing_values") or MISSING, images, found("image_suffix"), told)
+        return Reading(args.missing_values or MISSING, images, args.image_suffix, told)
 
 
 @dataclass
@@ -156,7 +156,8 @@ def _settle_cells(dataset: Dataset, reading: Reading, where: str) -> tuple[Datas
             column = pc.replace_substring(column, "\\", "/")
             if reading.suffix and name == reading.images[0]:
                 named = pc.ends_with(column, reading.suffix, ignore_case=True)
-                column = pc.if_else(named, column, pc.binary_join_element_wise(column, reading.suffix, ""))
+                ending, nothing = (pa.scalar(text, column.type) for text in (reading.suffix, ""))
+                column = pc.if_else(named, column, pc.binary_join_element_wise(column, ending, nothing))
         if not column.equals(cells.column(name)):
             changed[name] = column
     notes = blank_note(where, blanks)

@@ -234,4 +234,6 @@ def blank_note(where: str, counts: Mapping[str, Mapping[str, int]]) -> list[str]
         for name, words in counts.items()
         if set(words) - {""}
     ]
-    return [f"{where}: cells taken as blank: {short_list(told)}; --missing_values changes the words."] if told else []
+    return (
+        [f"{where}: cells taken as blank: {', '.join(told[:20])}; --missing_values changes the words."] if told else []
+    )
