@@ -96,13 +96,16 @@ def _texts(summary: RunSummary) -> dict[str, Any]:
         f"{level} {in_words(measure)}{interval_text(evaluation, level, measure)}": percent(row[measure])
         for level, row in evaluation["levels"].items()
     }
-    tiles["every level right"] = percent(evaluation["path"]["full_path_accuracy"])
+    words = f"every level right{interval_text(evaluation, 'full_path_accuracy')}"
+    tiles[words] = percent(evaluation["path"]["full_path_accuracy"])
     if train:
         tiles["minutes of training"] = f"{train['seconds'] / 60:,.1f}"
     return {
         "title": f"{'Training' if train else 'Evaluation'} report: {summary.output_dir.resolve().name}",
         "subtitle": f"Written on {date.today().isoformat()}. Metrics are of the best path through the label tree, on "
-        f"the {split} split" + (f"; the model is the best by {metric}." if train else "."),
+        f"the {split} split"
+        + (f"; the model is the best by {metric}." if train else ".")
+        + (" In brackets: 95 % intervals." if evaluation.get("intervals") else ""),
         "unit": summary.unit,
         "headline": tiles,
         "facts": {"data": data_name(options), **summary.facts},
