@@ -541,7 +541,7 @@ def random_loss(
     with accelerator.autocast():
         logits = model(pixels, logits_only=True)
     labels = torch.randint(data.hierarchy.num_leaves, (len(pixels), *pixels.shape[2:]), device=pixels.device)
-    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits.float(), labels)
+    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits, labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
