@@ -14,7 +14,16 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
 from timm.models import load_model_config_from_hf
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig, SegformerConfig
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    ConvNextConfig,
+    ConvNextV2Config,
+    PretrainedConfig,
+    SegformerConfig,
+)
+
+from .positions import image_size_of, with_image_size
 
 TIMM_PREFIXES = ("timm/", "hf-hub:", "local-dir:")
 
@@ -104,8 +113,8 @@ def _create_timm(name: str, pretrained: bool, kwargs: dict[str, Any], optional: 
 def read_config(options: EncoderOptions, config: PretrainedConfig | None = None) -> PretrainedConfig:
     """The configuration of a model with the stochastic depth and image size asked for; read by name if not given.
 
-    The image size is changed only where the weights are random: models with trained weights interpolate their
-    position embeddings.
+    The image size is changed only where the weights are random; trained ones are resampled when they are there, see
+    :func:`.positions.fit_weights`.
     """
     config = config or AutoConfig.from_pretrained(options.name, trust_remote_code=options.trust_remote_code)
     if options.drop_path_rate is not None:
@@ -113,9 +122,9 @@ def read_config(options: EncoderOptions, config: PretrainedConfig | None = None)
             config.drop_path_rate = options.drop_path_rate
         else:
             logger.warning("%s takes no drop_path_rate: it has no effect.", options.name)
-    size = getattr(config, "image_size", None)
-    if size and options.image_size and not options.pretrained:
-        config.image_size = options.image_size if isinstance(size, int) else [options.image_size] * 2
+    config.architectures = []  # of several classes the first, which is the one that a saved model is built with
+    if options.image_size and image_size_of(config) and not options.pretrained and not options.weights:
+        config = with_image_size(config, options.image_size)
     return config
 
 
@@ -127,15 +136,17 @@ def transformers_spec(
     Args:
         options: which encoder.
         config: its configuration.
-        default_size: the image size, where neither the options nor the configuration have one.
+        default_size: the image size, where neither options, configuration nor preprocessing have one.
         imagenet: use ImageNet's mean and deviation instead of reading the model's preprocessing.
     """
-    size = getattr(config, "image_size", None) or default_size
     preprocessing = _imagenet("bilinear") if imagenet else _read_preprocessing(options.name)
+    sizes = [options.image_size, image_size_of(config), preprocessing.pop("size", None)]
+    if isinstance(config, ConvNextConfig | ConvNextV2Config):  # theirs say 224 whatever they were trained with
+        sizes = [sizes[0], *reversed(sizes[1:])]
     return {
         "library": "transformers",
         "config": config_to_dict(config),
-        "image_size": options.image_size or (size if isinstance(size, int) else size[0]),
+        "image_size": next(size for size in [*sizes, default_size] if size),
         **preprocessing,
     }
 
@@ -149,11 +160,14 @@ def config_to_dict(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def _read_preprocessing(name: str) -> dict[str, Any]:
-    """Mean, standard deviation and interpolation that the model was trained with, if they can be read offline."""
+    """Size, mean, standard deviation and interpolation of the model's training, if they can be read offline."""
     try:
         processor = AutoImageProcessor.from_pretrained(name)
         names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+        content = processor.to_dict()
+        size = (content.get("crop_size") if content.get("do_center_crop") else content.get("size")) or {}
         return {
+            "size": size.get("height") or size.get("shortest_edge"),
             "mean": list(processor.image_mean),
             "std": list(processor.image_std),
             "interpolation": names.get(int(processor.resample), "bicubic"),
