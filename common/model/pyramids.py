@@ -102,7 +102,8 @@ def load_pyramid(options: EncoderOptions) -> PyramidBackbone:
     config = read_config(options, known)
     if isinstance(config, SegformerConfig):
         config.reshape_last_stage = True
-    spec = _plan(transformers_spec(options, config, segformer_size(options.name), imagenet=bool(known)), options.name)
+    size = segformer_size(options.name)
+    spec = _plan(transformers_spec(options, config, size, imagenet=bool(known), sized=False), options.name)
     config = _config(spec)
     if options.pretrained:
         model = _from_pretrained(config, options.name, None, options.name)
