@@ -345,6 +345,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             run.log_step(total_loss, nonfinite, args.learning_rate * rate)
 
         # ----------------------------------------------------------------------------------------------------- results
+        if args.find_learning_rate:
+            return run.finish_range_test()
         run.save_end()
         results = {"train": run.train_results(), "eval": state.best_results}
         if data.test is not None:  # once, by the best model

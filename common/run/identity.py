@@ -18,6 +18,7 @@ from ..optim.schedule import Curriculum
 from ..report.summary import shareable
 from .options import CommonArguments
 from .processes import on_main_process
+from .range_test import as_range_test
 
 Arguments = TypeVar("Arguments", bound=CommonArguments)
 
@@ -35,7 +36,14 @@ MAY_CHANGE = {
 
 
 # Options that older code did not have or that were numbers then, and what it did.
-BEGUN_WITH = {"head_scale": 1.0, "resize_mode": "center", "crop_pct": 1.0, "image_mean": None, "image_std": None}
+BEGUN_WITH = {
+    "head_scale": 1.0,
+    "head_lr_scale": 1.0,
+    "resize_mode": "center",
+    "crop_pct": 1.0,
+    "image_mean": None,
+    "image_std": None,
+}
 
 
 class Part(Protocol):
@@ -60,6 +68,8 @@ def as_begun(args: Arguments, accelerator: Accelerator) -> Arguments:
     """
     if args.eval_only:
         return args
+    if args.find_learning_rate:
+        return as_range_test(args)
 
     def look() -> dict[str, Any] | None:
         begun = identity_to_resume(args.output_dir, args.resume_from_checkpoint)

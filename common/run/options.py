@@ -140,8 +140,14 @@ class OptimizationArguments:
     per_device_eval_batch_size: int = option(64, "The same in evaluation.", "greater than 0")
     optimizer: str = option("adamw", "Of timm's factory: adamw, sgd, momentum, lion, lamb, ...")
     learning_rate: float = option(1e-4, "Peak learning rate of the backbone.", "greater than 0")
-    head_lr_scale: float = option(
-        1.0, "Learning rate of heads and decoder, which are new, relative to the backbone's.", "greater than 0"
+    find_learning_rate: bool = option(
+        False, "Train some steps at rising rates, draw the loss over the rate into output_dir/learning_rate, and end."
+    )
+    head_lr_scale: float | None = option(
+        None,
+        "Learning rate of heads and decoder relative to the backbone's; by default 10 if they are new and the "
+        "backbone is trained, otherwise 1.",
+        "greater than 0",
     )
     weight_decay: float = option(0.05, "None on biases and norms.", "at least 0")
     momentum: float = option(0.9, "Of sgd, and other optimizers that have one.", "at least 0 and less than 1")

@@ -35,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 TEST = "test"
 
+NEW_HEAD_LR_SCALE = 10.0
+"""Rate of new heads relative to that of a trained backbone: as measured in benchmarks/README.md"""
+
 Arguments = TypeVar("Arguments", bound=CommonArguments)
 
 
@@ -205,6 +208,10 @@ def settle(
         if getattr(args, name, "") is None:
             kept = backbone.spec if model is None else {**model.backbone.spec, **(model.config.evaluation or {})}
             setattr(args, name, kept.get(name, BEGUN_WITH[name]))
+    if args.head_lr_scale is None:
+        trained = bool(args.backbone_weights) or not args.no_pretrained
+        new = model is None and not getattr(args, "init_leaf_from_classifier", None)
+        args.head_lr_scale = NEW_HEAD_LR_SCALE if trained and new else 1.0
     if model is not None:
         args.head_scale = model.config.head_scale
     elif args.head_scale is None:
