@@ -60,7 +60,7 @@ from common.run import command
 from common.run.arguments import option, parse_arguments
 from common.run.dry_run import dry_run
 from common.run.evaluation import EvaluationBatches
-from common.run.identity import run_facts, run_identity
+from common.run.identity import as_begun, run_facts, run_identity
 from common.run.mask_setup import cached_rows, look_at_masks
 from common.run.options import (
     AugmentationArguments,
@@ -79,6 +79,7 @@ from common.run.setup import (
     image_root,
     make_sampler,
     open_splits,
+    settle,
     start_from,
     test_split,
 )
@@ -225,6 +226,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(SegmentationArguments, argv, __doc__, DEMO_CONFIG)
     args = evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
+    args = as_begun(args, accelerator)
     device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
 
     # ------------------------------------------------------------------------------------------------------------ data
@@ -345,6 +347,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             run.log_step(total_loss, nonfinite, args.learning_rate * rate)
 
         # ----------------------------------------------------------------------------------------------------- results
+        if args.find_learning_rate:
+            return run.finish_range_test()
         run.save_end()
         results = {"train": run.train_results(), "eval": state.best_results}
         if data.test is not None:  # once, by the best model
@@ -491,6 +495,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
     model, backbone, _ = start_from(
         args, LabelTreeForSemanticSegmentation, hierarchy, "decoder", "decoder_channels", pyramid=True
     )
+    settle(args, hierarchy, model, backbone)
     evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
     if model is not None:
         model.config.evaluation = evaluation
@@ -500,6 +505,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
         hierarchy,
         args.head,
         dropout=args.dropout,
+        head_scale=args.head_scale,
         decoder=args.decoder,
         decoder_channels=args.decoder_channels,
         evaluation=evaluation,
