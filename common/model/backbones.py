@@ -18,6 +18,7 @@ from .encoders import (
     EncoderOptions,
     accepts,
     build_timm,
+    config_to_dict,
     first_line,
     load_strictly,
     num_classes_in,
@@ -147,10 +148,11 @@ def _load_transformers(options: EncoderOptions) -> tuple[Backbone, nn.Linear | N
         model = build(config)
         if options.weights:
             load_strictly(model, state, options.weights)
-    config = fit_config(config, options.image_size, build)
+    spec = transformers_spec(options, config)
+    config = fit_config(config, spec["image_size"], build)
     model = fit_weights(model, config, build)
     name, classifier = _remove_classifier(model)
-    spec = transformers_spec(options, config) | {"num_features": classifier.in_features}
+    spec |= {"config": config_to_dict(config), "num_features": classifier.in_features}
     untrained = sorted(key for key in missing if not key.startswith(name) and not key.endswith("mask_token"))
     if untrained:
         logger.warning(
