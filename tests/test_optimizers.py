@@ -152,6 +152,7 @@ def test_heads_learn_faster_where_they_are_new(options, tmp_path):
     assert scale() == 1.0
     assert scale(output_dir=tmp_path / "a", **weights) == 10.0
     assert scale(output_dir=tmp_path / "b", head_lr_scale=3, **weights) == 3.0
+    assert scale(output_dir=tmp_path / "e", layer_decay=0.8, **weights) == 1.0
     again = {"no_pretrained": None, "model_name_or_path": tmp_path / "a"}
     assert scale(output_dir=tmp_path / "c", **again) == 1.0
     assert scale(output_dir=tmp_path / "d", head="flat", **again) == 10.0

@@ -145,8 +145,8 @@ class OptimizationArguments:
     )
     head_lr_scale: float | None = option(
         None,
-        "Learning rate of heads and decoder relative to the backbone's; by default 10 if they are new and the "
-        "backbone is trained, otherwise 1.",
+        "Learning rate of heads and decoder relative to the backbone's; by default 10 if they are new, the "
+        "backbone is trained and there is no --layer_decay, otherwise 1.",
         "greater than 0",
     )
     weight_decay: float = option(0.05, "None on biases and norms.", "at least 0")

@@ -211,7 +211,8 @@ def settle(
     if args.head_lr_scale is None:
         trained = bool(args.backbone_weights) or not args.no_pretrained
         new = model is None and not getattr(args, "init_leaf_from_classifier", None)
-        args.head_lr_scale = NEW_HEAD_LR_SCALE if trained and new else 1.0
+        flat = args.layer_decay == 1  # layer decay has lowered the backbone's rate already
+        args.head_lr_scale = NEW_HEAD_LR_SCALE if trained and new and flat else 1.0
     if model is not None:
         args.head_scale = model.config.head_scale
     elif args.head_scale is None:
