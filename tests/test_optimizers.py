@@ -23,9 +23,9 @@ import train_segmentation
 import train_taxonomy
 from common.optim.parameters import check_optimizer, make_optimizer
 from common.optim.schedule import Plateau
+from common.optim.skipping import RunningStatistics, skipped_if
 from common.run.progress import too_short
 from common.run.range_test import smoothed
-from common.optim.skipping import RunningStatistics, skipped_if
 from common.run.setup import make_sampler
 
 
