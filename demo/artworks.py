@@ -53,21 +53,21 @@ INKS = ((32, 38, 120), (164, 24, 34), (22, 20, 24), (92, 30, 110))
 # after another, "%" stands between shapes to choose from); and how it is painted: words of `Spot.part`, a colour (a
 # glaze after "*") and its strength.
 KINDS = """
-Dirt | .44 .10 .17 2 2.2 any | oil fresco paper photograph | B w .4 .75 .15 -.9,0 -.45,0 0,0 .45,0 .9,0
-  | soft 2.5; all 78,60,38 .7; grit 9 .5 104,84,60 .6; grit 9 .8 54,40,20 .6; grit 40 .8 40,30,22 .6
-Staining | .40 .10 .19 2 2.2 any | paper fresco photograph | B w 1 1 .11 0,0; B w .2 .55 .1 -1~1,-1~1 -1~1,-1~1
+Dirt | .44 .10 .17 2 1.9 any | oil fresco paper photograph | B w .4 .75 .15 -.9,0 -.45,0 0,0 .45,0 .9,0
+  | soft 2.5; all 78,60,38 .7; grit 9 .5 104,84,60 .6; grit 40 .8 40,30,22 .6
+Staining | .40 .10 .19 2 2 any | paper fresco photograph | B w 1 1 .11 0,0; B w .2 .55 .1 -1~1,-1~1 -1~1,-1~1
   | all 170,118,58 .22; all *230,194,128 1; rim .1 104,62,26 .75
-Cracks | .38 .15 .24 2 9 any | oil fresco | crack | all 34,24,18 .88
-Material loss | .36 .08 .15 2 2.8 any | oil fresco paper
+Cracks | .38 .15 .24 2 3.5 any | oil fresco | crack | all 34,24,18 .88
+Material loss | .36 .08 .15 2 2.5 any | oil fresco paper
   | B w 1 1 .22 0,0; B w .2 .45 .25 -1.5~1.5,-1.5~1.5 -1.5~1.5,-1.5~1.5 -1.5~1.5,-1.5~1.5
   | all ground 1; grit 24 .5 120,100,80 .25; weave 40,30,20 .2; edge 2 2 *102,92,82 1; edge -1 -1 255,252,240 .6
-Peel | .32 .08 .13 2 2.8 any | oil fresco
+Peel | .32 .08 .13 2 2.2 any | oil fresco
   | B w .6 .85 .1 0,0 / B w .6 .85 .1 .9,.75 / B w .6 .85 .1 -.3,1.2 / B w .6 .85 .1 1.1,-.5
   | all 250,244,228 1; edge -1 -1 *140,128,115 1; under .2 62,46,36 1; under .42 128,104,82 1; under .7 186,160,128 1
-Dust | .22 .11 .17 2 2 any | oil photograph | B w 1 1 .12 0,0; B w .6 .6 .12 -.8~.8,-.8~.8 -.8~.8,-.8~.8
-  | soft 2; all 214,210,202 .36; grit 40 1.3 250,248,242 .9
+Dust | .22 .11 .17 2 1.8 any | oil photograph | B w 1 1 .12 0,0; B w .6 .6 .12 -.8~.8,-.8~.8 -.8~.8,-.8~.8
+  | soft 2; all 214,210,202 .36; grit 40 1 250,248,242 .9
 Scratch | .20 .13 .24 2 2.2 any | photograph oil
-  | l w .07 -1.6~-.8,-.1 .8~1.6,.1 / l w .07 -1.6~-.6,.1~.4 .6~1.6,.2~.4 / l w .07 -1.3~-.6,-.6~-.2 .6~1.3,-.4~-.2
+  | l w .07 -1.6~-.8,-.1 .8~1.6,.1; l w .07 -1.6~-.6,.1~.4 .6~1.6,.2~.4; l w .07 -1.3~-.6,-.6~-.2 .6~1.3,-.4~-.2
   | all 248,244,234 .9
 Fold | .15 .10 .10 2 99 square | paper photograph | l w .4 -20,0 20,0 | all 255,252,240 .8; edge 2 2 *97,87,77 1
 Hair | .14 .13 .20 2 3 any | photograph paper | q w .07 -1.3,0 -.5,-2~2 .5,-2~2 1.3,0 /
@@ -75,17 +75,17 @@ Hair | .14 .13 .20 2 3 any | photograph paper | q w .07 -1.3,0 -.5,-2~2 .5,-2~2 
 Writing | .14 .22 .32 1 2.6 askew | paper photograph | write | all ink .92
 Stamp | .09 .10 .14 1 1.6 askew | paper photograph | E m 1 1 0,0; E w .87 .87 0,0; E m .7 .7 0,0; E w .61 .61 0,0;
   O m .05 .78 14 0,0; S m .5 .2 5 0,0 % P m -1.2,-.75 1.2,-.75 1.2,.75 -1.2,.75; P w -1.1,-.64 1.1,-.64 1.1,.64
-  -1.1,.64; l m .1 -.9,-.3 .5~.9,-.3; l m .1 -.9,0 0~.9,0; l m .1 -.9,.3 .5~.9,.3; P w -.66,-1 -.6,-1 -.6,1 -.66,1;
-  P w -.26,-1 -.2,-1 -.2,1 -.26,1; P w .2,-1 .26,-1 .26,1 .2,1 | all 232,226,222 .3; all ink .2; mark ink .78
+  -1.1,.64; l m .1 -.9,-.3 .5~.9,-.3; l m .1 -.9,0 0~.9,0; l m .1 -.9,.3 .5~.9,.3; P w -.66,-.6 -.6,-.6 -.6,.6 -.66,.6;
+  P w -.26,-.6 -.2,-.6 -.2,.6 -.26,.6; P w .2,-.6 .26,-.6 .26,.6 .2,.6 | all 232,226,222 .3; all ink .2; mark ink .78
 Sticker | .09 .09 .13 1 1.8 askew | paper photograph | P w -1.25,-.8 1.25,-.8 1.25,.8 -1.25,.8; P m -1.1,-.65 1.1,-.65
   1.1,.65 -1.1,.65; P w -1,-.55 1,-.55 1,.55 -1,.55; l m .1 -.7,-.28 .7,-.28; l m .1 -.7,.03 .2~.6,.03; l m .1 -.7,.34
   .3~.7,.34 | all 250,246,232 1; edge -1 -1 *128,122,117 1; mark ink .85
-Puncture | .09 .020 .032 1 14 any | paper oil
-  | E w 1.5 1.5 0,0 / E w 1.5 1.5 -8~8,-8~8 / E w 1.4 1.4 -8~8,-8~8 / E w 1.6 1.6 -8~8,-8~8
+Puncture | .09 .020 .032 1 7 any | paper oil
+  | E w 1.5 1.5 0,0 / E w 1.5 1.5 -5~5,-5~5 / E w 1.4 1.4 -5~5,-5~5 / E w 1.6 1.6 -5~5,-5~5
   | all 236,226,204 1; edge -1 -1 *150,140,128 1; core 0 10,8,8 1
 Burn marks | .08 .09 .15 1 1.6 any | paper photograph | B w 1 1 .15 0,0
   | soft 1; all 158,84,28 .85; core .16 92,40,14 .9; core .32 18,14,14 .95
-Lightleak | .07 .13 .18 1 99 edge | photograph | E w 2.2~3.2 .6 0,0
+Lightleak | .07 .13 .18 1 3.3 edge | photograph | E w 2.2~3.2 .6 0,0
   | soft 3; all 255,122,32 .78; core .18 255,196,84 .8; core .36 255,252,232 .9
 """
 
@@ -315,7 +315,7 @@ class Sheet:
         self.pixels, self.view, self.artwork = pixels, view, artwork
         self.inside = np.ones(pixels.shape[:2], np.float32)
         whole = Spot(self, (0, 0), 1.0, 9, 0.0)
-        cover = whole.draw("P w -1,-1 1,-1 1,1 -1,1", np.random.default_rng(0), artwork.half)[0]
+        cover = whole.draw("P w -1,-1 1,-1 1,1 -1,1", np.random.default_rng(0), artwork.half)
         self.inside = np.where(cover >= 0.5, cover, 0)
         self.mask = np.where(self.inside > 0, 0, BACKGROUND).astype(np.uint8)
 
@@ -350,18 +350,18 @@ class Spot:
         # Pillow counts pixels from their middle, hence the half.
         self.fine = (middle - first) * FINE - 0.5, size * FINE * turned(np.eye(2), turn) @ sheet.view.matrix
 
-    def draw(self, shape: str, rng: np.random.Generator, scale: ArrayLike = 1.0) -> np.ndarray:
-        """How much of each pixel (0..1) a shape covers, and how much of it is of the colour m: (2, height, width)."""
+    def draw(self, shape: str, rng: np.random.Generator, scale: ArrayLike = 1.0, **inks: int) -> np.ndarray:
+        """How much of each pixel (0..1) a shape covers, or only what is in the inks (w, m) that are 255."""
         height, width = self.inside.shape
-        image = Image.new("RGB", (FINE * width, FINE * height))
+        image = Image.new("L", (FINE * width, FINE * height))
         centre, matrix = self.fine
         pen = Pen(ImageDraw.Draw(image), centre, matrix * np.reshape(scale, (-1, 1)), round(THIN * FINE))
         if shape in PATHS:
             for path in PATHS[shape](rng):
-                pen.lines([path], (255, 0, 0), 0.06)
+                pen.lines([path], 255, 0.06)
         else:
-            pen.sketch(shape, rng, w=(1, 0, 0), m=(1, 1, 0))
-        return np.moveaxis(np.asarray(image.reduce(FINE), np.float32)[..., :2] / 255, -1, 0)
+            pen.sketch(shape, rng, **{"w": 255, "m": 255, **inks})
+        return np.asarray(image.reduce(FINE), np.float32) / 255
 
     def paint(self, habit: Habit, rng: np.random.Generator) -> np.ndarray:
         """Paint a damage; returns which pixels (height, width) it covers at least half."""
@@ -370,18 +370,26 @@ class Spot:
         inks = {"ink": INKS[rng.integers(len(INKS))], "ground": GROUNDS[self.material]}
         damaged = np.zeros(self.inside.shape, bool)
         for shape in shapes[: rng.integers((len(shapes) + 1) // 2, len(shapes) + 1)]:
-            cover, marks = self.draw(shape, rng)
+            state = rng.bit_generator.state
+            cover = marks = self.draw(shape, rng)
+            if " m " in shape:
+                rng.bit_generator.state = state
+                marks = self.draw(shape, rng, w=0)
+            rows, columns = (np.flatnonzero(cover.any(axis)) for axis in (1, 0))
+            if not len(rows):
+                continue
+            box = tuple(slice(max(0, used[0] - 5), used[-1] + 6) for used in (rows, columns))
+            cover, marks, pixels, inside = cover[box], marks[box], self.pixels[box], self.inside[box]
             for word, *numbers in map(str.split, habit.effects.split("; ")):
                 if word == "soft":
                     cover = soft(cover, float(numbers[0]))
                     continue
                 *numbers, colour, strength = numbers
-                part = self.part(word, list(map(float, numbers)), cover, marks, rng) * self.inside * float(strength)
+                part = self.part(word, list(map(float, numbers)), cover, marks, rng) * inside * float(strength)
                 glaze, name = colour.startswith("*"), colour.strip("*")
                 target = np.array(inks[name] if name in inks else name.split(","), np.float32)
-                target = self.pixels * (target / 255) if glaze else target
-                self.pixels += (target - self.pixels) * part[..., None]
-            damaged |= cover >= 0.5
+                pixels += ((pixels * (target / 255) if glaze else target) - pixels) * part[..., None]
+            damaged[box] |= cover >= 0.5
         return damaged
 
     def part(
@@ -401,7 +409,7 @@ class Spot:
             return np.minimum(cover, shifted(cover, *(self.direction * numbers[0] * self.unit)))
         if word in ("core", "rim"):  # what lies so deep in the shape, in sizes, or not
             depth = max(2, round(numbers[0] * self.unit))
-            core = np.asarray(Image.fromarray(cover).filter(ImageFilter.MinFilter(2 * depth + 1)))
+            core = np.clip((soft(cover, depth) - 1) * (2 * depth + 1) + 1, 0, 1)
             return core if word == "core" else cover - core
         return cover
 

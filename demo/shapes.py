@@ -141,7 +141,7 @@ class Pen:
         for size, factor in ((0.86, 0.88), (0.66, 1.0), (0.4, 1.14)):
             self.draw.polygon((pixels * size + (1 - size) * light).ravel().tolist(), tone(colour, factor))
 
-    def sketch(self, text: str, rng: np.random.Generator, **colours: Colour) -> None:
+    def sketch(self, text: str, rng: np.random.Generator, **colours: Colour | int) -> None:
         """Draw what a text says: strokes, separated by ";", of a verb, a colour, numbers and points "x,y".
 
         The verbs are the keys of STROKES. A capital one fills a shape flat, a doubled one draws its mirror image too.
@@ -153,15 +153,16 @@ class Pen:
                 colours[name] = paint(factor, rng)
                 continue
             colour = colours[name] if name in colours else paint(name, rng)
+            ink = colour if isinstance(colour, int) else tone(colour, factor or 1)
             numbers, at = _drawn(spans, rng), _drawn(corners, rng)
             for mirror in ((1, 1), (-1, 1))[: len(verb)]:
                 if verb[0] in "lq":
                     line = at if verb[0] == "l" else BEZIER @ at
-                    self.lines([line * mirror], tone(colour, factor or 1), numbers[0])
+                    self.lines([line * mirror], ink, numbers[0])
                     continue
                 for shape in STROKES[verb[0].lower()](at * mirror, rng, *numbers):
                     if verb[0].isupper():
-                        self.fill(shape, tone(colour, factor or 1))
+                        self.fill(shape, ink)
                     else:
                         self.solid(shape, colour, factor or 0.4)
 
