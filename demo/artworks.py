@@ -6,6 +6,7 @@ if at least half of it is covered, and damage that comes later overwrites what w
 """
 
 import re
+from collections import namedtuple
 from typing import NamedTuple
 
 import numpy as np
@@ -90,18 +91,7 @@ Lightleak | .07 .13 .18 1 3.3 edge | photograph | E w 2.2~3.2 .6 0,0
 """
 
 
-class Habit(NamedTuple):
-    """A line of KINDS."""
-
-    share: float
-    smallest: float
-    largest: float
-    most: int
-    reach: float
-    turn: str
-    materials: str
-    shape: str
-    effects: str
+Habit = namedtuple("Habit", "share smallest largest most reach turn materials shape effects")  # a line of KINDS
 
 
 def _read_habit(line: str) -> Habit:
@@ -138,6 +128,8 @@ class Artwork(NamedTuple):
     shape: float
     seed: tuple[int, ...]
     damages: tuple[Damage, ...] = ()
+    shots: tuple["Shot", ...] = ()
+    name: str = ""
 
     @property
     def half(self) -> np.ndarray:

@@ -7,7 +7,8 @@ lines indented below it, so that upper levels differ in body plan and lower leve
 
 import dataclasses
 import re
-from functools import lru_cache
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -29,25 +30,19 @@ Tectomycota
     Fezzia | acuta main=slate second=white | lilacina main=lilac second=white
     Pixiola cap=umbo width=.5 height=.6 stem=.05 group=3 | caerulea main=azure second=slate
      | mellea main=ochre second=rust | vesperis main=rose second=white
-  Tubicinales plan=funnel
-   Tubicinaceae
-    Tubicina width=.75 stem=.13 | aurea main=gold second=orange | fumosa main=slate second=black
-  Bunniales under=pores
-   Bunniaceae cap=convex width=.8 height=.55 stem=.26 bulb=.12
+  Tubicinales plan=funnel > Tubicinaceae > Tubicina width=.75 stem=.13 | aurea main=gold second=orange
+     | fumosa main=slate second=black
+  Bunniales under=pores > Bunniaceae cap=convex width=.8 height=.55 stem=.26 bulb=.12
     Bunnia | crustata main=brown second=cream | olivina main=olive second=gold | sanguinea main=brown second=scarlet
     Crumpetta cap=flat height=.6 stem=.2 bulb=0 ring=1 | tosta main=ochre second=tan zone=.5 accent=brown
      | butyracea main=gold second=cream
  Balconimycetes plan=bracket
-  Balconiales
-   Balconiaceae
+  Balconiales > Balconiaceae
     Balconia tiers=1 thick=.32 zone=2 | ferruginea main=rust second=tan | nigrescens main=slate second=white
     Verandina tiers=2 thick=.1 zone=4 | zonata main=brown second=cream | virens main=teal second=cream
-  Ruffliales
-   Ruffliaceae
-    Rufflia tiers=4 thick=.08 frill=.14 zone=1 | sulphurata main=gold second=orange
+  Ruffliales > Ruffliaceae > Rufflia tiers=4 thick=.08 frill=.14 zone=1 | sulphurata main=gold second=orange
 Poculomycota
- Poculimycetes plan=cup
-  Gobletiales
+ Poculimycetes plan=cup > Gobletiales
    Gobletiaceae stalk=.6 depth=.6 width=.6
     Gobletia | coccinea main=white second=scarlet | aurantia main=cream second=orange
     Thimblea width=.45 depth=.8 fringe=26 group=2 | ciliata main=brown second=gold
@@ -55,100 +50,75 @@ Poculomycota
     Saucerella | azurea main=slate second=azure | guttata main=brown second=gold spots=9 mark=dark
     Ruchea frill=.12 group=3 width=.62 | vinosa main=rust second=violet
  Favimycetes plan=morel
-  Waffeliales
-   Waffeliaceae stem=.2
+  Waffeliales > Waffeliaceae stem=.2
     Waffelia cap=cone height=1.1 width=.45 | crispa main=ochre second=cream | fuliginea main=slate second=white
     Skepella cap=round height=.85 width=.58 | mellita main=gold second=white
-  Saddleriales plan=saddle
-   Saddleriaceae
-    Saddlera stem=.14 | atrata main=black second=slate | cremea main=cream second=white
+  Saddleriales plan=saddle > Saddleriaceae > Saddlera stem=.14 | atrata main=black second=slate
+     | cremea main=cream second=white
 Fruticomycota
  Chandelimycetes plan=coral
-  Chandeliales
-   Chandeliaceae
+  Chandeliales > Chandeliaceae
     Chandelia forks=4 spread=.42 stem=.085 | aurea main=gold second=orange | violacea main=violet second=lilac
      | roseipes main=cream second=rose
     Antlerina forks=3 spread=.62 stem=.11 | flammea main=orange second=scarlet
-  Wandiales plan=club
-   Wandiaceae
+  Wandiales plan=club > Wandiaceae
     Wandia stem=.05 group=6 | lutea main=gold second=gold | nigripes main=black second=white
     Skittlia stem=.14 group=3 | ochracea main=ochre second=tan
  Globomycetes plan=ball
-  Dumpliniales
-   Dumpliniaceae
+  Dumpliniales > Dumpliniaceae
     Dumplinia width=.8 | nivea main=white second=cream | verrucosa main=tan second=brown spots=26 mark=dark
     Muffinia width=.62 stalk=.5 spots=16 | pusilla main=ochre second=cream
-  Twinkleales
-   Twinkleaceae
-    Twinklea width=.5 rays=6 | hexas main=tan second=brown | dodecas main=slate second=tan rays=11
+  Twinkleales > Twinkleaceae > Twinklea width=.5 rays=6 | hexas main=tan second=brown
+     | dodecas main=slate second=tan rays=11
+"""
+# The traits, and what they are where the tree does not say; lengths are in specimen units (a specimen spans -1 to 1
+# both ways). `main` is the colour of a cap, shelf, outside of a cup or branches, `second` that of a stem, lining,
+# tips or bands, `accent` that of the middle of a zoned cap; `under` gills or pores; `width` and `stem` are half of
+# them; `bulb` is how much thicker a stem is at its foot; `zone` the size of a differing middle of a cap or the number
+# of bands of a shelf; `frill` the waviness of a margin; `fringe` the number of hairs on the rim of a cup; `spread` the
+# angle between branches in radians; `group` how many bodies stand together, about.
+TRAITS = """
+plan=mushroom main=tan second=cream accent=brown cap=convex under=gills mark=light width=.7 height=.6 stem=.13 bulb=0
+ring=0 spots=0 zone=0 frill=0 fringe=0 depth=.5 stalk=0 tiers=1 thick=.1 forks=3 spread=.5 rays=0 group=1
 """
 
 
-@dataclasses.dataclass(frozen=True)
-class Look:
-    """What a species looks like; lengths are in specimen units (a specimen spans about -1 to 1 both ways)."""
-
-    plan: str = "mushroom"  # which function of PLANS draws it
-    main: str = "tan"  # cap, shelf, outside of a cup, branches
-    second: str = "cream"  # stem, lining of a cup, tips of branches, bands
-    accent: str = "brown"  # middle of a zoned cap
-    cap: str = "convex"  # outline of a cap or head
-    under: str = "gills"  # underside of a cap: gills or pores
-    width: float = 0.7  # half the width of the cap, cup or ball
-    height: float = 0.6  # of the cap or head
-    stem: float = 0.13  # half the thickness of a stem or branch
-    bulb: float = 0.0  # how much thicker the stem is at its foot
-    ring: float = 0.0  # 1 draws a ring on the stem
-    spots: float = 0.0  # how many spots
-    mark: str = "light"  # spots are light or dark
-    zone: float = 0.0  # caps: size of the differing middle; shelves: number of bands
-    frill: float = 0.0  # waviness of a margin
-    fringe: float = 0.0  # number of hairs on the rim of a cup
-    depth: float = 0.5  # of a cup
-    stalk: float = 0.0  # length of the stalk of a cup or ball
-    tiers: float = 1.0  # number of shelves
-    thick: float = 0.1  # of a shelf
-    forks: float = 3.0  # how often a coral branches
-    spread: float = 0.5  # angle between branches in radians
-    rays: float = 0.0  # of an earth star
-    group: float = 1.0  # how many bodies stand together, about
+def _traits(text: str) -> dict[str, str | float]:
+    pairs = (setting.split("=") for setting in text.split())
+    return {key: value if value.isalpha() else float(value) for key, value in pairs}
 
 
-@dataclasses.dataclass(frozen=True)
-class Species:
+Look = dataclasses.make_dataclass("Look", _traits(TRAITS), frozen=True)
+
+
+class Species(NamedTuple):
     """A leaf of the tree: its six names from phylum to species, and its look."""
 
     names: tuple[str, ...]
     look: Look
 
 
-@lru_cache(maxsize=1)
+@cache
 def all_species() -> tuple[Species, ...]:
     """Read TREE; species come in the order of the tree, and species names are binomials ("Genus epithet")."""
     species: list[Species] = []
-    path: list[tuple[str, dict]] = [("", {})]
+    path: list[tuple[str, dict]] = [("", _traits(TRAITS))]
     for line in re.sub(r"\n +\|", " |", TREE.strip()).splitlines():
-        depth = len(line) - len(line.lstrip()) + 1
-        node, *epithets = line.split("|")
-        path[depth:] = [_read_node(node, path[depth - 1][1])]
+        nodes, *epithets = line.split("|")
+        for depth, node in enumerate(nodes.split(" > "), len(line) - len(line.lstrip()) + 1):
+            name, _, settings = node.strip().partition(" ")
+            path[depth:] = [(name, path[depth - 1][1] | _traits(settings))]
         for epithet in epithets:
-            name, traits = _read_node(epithet, path[-1][1])
-            names = (*(name for name, _ in path[1:]), f"{path[-1][0]} {name}")
-            species.append(Species(names, Look(**traits)))
+            name, _, settings = epithet.strip().partition(" ")
+            names = (*(above for above, _ in path[1:]), f"{path[-1][0]} {name}")
+            species.append(Species(names, Look(**path[-1][1] | _traits(settings))))
     return tuple(species)
 
 
-def _read_node(text: str, inherited: dict) -> tuple[str, dict]:
-    name, *settings = text.split()
-    pairs = (setting.split("=") for setting in settings)
-    own = {key: float(value) if isinstance(getattr(Look, key), float) else value for key, value in pairs}
-    return name, {**inherited, **own}
+# ---- bodies: a function a plan, which gets a pen, the look of the body and its two colours
 
 
-# ---- bodies: one function a plan
-
-
-def draw_stem(pen: Pen, half: float, bulb: float, top: float, colour: Colour, bend: float) -> None:
+def _stem(pen: Pen, half: float, bulb: float, top: float, colour: Colour, bend: float) -> None:
     """A stem of the given half thickness from the ground (y = -0.95) to y = top, thicker by `bulb` at its foot."""
     t = steps(0, 1, 7)
     half = half * (1.1 - 0.2 * t) + bulb * np.exp(-((t / 0.22) ** 2))
@@ -158,12 +128,12 @@ def draw_stem(pen: Pen, half: float, bulb: float, top: float, colour: Colour, be
     pen.fill(outline(half * 0.62, y, middle - 0.2 * half), tone(colour, 0.98))
 
 
-def draw_spots(pen: Pen, look: Look, main: Colour, x: np.ndarray, y: np.ndarray) -> None:
+def _spots(pen: Pen, look: Look, main: Colour, x: np.ndarray, y: np.ndarray) -> None:
     """Spots at the given points, lighter or darker than the main colour."""
     pen.dots(points(x, y), 0.055, tone(main, 0.42) if look.mark == "dark" else (250, 244, 226))
 
 
-def cap_at(look: Look, x: np.ndarray) -> np.ndarray:
+def _cap(look: Look, x: np.ndarray) -> np.ndarray:
     """Points on the outline of a cap at x in -1..1 of its half width."""
     y = {
         "cone": lambda: 1 - np.abs(x) ** 1.25,
@@ -173,14 +143,13 @@ def cap_at(look: Look, x: np.ndarray) -> np.ndarray:
     return points(look.width * x, 0.85 - look.height + look.height * y)
 
 
-def draw_mushroom(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
-    """A cap seen slightly from below, with gills or pores, on a stem."""
+def _mushroom(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
     width, base, tilt = look.width, 0.85 - look.height, rng.uniform(0.1, 0.26)
-    pen.solid(cap_at(look, steps(-1, 1, 25)), main)
+    pen.solid(_cap(look, steps(-1, 1, 25)), main)
     if look.zone:
-        pen.fill(cap_at(look, look.zone * steps(-1, 1, 25)) - (0, 0.02), tone(paint(look.accent, rng), 0.95))
-    x, y = cap_at(look, rng.uniform(-0.85, 0.85, int(look.spots))).T
-    draw_spots(pen, look, main, x, base + (y - base) * rng.uniform(0.25, 0.88, len(x)))
+        pen.fill(_cap(look, look.zone * steps(-1, 1, 25)) - (0, 0.02), tone(paint(look.accent, rng), 0.95))
+    x, y = _cap(look, rng.uniform(-0.85, 0.85, int(look.spots))).T
+    _spots(pen, look, main, x, base + (y - base) * rng.uniform(0.25, 0.88, len(x)))
     pen.solid(ellipse(base, width, width * tilt), second, 0)
     rim = ellipse(base, width * 0.94, width * tilt * 0.9, 22)
     if look.under == "gills":
@@ -188,14 +157,13 @@ def draw_mushroom(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.ra
     else:
         pen.dots(np.concatenate([rim[::2], (rim[::2] + (0, base)) / 2]), 0.035, tone(second, 0.6))
     bend = rng.normal(0, 0.05)
-    draw_stem(pen, look.stem, look.bulb, base, second, bend)
+    _stem(pen, look.stem, look.bulb, base, second, bend)
     if look.ring:
         skirt = outline(look.stem * np.array([1.9, 1.4, 1.0]), base - np.array([0.3, 0.18, 0.1]), bend)
         pen.solid(skirt, second, 0.2)
 
 
-def draw_funnel(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
-    """A trumpet with folds running down it, seen slightly from above."""
+def _funnel(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
     t, tilt = steps(0, 1, 9), rng.uniform(0.2, 0.34)
     half, y = look.stem + (look.width - look.stem) * t**2.2, -0.95 + 1.55 * t
     pen.solid(outline(half, y), second, 0.3)
@@ -206,8 +174,7 @@ def draw_funnel(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.rand
     pen.fill(rim * 0.5 + (0, 0.58), tone(main, 0.6))
 
 
-def draw_bracket(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
-    """One or several shelves on a trunk."""
+def _bracket(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
     bark = paint("brown", rng)
     pen.fill([(-3, -4), (-0.5, -4), (-0.42, 4), (-3, 4)], tone(bark, 0.7))
     for x in rng.uniform(-1.6, -0.5, 9):
@@ -226,26 +193,24 @@ def draw_bracket(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.ran
             pen.fill(fan * (0.9 - 0.8 * (band + 0.45) / look.zone) + anchor, tone(main, 0.95))
 
 
-def draw_ball(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
-    """A puffball, on a stalk or in the middle of a star where the look says so."""
+def _ball(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
     width, middle, rays = look.width, -0.2 + 0.4 * look.stalk, int(look.rays)
     for turn in (np.arange(rays) + rng.uniform(0, 1)) * TURN / max(rays, 1):
         along, across = np.array([np.cos(turn), np.sin(turn)]), 1.5 / rays * np.array([-np.sin(turn), np.cos(turn)])
         ray = np.array([0.3 * along - across, 0.75 * along - across, 1.15 * along, 0.75 * along + across])
         pen.solid(ray * (1, 0.6) - (0, 0.3), second, 0.2)
     if look.stalk:
-        draw_stem(pen, 0.5 * width, 0.0, middle, second, 0.0)
+        _stem(pen, 0.5 * width, 0.0, middle, second, 0.0)
     pen.solid(ellipse(middle, width, width * 0.92), main)
     turn, reach = rng.uniform(0, TURN, int(look.spots)), 0.85 * width * np.sqrt(rng.uniform(0, 1, int(look.spots)))
-    draw_spots(pen, look, main, reach * np.cos(turn), middle + reach * np.sin(turn))
+    _spots(pen, look, main, reach * np.cos(turn), middle + reach * np.sin(turn))
     pen.dots([(0, middle + 0.72 * width)], 0.09, tone(main, 0.4), 0.6)
 
 
-def draw_cup(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
-    """A bowl seen from above, sitting on the ground or stalked."""
+def _cup(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
     width, tilt, top = look.width, rng.uniform(0.3, 0.5), -0.75 + look.stalk + look.depth
     if look.stalk:
-        draw_stem(pen, 0.1, 0.0, top - 0.8 * look.depth, main, rng.normal(0, 0.05))
+        _stem(pen, 0.1, 0.0, top - 0.8 * look.depth, main, rng.normal(0, 0.05))
     pen.solid(arc(np.pi, 15) * (width, -look.depth) + (0, top), main, 0.4)
     rim = ellipse(0, width, width * tilt, 28)
     rim *= 1 + look.frill * np.sin(7 * steps(0, TURN, 28) + rng.uniform(0, 6))[:, None]
@@ -255,13 +220,12 @@ def draw_cup(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.
     for size, drop, factor in ((0.9, 0, 1.0), (0.7, 0.03, 0.84), (0.45, 0.05, 0.66)):
         pen.fill(rim * size + (0, top - drop), tone(second, factor))
     turn = rng.uniform(0, TURN, int(look.spots))
-    draw_spots(pen, look, main, np.cos(turn) * 0.62 * width, tilt * np.sin(turn) * 0.62 * width + top)
+    _spots(pen, look, main, np.cos(turn) * 0.62 * width, tilt * np.sin(turn) * 0.62 * width + top)
 
 
-def draw_morel(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
-    """A pitted head on a stem."""
+def _morel(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
     t, base = steps(0, 1, 13), 0.95 - look.height
-    draw_stem(pen, look.stem, look.bulb, base + 0.2, second, rng.normal(0, 0.04))
+    _stem(pen, look.stem, look.bulb, base + 0.2, second, rng.normal(0, 0.04))
     bulge = np.sin(np.pi * (0.12 + 0.88 * t)) if look.cap == "round" else (1 - t**1.6) * (0.75 + 0.6 * t)
     half = look.width * np.maximum(bulge, 0)
     pen.solid(outline(half, base + look.height * t), main)
@@ -272,16 +236,14 @@ def draw_morel(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.rando
         pen.dots(points(x, base + look.height * at), 0.075, tone(main, 0.42), 1.15)
 
 
-def draw_saddle(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
-    """A head of two lobes on a stem."""
-    draw_stem(pen, look.stem, look.bulb, 0.3, second, rng.normal(0, 0.05))
+def _saddle(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
+    _stem(pen, look.stem, look.bulb, 0.3, second, rng.normal(0, 0.05))
     lobe = [(0, 0.05), (0.25, 0.4), (0.55, 0.55), (0.75, 0.3), (0.78, -0.1), (0.55, -0.4), (0.3, -0.3), (0.15, -0.2)]
     for side, size in zip((1, -1), rng.uniform(0.75, 1.05, 2), strict=True):
         pen.solid(np.array(lobe) * (side * size, size) + (0, 0.35), main)
 
 
-def draw_coral(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
-    """A shrub that forks again and again, from the main colour to the second at its tips."""
+def _coral(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
     start, angle, length = np.tile((0.0, -0.95), (3, 1)), rng.normal((-0.55, 0, 0.55), 0.08), 2 / (look.forks + 0.6)
     layers = []
     for _ in range(int(look.forks)):
@@ -298,8 +260,7 @@ def draw_coral(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.rando
             pen.dots(layer[:, 1], width / 2, shade, 1)
 
 
-def draw_club(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
-    """A tuft of unbranched fingers."""
+def _club(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random.Generator) -> None:
     count, t = max(2, int(look.group) + int(rng.integers(-1, 2))), steps(0, 1, 9)
     half = look.stem * (0.7 + 0.8 * t) * np.sqrt(1 - t**6 * 0.98)
     for x in rng.permutation(steps(-0.5, 0.5, count)):
@@ -309,7 +270,9 @@ def draw_club(pen: Pen, look: Look, main: Colour, second: Colour, rng: np.random
         pen.fill(finger[6:12], tone(second, 0.95))
 
 
-PLANS = {name.removeprefix("draw_"): draw for name, draw in globals().items() if name.startswith("draw_")}
+PLANS = {
+    plan.__name__[1:]: plan for plan in (_mushroom, _funnel, _bracket, _ball, _cup, _morel, _saddle, _coral, _club)
+}
 
 
 # ---- photographs: backgrounds, pose, light and grain around the bodies
@@ -317,18 +280,15 @@ PLANS = {name.removeprefix("draw_"): draw for name, draw in globals().items() if
 MIN_SIDE, MAX_SIDE = 72, 160  # of a picture, in pixels
 TILE = 420  # side of the stored backgrounds, of which pictures are crops
 
-# Base colour, strength of the mottling, and number and length of the strokes or grains.
-GROUNDS = {
-    "soil": ((104, 80, 60), 9, 260, 9),
-    "grass": ((88, 122, 58), 9, 1500, 46),
-    "moss": ((84, 96, 44), 9, 2600, 8),
-    "paper": ((232, 224, 204), 1.5, 90, 16),
-}
-
 
 def make_tile(ground: str, rng: np.random.Generator) -> Image.Image:
     """A square of background with TILE pixels a side, to be cropped."""
-    base, strength, count, length = GROUNDS[ground]
+    base, strength, count, length = {  # base colour, strength of the mottling, number and length of strokes or grains
+        "soil": ((104, 80, 60), 9, 260, 9),
+        "grass": ((88, 122, 58), 9, 1500, 46),
+        "moss": ((84, 96, 44), 9, 2600, 8),
+        "paper": ((232, 224, 204), 1.5, 90, 16),
+    }[ground]
     field = sum(clouds(rng, cells, TILE, TILE) for cells in (6, 18, 60, 140))
     image = Image.fromarray(np.clip(np.array(base) + strength * field[..., None], 0, 255).astype(np.uint8))
     draw = ImageDraw.Draw(image)
@@ -348,7 +308,9 @@ class Studio:
 
     def __init__(self, seed: int = 0) -> None:
         rng = np.random.default_rng([seed, 7])
-        self.tiles = [(ground, make_tile(ground, rng)) for ground in GROUNDS for _ in range(2)]
+        self.tiles = [
+            (ground, make_tile(ground, rng)) for ground in ("soil", "grass", "moss", "paper") for _ in range(2)
+        ]
         self.grain = rng.standard_normal((320, 320 * 3), dtype=np.float32)
 
     def picture(self, look: Look, rng: np.random.Generator) -> Image.Image:

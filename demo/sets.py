@@ -5,10 +5,9 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -21,14 +20,12 @@ from demo.scenes import SCENES
 DONE_MARK = "dataset_dict.json"
 SPLITS = ("train", "validation")
 HIERARCHY = Path(__file__).resolve().parents[1] / "hierarchies" / "artefact.yaml"
-
 MIN_PER_SPECIES = {"train": 4, "validation": 2}
 # Validation is less long-tailed than training, so that scores of rare species rest on more than two pictures.
 TAIL_EXPONENT = {"train": 1.0, "validation": 0.5}
 GENUS_ONLY_SHARE = 0.08
 # Fixed, so that two seeds give other specimens of the same species in the same proportions.
 POPULARITY_SEED = 1977
-
 LEAST_PHOTOGRAPHS = 16  # of a split; fewer would not show every class
 CLEAN_SHARE = 0.08  # of the artworks
 SHOT_SHARES = (0.15, 0.3, 0.3, 0.25)  # of artworks with 1, 2, 3 and 4 photographs
@@ -72,22 +69,6 @@ and number of photographs that show the class:
 """
 
 
-# ---- folders
-
-
-@contextmanager
-def quiet_unless_terminal() -> Iterator[None]:
-    """Hide the progress bars of `datasets` where they would fill a log file."""
-    hide = not sys.stderr.isatty() and not datasets.are_progress_bars_disabled()
-    if hide:
-        datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        if hide:
-            datasets.enable_progress_bars()
-
-
 def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
     """Call `write` with the path of a new folder and give what it wrote the name `folder` in one step.
 
@@ -109,10 +90,9 @@ def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
                 raise
 
 
-def _make(
-    folder: Path, sizes: dict[str, int], seed: int, plan: Callable, draw: Callable[[dict, Path], tuple[dict, str]]
-) -> Path:
-    """Plan and draw a data set into a folder; see `make_taxonomy`."""
+def _make(output_dir: str | Path, sizes: tuple[int, int], seed: int, plan: Callable, draw: Callable) -> Path:
+    """Plan the splits, draw them (a list of rows each) and a README, and write it all; see `make_taxonomy`."""
+    folder = Path(output_dir)
     if (folder / DONE_MARK).exists():
         return folder
     if seed < 0:
@@ -122,31 +102,27 @@ def _make(
     own = {*SPLITS, "README.md", "hierarchy.yaml"}
     if others := {entry.name for entry in folder.iterdir()} - own if folder.exists() else set():
         raise ValueError(f"{folder} already holds other files ({', '.join(sorted(others)[:3])}); name a new folder")
-    plans = {split: plan(split, size, seed) for split, size in sizes.items()}
+    plans = {split: plan(split, size, seed) for split, size in zip(SPLITS, sizes, strict=True)}
 
     def write(target: Path) -> None:
-        with quiet_unless_terminal():
-            rows, readme = draw(plans, target)
-            splits = {}
-            for split, columns in rows.items():
-                kinds = {
-                    name: datasets.Image() if name in ("image", "mask") else datasets.Value("string")
-                    for name in columns
-                }
-                splits[split] = datasets.Dataset.from_dict(
-                    columns, datasets.Features(kinds), split=datasets.NamedSplit(split)
-                )
-            datasets.DatasetDict(splits).save_to_disk(target)
+        if not sys.stderr.isatty():  # they would fill a log file
+            datasets.disable_progress_bars()
+        drawn, readme = draw(plans, target)
+        picture, text = datasets.Image(), datasets.Value("string")
+        splits = datasets.DatasetDict()
+        for split, rows in drawn.items():
+            features = {name: picture if isinstance(value, dict) else text for name, value in rows[0].items()}
+            splits[split] = datasets.Dataset.from_list(rows, datasets.Features(features), split=split)
+        splits.save_to_disk(target)
         (target / "README.md").write_text(readme, encoding="ascii")
 
     write_atomically(folder, write)
     return folder
 
 
-def _encoded(image: Image.Image, name: str, **options: int) -> dict[str, Any]:
-    """An entry of an image column."""
+def _encoded(image: Image.Image, name: str, **options: int) -> dict[str, bytes | str]:
     buffer = BytesIO()
-    image.save(buffer, "PNG" if name.endswith("png") else "JPEG", **options)
+    image.save(buffer, Image.registered_extensions()[Path(name).suffix], **options)
     return {"bytes": buffer.getvalue(), "path": name}
 
 
@@ -162,22 +138,18 @@ def make_taxonomy(output_dir: str | Path, *, num_train: int = 2000, num_validati
     interrupted run never looks finished, and of several processes that run at once the first to finish wins.
 
     Raises:
-        ValueError: a split is too small to show every species, the seed is negative, or `output_dir` holds other
-            files.
+        ValueError: a split is too small for all species, the seed is negative, or `output_dir` holds other files.
     """
 
-    def draw(plans: dict[str, list[tuple[int, bool]]], target: Path) -> tuple[dict, str]:
+    def draw(plans: dict[str, list[tuple[int, bool]]], target: Path) -> tuple[dict[str, list[dict]], str]:
         studio = Studio(seed)
-        rows = {split: _draw_specimens(split, plan, studio, seed) for split, plan in plans.items()}
+        drawn = {split: _draw_specimens(split, plan, studio, seed) for split, plan in plans.items()}
         counts = np.bincount([index for index, labelled in plans["train"] if labelled])
-        levels, sizes = (
-            ", ".join(f"`{level}`" for level in LEVELS),
-            {split: len(plan) for split, plan in plans.items()},
-        )
-        extremes = {"species": len(counts), "most": counts.max(), "least": counts.min()}
-        return rows, FUNGARIUM_README.format(seed=seed, levels=levels, **extremes, **sizes)
+        numbers = {"seed": seed, "species": len(counts), "most": counts.max(), "least": counts.min()}
+        numbers |= {split: len(plan) for split, plan in plans.items()}
+        return drawn, FUNGARIUM_README.format(levels=", ".join(f"`{level}`" for level in LEVELS), **numbers)
 
-    return _make(Path(output_dir), {"train": num_train, "validation": num_validation}, seed, plan_specimens, draw)
+    return _make(output_dir, (num_train, num_validation), seed, plan_specimens, draw)
 
 
 def specimen_counts(split: str, total: int) -> np.ndarray:
@@ -188,12 +160,11 @@ def specimen_counts(split: str, total: int) -> np.ndarray:
     Raises:
         ValueError: `total` is less than the minimum of all species together.
     """
-    species = len(all_species())
-    spare = total - species * MIN_PER_SPECIES[split]
+    counts = np.full(len(all_species()), MIN_PER_SPECIES[split])
+    spare = total - counts.sum()
     if spare < 0:
-        least = int(np.ceil(species * MIN_PER_SPECIES[split] / (1 - GENUS_ONLY_SHARE)))
-        raise ValueError(f"num_{split} must be at least {least} to show all {species} species")
-    counts = np.full(species, MIN_PER_SPECIES[split])
+        least = int(np.ceil(counts.sum() / (1 - GENUS_ONLY_SHARE)))
+        raise ValueError(f"num_{split} must be at least {least} to show all {len(counts)} species")
     ideal = spare * _popularity(split)
     counts += ideal.astype(int)
     # Largest remainders first, so that the counts add up.
@@ -209,11 +180,7 @@ def _popularity(split: str) -> np.ndarray:
 
 
 def plan_specimens(split: str, size: int, seed: int) -> list[tuple[int, bool]]:
-    """The species (an index) of every specimen of a split and whether its species label is given, in random order.
-
-    Raises:
-        ValueError: the split is too small.
-    """
+    """The species (an index) of every specimen of a split and whether its species label is given, in random order."""
     rng = np.random.default_rng([seed, SPLITS.index(split)])
     genus_only = int(size * GENUS_ONLY_SHARE)
     counts = specimen_counts(split, size - genus_only)
@@ -222,29 +189,19 @@ def plan_specimens(split: str, size: int, seed: int) -> list[tuple[int, bool]]:
     return [plan[position] for position in rng.permutation(size)]
 
 
-def _draw_specimens(split: str, plan: list[tuple[int, bool]], studio: Studio, seed: int) -> dict[str, list]:
-    columns: dict[str, list] = {name: [] for name in ("image", *LEVELS, "specimen")}
+def _draw_specimens(split: str, plan: list[tuple[int, bool]], studio: Studio, seed: int) -> list[dict]:
+    rows = []
     for number, (index, labelled) in enumerate(plan):
         # A generator of its own makes a specimen independent of how many others are drawn.
         rng = np.random.default_rng([seed, SPLITS.index(split), number])
         species, name = all_species()[index], f"{split}-{number:05d}"
-        picture = studio.picture(species.look, rng)
-        entry = _encoded(picture, f"{name}.jpg", quality=int(rng.integers(55, 96)))
-        names = species.names if labelled else (*species.names[:-1], None)
-        for column, value in zip(columns.values(), (entry, *names, name), strict=True):
-            column.append(value)
-    return columns
+        image = _encoded(studio.picture(species.look, rng), f"{name}.jpg", quality=int(rng.integers(55, 96)))
+        names = dict(zip(LEVELS, species.names, strict=True)) | ({} if labelled else {"species": None})
+        rows.append({"image": image, **names, "specimen": name})
+    return rows
 
 
 # ---- artworks
-
-
-class Group(NamedTuple):
-    """An artwork and its photographs."""
-
-    name: str
-    artwork: Artwork
-    shots: tuple[Shot, ...]
 
 
 def make_artworks(output_dir: str | Path, *, num_train: int = 400, num_validation: int = 100, seed: int = 0) -> Path:
@@ -258,51 +215,47 @@ def make_artworks(output_dir: str | Path, *, num_train: int = 400, num_validatio
         ValueError: a split is too small to show every class, the seed is negative, or `output_dir` holds other files.
     """
 
-    def draw(plans: dict[str, list[Group]], target: Path) -> tuple[dict, str]:
+    def draw(plans: dict[str, list[Artwork]], target: Path) -> tuple[dict[str, list[dict]], str]:
         gallery = Gallery(seed)
-        rows, counts = {}, {}
-        for split, groups in plans.items():
-            rows[split], counts[split] = _draw_photographs(split, groups, gallery, seed)
+        drawn = {split: _draw_photographs(split, plan, gallery, seed) for split, plan in plans.items()}
         target.mkdir()
         shutil.copyfile(HIERARCHY, target / "hierarchy.yaml")
-        lines = []
-        for value, name in enumerate(CLASSES):
-            shares = [f"{100 * counts[split][:, value].sum() / counts[split].sum():.2f}" for split in SPLITS]
-            seen = [str(np.count_nonzero(counts[split][:, value])) for split in SPLITS]
-            lines.append(f"| {' | '.join((str(value), name, *shares, *seen))} |")
-        sizes = {split: len(rows) for split, rows in counts.items()}
-        artworks, table = sum(map(len, plans.values())), "\n".join(lines)
-        return rows, ARTWORKS_README.format(seed=seed, artworks=artworks, background=BACKGROUND, table=table, **sizes)
+        pixels = [counts.sum(0) for _, counts in drawn.values()]
+        seen = [np.count_nonzero(counts, 0) for _, counts in drawn.values()]
+        lines = [
+            f"| {value} | {name} | {' | '.join(f'{100 * count[value] / count.sum():.2f}' for count in pixels)} | "
+            + f"{' | '.join(str(count[value]) for count in seen)} |"
+            for value, name in enumerate(CLASSES)
+        ]
+        numbers = {"seed": seed, "artworks": sum(map(len, plans.values())), "background": BACKGROUND}
+        numbers |= {split: len(rows) for split, (rows, _) in drawn.items()}
+        readme = ARTWORKS_README.format(table="\n".join(lines), **numbers)
+        return {split: rows for split, (rows, _) in drawn.items()}, readme
 
-    return _make(Path(output_dir), {"train": num_train, "validation": num_validation}, seed, plan_artworks, draw)
+    return _make(output_dir, (num_train, num_validation), seed, plan_artworks, draw)
 
 
-def plan_artworks(split: str, size: int, seed: int) -> list[Group]:
-    """The artworks of a split, with `size` photographs together; every class is planned to be seen in some of them.
-
-    Raises:
-        ValueError: the split is too small.
-    """
+def plan_artworks(split: str, size: int, seed: int) -> list[Artwork]:
+    """The artworks of a split, with `size` photographs together; every class is planned to be seen in some of them."""
     if size < LEAST_PHOTOGRAPHS:
         raise ValueError(f"num_{split} must be at least {LEAST_PHOTOGRAPHS} to show all {len(CLASSES)} classes")
     number = SPLITS.index(split)
     rng = np.random.default_rng([seed, number, 1])
     ends = np.cumsum(rng.choice(len(SHOT_SHARES), size, p=SHOT_SHARES) + 1)
-    shots = np.diff([0, *ends[ends < size], size])
-    contents = rng.permutation(np.resize(list(SCENES), len(shots))).tolist()
-    materials = rng.permutation(np.resize(MATERIALS, len(shots))).tolist()
-    shapes = np.exp(rng.uniform(np.log(0.7), np.log(1.43), len(shots))).tolist()
-    groups = []
+    counts = np.diff([0, *ends[ends < size], size])
+    contents = rng.permutation(np.resize(list(SCENES), len(counts))).tolist()
+    materials = rng.permutation(np.resize(MATERIALS, len(counts))).tolist()
+    shapes = np.exp(rng.uniform(np.log(0.7), np.log(1.43), len(counts))).tolist()
+    artworks = []
     for index, kinds in enumerate(_assign_kinds(materials, rng)):
         key = (seed, number, index)
-        artwork = Artwork(contents[index], materials[index], shapes[index], (*key, 1))
-        artwork = artwork._replace(damages=_place_damages(kinds, artwork.half, key))
+        artwork = Artwork(contents[index], materials[index], shapes[index], (*key, 1), name=f"{split}-{index:04d}")
         # The first photograph shows all of an artwork at its oldest, and so all of its damage.
-        later = np.random.default_rng([*key, 4]).uniform((0.2, 0), 1, (shots[index] - 1, 2)).tolist()
-        ages = [(1.0, 0.0), *later]
-        views = tuple(Shot(age, whole < 0.5, (*key, 5, shot)) for shot, (age, whole) in enumerate(ages))
-        groups.append(Group(f"{split}-{index:04d}", artwork, views))
-    return groups
+        later = np.random.default_rng([*key, 4]).uniform((0.2, 0), 1, (counts[index] - 1, 2)).tolist()
+        shots = [Shot(age, part < 0.5, (*key, 5, shot)) for shot, (age, part) in enumerate([(1.0, 0.0), *later])]
+        damages = _place_damages(kinds, artwork.half, key)
+        artworks.append(artwork._replace(damages=damages, shots=tuple(shots)))
+    return artworks
 
 
 def _assign_kinds(materials: list[str], rng: np.random.Generator) -> list[list[str]]:
@@ -334,30 +287,28 @@ def _place_damages(kinds: list[str], half: np.ndarray, key: tuple[int, ...]) -> 
     return tuple(sorted(damages, key=lambda damage: damage.onset))
 
 
-def draw_groups(groups: list[Group], gallery: Gallery) -> Iterator[tuple[Group, int, Image.Image, np.ndarray]]:
+def draw_artworks(artworks: list[Artwork], gallery: Gallery) -> Iterator[tuple[Artwork, int, Image.Image, np.ndarray]]:
     """All photographs and masks, artwork by artwork."""
-    for group in groups:
-        painting = gallery.paint(group.artwork)
-        for number, shot in enumerate(group.shots):
-            yield group, number, *gallery.photograph(painting, group.artwork, shot)
+    for artwork in artworks:
+        painting = gallery.paint(artwork)
+        for number, shot in enumerate(artwork.shots):
+            yield artwork, number, *gallery.photograph(painting, artwork, shot)
 
 
 def _draw_photographs(
-    split: str, groups: list[Group], gallery: Gallery, seed: int
-) -> tuple[dict[str, list], np.ndarray]:
-    """The columns of a split in random order, and how many pixels (photographs, classes) of each class there are."""
-    palette = "".join(COLOURS.values()).replace("#", "").ljust(6 * BACKGROUND, "0") + "101010"
+    split: str, artworks: list[Artwork], gallery: Gallery, seed: int
+) -> tuple[list[dict], np.ndarray]:
+    """The rows of a split in random order, and how many pixels (photographs, classes) of each class there are."""
+    palette = bytes.fromhex("".join(COLOURS.values()).replace("#", "").ljust(6 * BACKGROUND, "0") + "101010")
     rows, counts = [], []
-    for group, number, image, mask in draw_groups(groups, gallery):
-        name, coloured = f"{group.name}-{number}", Image.fromarray(mask)
-        coloured.putpalette(bytes.fromhex(palette))
-        pictures = _encoded(image, f"{name}.jpg", quality=90), _encoded(coloured, f"{name}.png")
-        rows.append((*pictures, group.name, group.artwork.content, group.artwork.material))
+    for artwork, number, image, mask in draw_artworks(artworks, gallery):
+        name, coloured = f"{artwork.name}-{number}", Image.fromarray(mask)
+        coloured.putpalette(palette)
+        row = {"image": _encoded(image, f"{name}.jpg", quality=90), "mask": _encoded(coloured, f"{name}.png")}
+        rows.append({**row, "artwork": artwork.name, "content": artwork.content, "material": artwork.material})
         counts.append(np.bincount(mask.ravel(), minlength=256)[: len(CLASSES)])
     order = np.random.default_rng([seed, SPLITS.index(split), 6]).permutation(len(rows))
-    columns = zip(*(rows[index] for index in order), strict=True)
-    names = ("image", "mask", "artwork", "content", "material")
-    return dict(zip(names, map(list, columns), strict=True)), np.array(counts)
+    return [rows[index] for index in order], np.array(counts)
 
 
 # ---- contact sheets

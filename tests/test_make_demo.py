@@ -15,7 +15,7 @@ from PIL import Image
 from data_prep.make_demo import main, make_taxonomy
 from demo import sets
 from demo.fungi import LEVELS, all_species
-from demo.sets import quiet_unless_terminal, specimen_counts, write_atomically
+from demo.sets import specimen_counts, write_atomically
 
 SMALL = {"num_train": 200, "num_validation": 100}
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -187,20 +187,6 @@ def test_other_files_are_never_replaced(tmp_path):
     with pytest.raises(ValueError, match="not a folder"):
         make_taxonomy(tmp_path / "thesis.txt", **SMALL)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
-
-
-@pytest.mark.parametrize("disabled", [False, True])
-@pytest.mark.parametrize("terminal", [False, True])
-def test_progress_bars_are_restored(monkeypatch, disabled, terminal):
-    was_disabled = datasets.are_progress_bars_disabled()
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    (datasets.disable_progress_bars if disabled else datasets.enable_progress_bars)()
-    try:
-        with quiet_unless_terminal():
-            assert datasets.are_progress_bars_disabled() == (disabled or not terminal)
-        assert datasets.are_progress_bars_disabled() == disabled
-    finally:
-        (datasets.disable_progress_bars if was_disabled else datasets.enable_progress_bars)()
 
 
 def test_command_line(folder, tmp_path, capsys):

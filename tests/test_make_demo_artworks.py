@@ -15,7 +15,7 @@ from common.labels.hierarchy_files import load_hierarchy
 from data_prep.make_demo import main
 from demo import sets
 from demo.artworks import BACKGROUND, CLASSES, HABITS, MATERIALS, SCENES, Artwork, Damage, Gallery, Sheet, Shot, Spot
-from demo.sets import HIERARCHY, draw_groups, make_artworks, plan_artworks
+from demo.sets import HIERARCHY, draw_artworks, make_artworks, plan_artworks
 from demo.shapes import Pen
 
 SMALL = {"num_train": 32, "num_validation": 16}
@@ -91,10 +91,8 @@ def test_even_small_splits_show_every_class(demo):
 @pytest.mark.parametrize("size", [16, 19, 24])
 def test_few_artworks_show_every_class_at_any_seed(gallery, size, seed):
     for split in SPLITS:
-        groups = plan_artworks(split, size, seed)
-        masks = [
-            mask for *_, mask in draw_groups([group._replace(shots=group.shots[:1]) for group in groups], gallery)
-        ]
+        artworks = [artwork._replace(shots=artwork.shots[:1]) for artwork in plan_artworks(split, size, seed)]
+        masks = [mask for *_, mask in draw_artworks(artworks, gallery)]
         assert {value for mask in masks for value in np.unique(mask).tolist()} == {*range(len(CLASSES)), BACKGROUND}
 
 
@@ -153,16 +151,18 @@ def test_readme_tells_the_shares(folder):
 
 
 def test_default_plan(plans):
-    for split, groups in plans.items():
-        sizes = [len(group.shots) for group in groups]
+    for split, artworks in plans.items():
+        sizes = [len(artwork.shots) for artwork in artworks]
         assert sum(sizes) == SPLITS[split] and set(sizes) == {1, 2, 3, 4}
-        assert set(Counter(group.artwork.content for group in groups)) == set(SCENES)
-        kinds = Counter(kind for group in groups for kind in {damage.kind for damage in group.artwork.damages})
+        assert {artwork.content for artwork in artworks} == set(SCENES)
+        kinds = Counter(kind for artwork in artworks for kind in {damage.kind for damage in artwork.damages})
         assert set(kinds) == set(HABITS) and min(kinds.values()) >= 3
         assert max(kinds.values()) > 3 * min(kinds.values())
-        assert any(not group.artwork.damages for group in groups)
-        assert all(group.shots[0].whole and group.shots[0].age == 1 for group in groups), "all damage is seen once"
-    assert len({group.artwork.seed for groups in plans.values() for group in groups}) == sum(map(len, plans.values()))
+        assert any(not artwork.damages for artwork in artworks)
+        assert all(artwork.shots[0].whole and artwork.shots[0].age == 1 for artwork in artworks), (
+            "all damage is seen once"
+        )
+    assert len({artwork.seed for artworks in plans.values() for artwork in artworks}) == sum(map(len, plans.values()))
 
 
 def test_every_damage_has_its_habit():
