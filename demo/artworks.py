@@ -89,21 +89,12 @@ Burn marks | .08 .09 .15 1 1.6 any | paper photograph | B w 1 1 .15 0,0
 Lightleak | .07 .13 .18 1 3.3 edge | photograph | E w 2.2~3.2 .6 0,0
   | soft 3; all 255,122,32 .78; core .18 255,196,84 .8; core .36 255,252,232 .9
 """
-
-
 Habit = namedtuple("Habit", "share smallest largest most reach turn materials shape effects")  # a line of KINDS
-
-
-def _read_habit(line: str) -> Habit:
-    numbers, *texts = line.split(" | ")
-    share, smallest, largest, most, reach, turn = numbers.split()
-    return Habit(float(share), float(smallest), float(largest), int(most), float(reach), turn, *texts)
-
-
-HABITS = {
-    kind: _read_habit(line)
-    for kind, line in (entry.split(" | ", 1) for entry in re.sub(r"\n +", " ", KINDS.strip()).splitlines())
-}
+HABITS = {}
+for line in re.sub(r"\n +", " ", KINDS.strip()).splitlines():
+    kind, numbers, *texts = line.split(" | ")
+    *numbers, turn = numbers.split()
+    HABITS[kind] = Habit(*map(float, numbers), turn, *texts)
 
 
 class Damage(NamedTuple):
@@ -152,17 +143,14 @@ class Gallery:
         rng = np.random.default_rng([seed, 11])
         self.grain = rng.standard_normal((GRAIN, GRAIN * 3), dtype=np.float32)
 
-        def blotches(cells: int) -> np.ndarray:
-            return clouds(rng, cells, TILE, TILE)
-
         y, x = np.indices((TILE, TILE)) * TURN / 4
         weave, fine = np.sin(x) * np.cos(y / 2) + np.sin(y) * np.cos(x / 2), rng.standard_normal((TILE, TILE))
         textures = {
             "oil": 0.045 * weave + 0.015 * fine,
-            "fresco": 0.05 * blotches(12) + 0.03 * blotches(90) + 0.025 * fine,
-            "paper": 0.035 * blotches(8) + 0.03 * blotches(200),
+            "fresco": 0.05 * clouds(rng, 12, TILE, TILE) + 0.03 * clouds(rng, 90, TILE, TILE) + 0.025 * fine,
+            "paper": 0.035 * clouds(rng, 8, TILE, TILE) + 0.03 * clouds(rng, 200, TILE, TILE),
             "photograph": 0.05 * fine,
-            "wall": 0.05 * blotches(10) + 0.05 * blotches(120),
+            "wall": 0.05 * clouds(rng, 10, TILE, TILE) + 0.05 * clouds(rng, 120, TILE, TILE),
         }
         self.textures = {name: (1 + texture).astype(np.float32)[..., None] for name, texture in textures.items()}
 
@@ -174,9 +162,7 @@ class Gallery:
         if artwork.material == "oil":
             _brush(canvas, rng)
         pixels = self._textured(_finish(np.asarray(canvas, np.float32), artwork.material, rng), artwork.material, rng)
-        wall = np.full(
-            (canvas.height + 2 * PADDING, canvas.width + 2 * PADDING, 3), WALLS[rng.integers(6)], np.float32
-        )
+        wall = np.full((*np.add(canvas.size[::-1], 2 * PADDING), 3), WALLS[rng.integers(6)], np.float32)
         surroundings = self._textured(wall, "wall", rng)
         _frame(surroundings, rng.choice(FRAMES[artwork.material]), rng)
         surroundings.paste(pixels, (PADDING, PADDING))
@@ -228,11 +214,8 @@ def _finish(pixels: np.ndarray, material: str, rng: np.random.Generator) -> np.n
         grey *= (1 - 0.12 * (x**2 + y[:, None] ** 2)) / 255
         # Contrast, which the flat colours lack without their hues.
         pixels = dark + (border - dark) * np.clip(0.5 + 1.25 * (grey - 0.47), 0, 1)[..., None]
-    edge = round(CANVAS * margin)
-    if edge > 3:
-        framed = np.tile(border.astype(np.float32), (*pixels.shape[:2], 1))
-        framed[edge:-edge, edge:-edge] = pixels[edge:-edge, edge:-edge]
-        return framed
+    if (edge := round(CANVAS * margin)) > 3:
+        pixels[:edge], pixels[-edge:], pixels[:, :edge], pixels[:, -edge:] = (border,) * 4
     return pixels
 
 
@@ -348,8 +331,8 @@ class Spot:
         image = Image.new("L", (FINE * width, FINE * height))
         centre, matrix = self.fine
         pen = Pen(ImageDraw.Draw(image), centre, matrix * np.reshape(scale, (-1, 1)), round(THIN * FINE))
-        if shape in PATHS:
-            for path in PATHS[shape](rng):
+        if shape in ("crack", "write"):
+            for path in (crack if shape == "crack" else write)(rng):
                 pen.lines([path], 255, 0.06)
         else:
             pen.sketch(shape, rng, **{"w": 255, "m": 255, **inks})
@@ -461,6 +444,3 @@ def write(rng: np.random.Generator) -> list[np.ndarray]:
                 x += np.ptp(letter[:, 0]) + 0.07
             x += 0.12
     return strokes
-
-
-PATHS = {"crack": crack, "write": write}

@@ -341,7 +341,16 @@ def _pose(canvas: Image.Image, look: Look, ground: str, rng: np.random.Generator
         ImageDraw.Draw(canvas, "RGBA").polygon(shadow, (20, 16, 10, 90))
     main, second = paint(look.main, rng), paint(look.second, rng)
     varied = ("width", "height", "stem", "depth", "thick", "spots")
-    for body in _bodies(pen, look, rng):
+    count = 1
+    if look.plan not in ("bracket", "coral", "club"):  # solitary species stand alone or in pairs, the others in groups
+        alone = look.group == 1
+        count = 1 + int(rng.random() < 0.2) if alone else max(1, int(look.group) + int(rng.integers(-1, 2)))
+    bodies = [pen]
+    if count > 1:
+        places = 1.2 * steps(-0.5, 0.5, count) + rng.normal(0, 0.08, count)
+        scales, heights = rng.uniform(0.62, 0.88, count), rng.normal(0, 0.04, count)
+        bodies = [pen.moved(x, 0.95 * (s - 1) + y, s) for x, y, s in zip(places, heights, scales, strict=True)]
+    for body in bodies:
         # Proportions and the number of spots differ from body to body.
         factors = zip(varied, rng.normal(1, 0.1, len(varied)).tolist(), strict=True)
         own = dataclasses.replace(look, **{name: getattr(look, name) * factor for name, factor in factors})
@@ -351,16 +360,3 @@ def _pose(canvas: Image.Image, look: Look, ground: str, rng: np.random.Generator
         root = points(rng.uniform(-0.9, 0.9, 14), -1.1)
         tip = root + points(rng.normal(0, 0.12, 14), 0.1 + blades * rng.uniform(0.4, 1, 14))
         pen.lines(np.stack([root, tip], 1), tone((0.42, 0.56, 0.26), rng.uniform(0.7, 1.0)), 0.04)
-
-
-def _bodies(pen: Pen, look: Look, rng: np.random.Generator) -> list[Pen]:
-    """A pen for every body: solitary species stand alone or in pairs, the others in groups."""
-    if look.plan in ("bracket", "coral", "club"):
-        return [pen]
-    alone = look.group == 1
-    count = 1 + int(rng.random() < 0.2) if alone else max(1, int(look.group) + int(rng.integers(-1, 2)))
-    if count == 1:
-        return [pen]
-    places = 1.2 * steps(-0.5, 0.5, count) + rng.normal(0, 0.08, count)
-    scales, heights = rng.uniform(0.62, 0.88, count), rng.normal(0, 0.04, count)
-    return [pen.moved(x, 0.95 * (s - 1) + y, s) for x, y, s in zip(places, heights, scales, strict=True)]

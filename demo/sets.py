@@ -1,5 +1,6 @@
 """The demo data sets: how many specimens and artworks there are, their tables, and how they get into a folder."""
 
+import itertools
 import os
 import shutil
 import sys
@@ -321,14 +322,14 @@ def draw_fungarium_sheet(folder: str | Path, file: str | Path, *, columns: int =
     side, label, height = 84, 168, -(-len(all_species()) // columns)
     block = label + shown * (side + 2) + 12
     sheet = Image.new("RGB", (columns * block, height * (side + 2) + 2), "white")
-    draw, phyla = ImageDraw.Draw(sheet), list(dict.fromkeys(species.names[0] for species in all_species()))
-    for position, species in enumerate(all_species()):
+    draw, phyla = ImageDraw.Draw(sheet), {species.names[0]: None for species in all_species()}
+    colours = dict(zip(phyla, ("#a8422f", "#3c6e71", "#7a5195"), strict=True))
+    for position, (names, _) in enumerate(all_species()):
         x, y = position // height * block, position % height * (side + 2) + 2
-        colour = ("#a8422f", "#3c6e71", "#7a5195")[phyla.index(species.names[0])]
-        draw.rectangle((x + 4, y, x + 8, y + side - 1), colour)
-        draw.text((x + 16, y + 10), species.names[-1], "black", ImageFont.load_default(15))
-        draw.text((x + 16, y + 31), "\n".join(species.names[3:0:-1]), "#777777", ImageFont.load_default(11), spacing=3)
-        pictures = [train[int(index)]["image"] for index in np.flatnonzero(found == species.names[-1])[: 3 * shown]]
+        draw.rectangle((x + 4, y, x + 8, y + side - 1), colours[names[0]])
+        draw.text((x + 16, y + 10), names[-1], "black", ImageFont.load_default(15))
+        draw.text((x + 16, y + 31), "\n".join(names[3:0:-1]), "#777777", ImageFont.load_default(11), spacing=3)
+        pictures = [train[int(index)]["image"] for index in np.flatnonzero(found == names[-1])[: 3 * shown]]
         # The squarest ones, because the cells of the grid are squares and the margins are cut off.
         pictures.sort(key=lambda picture: max(picture.size) / min(picture.size))
         for cell, picture in enumerate(pictures[:shown]):
@@ -339,20 +340,18 @@ def draw_fungarium_sheet(folder: str | Path, file: str | Path, *, columns: int =
 def draw_artworks_sheet(folder: str | Path, file: str | Path, *, columns: int = 4, rows: int = 6) -> Path:
     """Draw a captioned grid of training photographs that show all classes, beside their masks; return its path."""
     train = datasets.load_from_disk(str(folder))["train"]
-    masks = [np.asarray(mask) for mask in train["mask"]]
     side, gap, caption, legend = 122, 6, 17, 48
     width = columns * (2 * side + gap) + gap
     sheet = Image.new("RGB", (width, rows * (side + caption) + gap + legend), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for cell, index in enumerate(_choose(masks, train, columns * rows)):
-        x, y = gap + cell % columns * (2 * side + gap), gap + cell // columns * (side + caption)
-        photograph, row = train[index]["image"].convert("RGB"), train[index]
+    for cell, index in enumerate(_choose(train, columns * rows)):
+        x, y, row = gap + cell % columns * (2 * side + gap), gap + cell // columns * (side + caption), train[index]
         # The photograph in pale grey, the damage in the colours of its classes, the background nearly black.
-        coloured = train[index]["mask"].convert("RGB")
-        weight = Image.fromarray(np.where(masks[index] == 0, 115, 224).astype(np.uint8))
-        pale = photograph.convert("L").point(lambda value: 110 + value // 2).convert("RGB")
-        sheet.paste(ImageOps.fit(photograph, (side, side)), (x, y))
-        sheet.paste(ImageOps.fit(Image.composite(coloured, pale, weight), (side, side)), (x + side, y))
+        pale = row["image"].convert("L").point(lambda value: 110 + value // 2).convert("RGB")
+        weight = Image.fromarray(np.where(np.asarray(row["mask"]) == 0, 115, 224).astype(np.uint8))
+        masked = Image.composite(row["mask"].convert("RGB"), pale, weight)
+        for place, picture in ((x, row["image"].convert("RGB")), (x + side, masked)):
+            sheet.paste(ImageOps.fit(picture, (side, side)), (place, y))
         draw.text((x, y + side), f"{row['content']}, {row['material']}", "#444444", font)
     for entry, (name, colour) in enumerate({**COLOURS, "Background (ignored)": "#101010"}.items()):
         x, y = gap + entry % 9 * (width - gap) // 9, sheet.height - legend + entry // 9 * 22 + 4
@@ -367,20 +366,17 @@ def _saved(sheet: Image.Image, file: str | Path) -> Path:
     return Path(file)
 
 
-def _choose(masks: list[np.ndarray], rows: datasets.Dataset, count: int) -> list[int]:
-    """Photographs that together show every class, the least shown one next, the contents in turn, and no artwork twice
-    as long as there are others."""
-    pixels = np.array([np.bincount(mask.ravel(), minlength=256) for mask in masks])
+def _choose(train: datasets.Dataset, count: int) -> list[int]:
+    """Photographs that together show every class (the least shown one next), of the contents in turn, and no artwork
+    twice as long as there are others."""
+    pixels = np.array([np.bincount(np.asarray(mask).ravel(), minlength=256) for mask in train["mask"]])
     # Photographs with a margin show the whole artwork, which looks better than a part of it.
     whole = 1 + 3 * (pixels[:, BACKGROUND] > 0.02 * pixels.sum(1))
     share = pixels[:, : len(CLASSES)] / pixels[:, : len(CLASSES)].sum(0).clip(1)
-    contents, artworks, turns = rows["content"], rows["artwork"], sorted(SCENES)
-    chosen: list[int] = []
-    for cell in range(min(count, len(masks))):
-        least = int(np.argmin(share[chosen].sum(0)[1:])) + 1
-        seen = {artworks[index] for index in chosen}
-        free = [index for index in range(len(masks)) if index not in chosen]
-        free = [index for index in free if artworks[index] not in seen] or free
-        fitting = [index for index in free if contents[index] == turns[cell % len(turns)]] or free
-        chosen.append(max(fitting, key=lambda index: share[index, least] * whole[index]))
+    contents, artworks, chosen = np.array(train["content"]), np.array(train["artwork"]), []
+    for turn, _ in zip(itertools.cycle(sorted(SCENES)), range(min(count, len(train))), strict=False):
+        score = share[:, int(np.argmin(share[chosen].sum(0)[1:])) + 1] * whole + (contents == turn) * 9.0
+        score += ~np.isin(artworks, artworks[chosen]) * 99.0
+        score[chosen] = -1
+        chosen.append(int(np.argmax(score)))
     return chosen

@@ -207,15 +207,7 @@ def _drawn(spans: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def develop(
     image: ArrayLike, grain: np.ndarray, rng: np.random.Generator, slope: float, light: float, noise: float
 ) -> Image.Image:
-    """Light from one side, a colour cast and grain: how much at most.
-
-    Args:
-        image: (height, width, 3).
-        grain: (height, width * 3), larger than the image.
-        rng: of the photograph.
-        slope, light: standard deviations of the change across the picture, and of its brightness.
-        noise: largest strength of the grain.
-    """
+    """An image (height, width, 3) in light from one side (deviation `slope`), of some strength (`light`), and grain."""
     pixels = np.array(image, np.float32)
     height, width = pixels.shape[:2]
     slope_x, slope_y = rng.normal(0, slope, 2)
