@@ -207,7 +207,7 @@ def _drawn(spans: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def develop(
     image: ArrayLike, grain: np.ndarray, rng: np.random.Generator, slope: float, light: float, noise: float
 ) -> Image.Image:
-    """An image (height, width, 3) in light from one side (deviation `slope`), of some strength (`light`), and grain."""
+    """An image (height, width, 3) in light from one side (deviation `slope`), in a strength (`light`), and grain."""
     pixels = np.array(image, np.float32)
     height, width = pixels.shape[:2]
     slope_x, slope_y = rng.normal(0, slope, 2)
