@@ -97,18 +97,10 @@ for line in re.sub(r"\n +", " ", KINDS.strip()).splitlines():
     HABITS[kind] = Habit(*map(float, numbers), turn, *texts)
 
 
-class Damage(NamedTuple):
-    """One damage of an artwork: what, where, how large, which shape (seed), and from which age on it shows."""
-
-    kind: str
-    place: tuple[float, float]
-    size: float
-    seed: tuple[int, ...]
-    onset: float
-
-    def size_at(self, age: float) -> float:
-        """Damage grows, to its full size at age 1; 0 where it has not begun."""
-        return self.size * (0.7 + 0.3 * (age - self.onset) / (1 - self.onset)) if age > self.onset else 0.0
+# One damage: what, where, how large, which shape (seed), and from which age on it shows. One photograph of an artwork:
+# its age (0..1), and whether all of it is seen.
+Damage = namedtuple("Damage", "kind place size seed onset")
+Shot = namedtuple("Shot", "age whole seed")
 
 
 class Artwork(NamedTuple):
@@ -119,21 +111,13 @@ class Artwork(NamedTuple):
     shape: float
     seed: tuple[int, ...]
     damages: tuple[Damage, ...] = ()
-    shots: tuple["Shot", ...] = ()
+    shots: tuple[Shot, ...] = ()
     name: str = ""
 
     @property
     def half(self) -> np.ndarray:
         """Half its width and height where the long side is 1."""
         return np.array([min(1.0, self.shape), min(1.0, 1 / self.shape)]) / 2
-
-
-class Shot(NamedTuple):
-    """One photograph of an artwork: its age (0..1), and whether all of it is seen."""
-
-    age: float
-    whole: bool
-    seed: tuple[int, ...]
 
 
 class Gallery:
@@ -296,17 +280,20 @@ class Sheet:
 
     def damage(self, damage: Damage, age: float) -> None:
         """Paint a damage as an artwork of this age (0..1) shows it, and mark it in the mask."""
-        habit, rng = HABITS[damage.kind], np.random.default_rng(damage.seed)
-        size, place = max(damage.size_at(age), 3.4 / self.view.unit), np.array(damage.place)
-        turn = {"any": rng.uniform(0, TURN), "askew": rng.normal(0, 0.3)}.get(habit.turn, rng.normal(0, 0.14))
-        if habit.turn == "square":
-            turn += rng.integers(0, 2) * TURN / 4
+        if age <= damage.onset:
+            return
+        habit, rng, place = HABITS[damage.kind], np.random.default_rng(damage.seed), np.array(damage.place)
+        # It grows, to its full size at age 1.
+        size = damage.size * (0.7 + 0.3 * (age - damage.onset) / (1 - damage.onset))
+        turns = {"any": rng.uniform(0, TURN), "askew": rng.normal(0, 0.3)}
+        turn = turns.get(habit.turn, rng.normal(0, 0.14))
+        turn += rng.integers(0, 2) * TURN / 4 if habit.turn == "square" else 0
         if habit.turn == "edge":
             axis = int(np.argmax(np.abs(place) / self.artwork.half))
             place[axis] = np.copysign(self.artwork.half[axis], place[axis])
             turn += axis * TURN / 4
-        spot = Spot(self, place, size, habit.reach, turn)
-        if damage.size_at(age) and spot.inside.size:
+        spot = Spot(self, place, max(size, 3.4 / self.view.unit), habit.reach, turn)
+        if spot.inside.size:
             mask = self.mask[spot.box]
             mask[spot.paint(habit, rng) & (mask != BACKGROUND)] = CLASSES.index(damage.kind)
 

@@ -39,23 +39,21 @@ A procedural data set for hierarchical image classification, drawn by `data_prep
 **Every name is invented and every picture is drawn by a program. Nothing here is about real fungi, and nothing in it
 may be used to tell whether a fungus can be eaten.**
 
-Columns: `image` (JPEG), `specimen` (an id) and, as strings, the levels of the tree:
-{levels}.
+Columns: `image` (JPEG), `specimen` (an id) and, as strings, the levels of the tree: {levels}.
 The `species` of about 8 % of the specimens is None, as in collections where some specimens could only be determined to
 genus. Species are long-tailed: the most frequent one has {most} labelled training pictures, the rarest {least}.
 """
-
 ARTWORKS_README = """# Artworks demo data
 
 A procedural data set for hierarchical semantic segmentation, drawn by `data_prep/make_demo.py artworks` (seed
 {seed}): {train} training and {validation} validation photographs of {artworks} artworks. Read it with
 `datasets.load_from_disk`.
 
-**Every artwork is invented and every picture is drawn by a program.** A scene in flat colour (portrait, landscape,
-still life or ornament) gets the look of a material (oil, fresco, paper, photograph) and a frame or what else is around
-it. Then it is photographed one to four times: all of it or a part, slightly askew, in another light, and at another
-age, because damage begins at some age and grows. Damage is painted from the same coverage as the mask, so masks are
-exact: a pixel belongs to a damage that covers at least half of it, and later damage overwrites earlier.
+**Every artwork is invented and every picture is drawn by a program.** A scene (portrait, landscape, still life or
+ornament) gets the look of a material (oil, fresco, paper, photograph) and a frame, and is photographed one to four
+times: whole or in part, slightly askew, in another light, and at another age, because damage begins at some age and
+grows. Damage is painted from the same coverage as the mask, so masks are exact: a pixel belongs to a damage that
+covers at least half of it, and later damage overwrites earlier.
 
 Columns: `image` (JPEG), `mask` (PNG with a palette, as large as the image), `artwork` (an id: photographs of one
 artwork share it, and are never in both splits), `content` and `material`.
