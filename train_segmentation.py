@@ -426,7 +426,7 @@ def load_data(args: SegmentationArguments, accelerator: Accelerator) -> Segmenta
 
 def draw_demo() -> Path:
     """The folder of the demo data, drawn if it is not there yet."""
-    from demo.artworks_set import make_artworks  # only the demo needs what draws it
+    from demo.sets import make_artworks  # only the demo needs what draws it
 
     return make_artworks(Path(HF_HOME) / "label_tree_demo" / "artworks")
 

@@ -410,7 +410,7 @@ def sampling(args: TaxonomyArguments, data: TaxonomyData) -> dict[str, Any]:
 
 def draw_demo() -> Path:
     """The folder of the demo data, drawn if it is not there yet."""
-    from demo.fungarium_set import make_taxonomy  # only the demo needs what draws it
+    from demo.sets import make_taxonomy  # only the demo needs what draws it
 
     return make_taxonomy(Path(HF_HOME) / "label_tree_demo" / "taxonomy")
 
