@@ -33,7 +33,12 @@ IMAGES = {
         "class_weighting": "inverse_sqrt",
     },
     "frozen": {"model_name_or_path": "timm/test_resnet", "batch_norm": "frozen", "head": "flat", "max_grad_norm": 0},
-    "convnext": {"model_name_or_path": "timm/test_convnext", "logit_adjustment": 1.0, "level_weights": "equal"},
+    "convnext": {
+        "model_name_or_path": "timm/test_convnext",
+        "logit_adjustment": 1.0,
+        "tta": "five_crop",
+        "level_weights": "equal",
+    },
     "relative": {"model_name_or_path": "timm/test_vit_relpos", "decoding": "levels", "save_predictions": True},
     "beit": {"model_name_or_path": "beit"},
     "timm_beit": {"model_name_or_path": "timm/beit_base_patch16_224", "image_size": 32},
@@ -41,7 +46,13 @@ IMAGES = {
 MASKS = {
     "plain": {},
     "dice": {"loss": "dice", "dice_over": "batch", "head": "independent", "ema_decay": 0.9, "decoding": "levels"},
-    "cross_entropy": {"loss": "cross_entropy", "class_weighting": "inverse_sqrt", "head": "flat", "decoder": "unet"},
+    "cross_entropy": {
+        "loss": "cross_entropy",
+        "class_weighting": "inverse_sqrt",
+        "head": "flat",
+        "decoder": "unet",
+        "tta": "d4",
+    },
     "segformer": {"model_name_or_path": "segformer", "global_batch_size": 16, "rare_crop": 0.5},
     "windows": {"eval_crop": 32, "model_name_or_path": "timm/test_convnext", "channels_last": True},
     "beit": {"model_name_or_path": "beit", "image_size": 32},
@@ -118,5 +129,5 @@ def test_the_benchmark_of_a_gpu_runs_on_a_cpu():
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert "the same bytes in" in found["checks"]["segmentation, deterministic, resumed"]
+    assert "the same bytes in" in found["checks"]["segmentation, deterministic, killed"]
     assert len(found["checks"]) == 7 and set(found["speed"]) == {"tiny ViT", "tiny ResNet"}
