@@ -53,6 +53,7 @@ from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
+from common.predict.views import IMAGE_VIEWS, averaged, shown_size
 from common.publish.models import image_processor, load_weights, save_model
 from common.report.image_examples import load_pictures
 from common.report.summary import RunSummary
@@ -80,7 +81,7 @@ from common.run.stopping import StopRequest
 logger = logging.getLogger(__name__)
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "taxonomy_demo.yaml"
-EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "decoding")  # a saved model keeps them, and is shown images so
+EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "tta", "decoding")  # a saved model keeps them, and is shown images so
 MEASURES = ("accuracy", "macro_f1")  # of every level, in report, card and with intervals
 
 
@@ -110,6 +111,9 @@ class TaxonomyAugmentationArguments(AugmentationArguments):
     )
     crop_pct: float | None = option(
         None, "Share of the resized image that evaluation keeps; by default the backbone's own.", "over 0 and up to 1"
+    )
+    tta: Literal[IMAGE_VIEWS] = option(
+        "none", "Answer from several views of each image in evaluation, by mean probabilities; slower by their number."
     )
     crop_scale: float = option(
         0.25, "Smallest share of the image's area that a random crop keeps in training.", "over 0 and up to 1"
@@ -445,7 +449,7 @@ def make_eval_loader(
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     transform = EvaluationTransform(
-        spec["image_size"],
+        shown_size(spec["image_size"], args.tta),
         resize_mode=args.resize_mode,
         crop_pct=args.crop_pct,
         interpolation=spec["interpolation"],
@@ -548,13 +552,14 @@ def evaluate_model(
     """Results over all processes; a collective."""
     model.eval()
     hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
+    answer = averaged([model], args.tta)
     metrics = TaxonomyMetrics(hierarchy, device, top_k=args.top_k)
     predictions = PredictionTable(hierarchy, device, complete=args.save_predictions)
     sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=device)
     for batch in batches:
         labels = batch["labels"].to(device, non_blocking=True)
         with accelerator.autocast():
-            logits = model(normalize(batch["pixels"].to(device, non_blocking=True)), logits_only=True)
+            logits = answer(normalize(batch["pixels"].to(device, non_blocking=True)), logits_only=True)
         sums += torch.stack([loss_fn.level_sums(logits, labels), loss_fn.label_weights(labels)])
         log_probs, leaf_logits = heads.log_probs(logits), heads.leaf_logits(logits)
         leaf = heads.path_scores(logits, log_probs, args.decoding).argmax(1)
