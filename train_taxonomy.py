@@ -98,6 +98,9 @@ class TaxonomyDataArguments(DataArguments):
 
     level_columns: list[str] | None = option(None, "One column per level of the label tree, coarse to fine.")
     label_column: str | None = option(None, "One column that names a class of the tree in the file --hierarchy.")
+    conflicts: Literal["keep", "majority", "error"] = option(
+        "keep", "A name with another parent than in nine of ten of its rows: two classes, moved there, or an error."
+    )
 
 
 @dataclass
@@ -362,7 +365,7 @@ class TaxonomyData:
 def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> TaxonomyData:
     """Data set, label tree, labels of every level, and all checks that need no model."""
     splits, _ = open_splits(args, accelerator, draw_demo)
-    columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy)
+    columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy, args.conflicts)
     validation = get_split(splits, args.validation_split, "--validation_split")
     if args.eval_only:
         hierarchy = LabelTreeForImageClassification.read_hierarchy(args.model_name_or_path)
