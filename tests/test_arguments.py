@@ -82,7 +82,7 @@ def test_no_option_is_dead(script):
     sources = [ROOT / script, *ROOT.glob("common/**/*.py")]
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     read = set(re.findall(r"\b(?:args|arguments|self)\.(?!args\b)(\w+)\b", text)) | set(
-        re.findall(r"options\[\"(\w+)\"\]", text)
+        re.findall(r"(?:options\[|found\()\"(\w+)\"", text)
     )
     assert set(OPTIONS[script]) <= read
 
