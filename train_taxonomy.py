@@ -517,7 +517,7 @@ def random_loss(
         logits = model(pixels, logits_only=True)
     leaf = torch.randint(data.hierarchy.num_leaves, (len(pixels),), device=pixels.device)
     labels = torch.stack(data.hierarchy.lift(leaf), 1)
-    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits.float(), labels)
+    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits, labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

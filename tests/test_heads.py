@@ -128,18 +128,22 @@ def test_leaf_logits_of_a_softmax_over_leaves_are_the_logits(kind):
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
-def test_float32_out_under_autocast(kind):
+def test_autocast_rounds_no_logits(kind):
+    """The same float32 logits and gradients, whatever the precision of what comes before the heads."""
     for dtype in [torch.bfloat16, torch.float16]:
         for shape in [(), (2, 2)]:
-            heads, x = make_heads(kind), features(*shape)
-            expected = heads.log_probs(heads(x))
+            heads, x = make_heads(kind), features(*shape).to(dtype)
+            expected = heads(x.float())
+            expected.square().sum().backward()
+            gradients = [parameter.grad.clone() for parameter in heads.parameters()]
+            heads.zero_grad()
             with torch.autocast("cpu", dtype):
                 logits = heads(x)
-                log_probs = heads.log_probs(logits)
-            assert logits.dtype == dtype
-            for level, reference in zip(log_probs, expected, strict=True):
-                assert level.dtype == torch.float32
-                torch.testing.assert_close(level, reference, atol=0.15, rtol=0.05)
+            logits.square().sum().backward()
+            assert logits.dtype == torch.float32 and torch.equal(logits, expected)
+            assert all(torch.equal(p.grad, old) for p, old in zip(heads.parameters(), gradients, strict=True))
+            assert torch.equal(copy.deepcopy(heads).to(dtype)(x), copy.deepcopy(heads).to(dtype).float()(x.float()))
+            assert heads.double()(x.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)

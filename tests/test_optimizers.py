@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 from pathlib import Path
@@ -14,12 +15,15 @@ import yaml
 from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import save_file
+from timm.layers import EvoNorm2dB0
+from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 import train_segmentation
 import train_taxonomy
-from common.optim.parameters import check_optimizer
+from common.optim.parameters import check_optimizer, make_optimizer
 from common.optim.schedule import Plateau
+from common.optim.skipping import RunningStatistics, skipped_if
 from common.run.progress import too_short
 from common.run.range_test import smoothed
 from common.run.setup import make_sampler
@@ -45,6 +49,45 @@ def test_optimizers_of_timm_train_and_resume(options, tmp_path, monkeypatch, nam
     train_taxonomy.main(options(**words, output_dir=tmp_path / "cut"))
     straight, cut = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "cut"))
     assert straight == cut and len(calls) == 4
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd", "nesterov", "lamb", "adan", "lion"])
+@pytest.mark.parametrize("skipped", [0, 2])
+def test_a_skipped_step_leaves_every_optimizer_as_it_was(name, skipped):
+    """Also the first one, and what optimizers count for themselves: the steps after it are the same."""
+    outcomes = []
+    for bad in (None, skipped):
+        torch.manual_seed(0)
+        model = nn.Module()
+        model.backbone, model.heads = nn.Module(), nn.Linear(6, 3)
+        model.backbone.model = nn.Sequential(nn.Linear(4, 6))
+        args = {"learning_rate": 0.01, "weight_decay": 0.05, "layer_decay": 1.0, "head_lr_scale": 1.0, "momentum": 0.9}
+        args = argparse.Namespace(optimizer=name, adam_beta1=0.9, adam_beta2=0.99, **args)
+        optimizer = Accelerator(cpu=True).prepare(make_optimizer(args, model, torch.device("cpu")))
+        steps = [(step, 0.0) for step in range(4)]
+        if bad is not None:
+            steps.insert(bad, (9, 1.0))
+        for step, nonfinite in steps:
+            pixels = torch.randn(5, 4, generator=torch.Generator().manual_seed(step))
+            pixels = pixels * float("nan") if nonfinite else pixels
+            model.heads(model.backbone.model(pixels)).square().sum().backward()
+            with skipped_if(torch.tensor(nonfinite), optimizer):
+                optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        outcomes.append([value.detach() for value in model.parameters()])
+    assert all(torch.equal(*pair) for pair in zip(*outcomes, strict=True))
+
+
+def test_every_buffer_that_a_forward_pass_moves_is_put_back():
+    """timm's EvoNorm has a running variance, and is no BatchNorm."""
+    model = nn.Sequential(EvoNorm2dB0(4), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1))
+    statistics, before = RunningStatistics(model), copy.deepcopy(model.state_dict())
+    for nonfinite in (1.0, 0.0):
+        statistics.remember()
+        model.train()(torch.full((2, 4, 3, 3), float("nan") if nonfinite else 1.0))
+        statistics.restore_if(torch.tensor(nonfinite))
+        same = [torch.equal(value, before[name]) for name, value in model.state_dict().items() if "running" in name]
+        assert len(same) == 3 and set(same) == {bool(nonfinite)}
 
 
 def test_unknown_optimizer():

@@ -18,6 +18,8 @@ from timm.models._hub import load_model_config_from_path
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig, SegformerConfig
 
+from .positions import image_size_of, with_image_size
+
 TIMM_PREFIXES = ("timm/", "hf-hub:", "local-dir:")
 
 logger = logging.getLogger(__name__)
@@ -120,8 +122,8 @@ def _create_timm(name: str, pretrained: bool, kwargs: dict[str, Any], optional: 
 def read_config(options: EncoderOptions, config: PretrainedConfig | None = None) -> PretrainedConfig:
     """The configuration of a model with the stochastic depth and image size asked for; read by name if not given.
 
-    The image size is changed only where the weights are random: models with trained weights interpolate their
-    position embeddings.
+    The image size is changed only where the weights are random; trained ones are resampled when they are there, see
+    :func:`.positions.fit_weights`.
     """
     config = config or AutoConfig.from_pretrained(options.name, trust_remote_code=options.trust_remote_code)
     if options.drop_path_rate is not None:
@@ -129,9 +131,9 @@ def read_config(options: EncoderOptions, config: PretrainedConfig | None = None)
             config.drop_path_rate = options.drop_path_rate
         else:
             logger.warning("%s takes no drop_path_rate: it has no effect.", options.name)
-    size = getattr(config, "image_size", None)
-    if size and options.image_size and not options.pretrained:
-        config.image_size = options.image_size if isinstance(size, int) else [options.image_size] * 2
+    config.architectures = []  # of several classes the first, which is the one that a saved model is built with
+    if options.image_size and image_size_of(config) and not options.pretrained and not options.weights:
+        config = with_image_size(config, options.image_size)
     return config
 
 
@@ -147,7 +149,7 @@ def transformers_spec(
     Args:
         options: which encoder.
         config: its configuration.
-        default_size: the image size, where neither the options nor the configuration have one.
+        default_size: the image size, where neither options, configuration nor preprocessing have one.
         imagenet: use ImageNet's mean and deviation instead of reading the model's preprocessing.
         sized: whether the image size of the preprocessing goes before that of the configuration.
     """
@@ -170,9 +172,7 @@ def _transformers_pixels(
     options: EncoderOptions, config: PretrainedConfig, default_size: int, imagenet: bool, sized: bool
 ) -> dict[str, Any]:
     """What :func:`_pixels` returns: that of preprocessor_config.json."""
-    size = getattr(config, "image_size", None) or getattr(getattr(config, "vision_config", None), "image_size", None)
-    size = size or default_size
-    found: dict[str, Any] = {"image_size": size if isinstance(size, int) else size[0]}
+    found: dict[str, Any] = {"image_size": image_size_of(config) or default_size}
     if imagenet:
         return _pixels(options, found | {"interpolation": "bilinear"}, (), "")
     try:

@@ -15,7 +15,7 @@ Three kinds of heads, all linear in the features:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -67,15 +67,20 @@ class LevelHeads(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits of features (batch, channels) or (batch, channels, height, width).
 
+        They are float32 under autocast too: bfloat16 has 3 digits, which tell similar classes apart badly.
+
         Returns:
             (batch, leaves, ...) for ``tree`` and ``flat``; (batch, classes of all levels, ...) for ``independent``.
         """
-        weight, bias = self.weight, self.bias
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        weight, bias = self.weight.to(features.dtype), self.bias.to(features.dtype)
         if self.kind == "tree":  # adding the rows of a path first costs less than adding logits later
             weight, bias = self._sum_over_path(weight), self._sum_over_path(bias)
-        if features.dim() == 4:
-            return F.conv2d(features, weight[:, :, None, None], bias)
-        return F.linear(features, weight, bias)
+        device = features.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            if features.dim() == 4:
+                return F.conv2d(features, weight[:, :, None, None], bias)
+            return F.linear(features, weight, bias)
 
     def log_probs(self, logits: torch.Tensor, levels: Sequence[int] | None = None) -> list[torch.Tensor | None]:
         """Float32 log-probabilities (batch, classes of the level, ...) per level; ``None`` for levels not wanted."""
