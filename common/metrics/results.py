@@ -62,9 +62,14 @@ def level_rows(results: Mapping[str, Any]) -> list[list[str]]:
     ]
 
 
-def interval_text(results: Mapping[str, Any], level: str, measure: str) -> str:
-    """The bootstrap interval of a share, as `` [41.0, 52.3]`` in percent; nothing where there is none."""
-    bounds = results.get("intervals", {}).get(level, {}).get(measure)
+def interval_text(results: Mapping[str, Any], *keys: str) -> str:
+    """The bootstrap interval of a share, as `` [41.0, 52.3]`` in percent; nothing where there is none.
+
+    ``keys`` are a level and a measure, or ``full_path_accuracy``.
+    """
+    bounds = results.get("intervals", {})
+    for key in keys:
+        bounds = (bounds or {}).get(key)
     if bounds is None or any(bound is None or math.isnan(bound) for bound in bounds):
         return ""
     return f" [{', '.join(f'{100 * bound:.1f}' for bound in bounds)}]"
@@ -73,7 +78,11 @@ def interval_text(results: Mapping[str, Any], level: str, measure: str) -> str:
 def path_measures(results: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Per decoding, the measures of complete paths as (words, value)."""
     return {
-        label: [(words, cell(key, results[name][key])) for key, words in MEASURES.items() if key in results[name]]
+        label: [
+            (words, cell(key, results[name][key]) + (interval_text(results, key) if name == "path" else ""))
+            for key, words in MEASURES.items()
+            if key in results[name]
+        ]
         for name, label in (("path", "best path"), ("argmax", "per-level argmax"))
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ..files import atomic_write
+from ..files import atomic_write, read_history
 from ..metrics.report_data import REPORT_DATA_FILE, ReportData
 from ..metrics.results import in_words, interval_text, level_rows, path_measures
 from .confusions import (
@@ -96,13 +95,16 @@ def _texts(summary: RunSummary) -> dict[str, Any]:
         f"{level} {in_words(measure)}{interval_text(evaluation, level, measure)}": percent(row[measure])
         for level, row in evaluation["levels"].items()
     }
-    tiles["every level right"] = percent(evaluation["path"]["full_path_accuracy"])
+    words = f"every level right{interval_text(evaluation, 'full_path_accuracy')}"
+    tiles[words] = percent(evaluation["path"]["full_path_accuracy"])
     if train:
         tiles["minutes of training"] = f"{train['seconds'] / 60:,.1f}"
     return {
         "title": f"{'Training' if train else 'Evaluation'} report: {summary.output_dir.resolve().name}",
         "subtitle": f"Written on {date.today().isoformat()}. Metrics are of the best path through the label tree, on "
-        f"the {split} split" + (f"; the model is the best by {metric}." if train else "."),
+        f"the {split} split"
+        + (f"; the model is the best by {metric}." if train else ".")
+        + (" In brackets: 95 % intervals." if evaluation.get("intervals") else ""),
         "unit": summary.unit,
         "headline": tiles,
         "facts": {"data": data_name(options), **summary.facts},
@@ -119,10 +121,9 @@ def _texts(summary: RunSummary) -> dict[str, Any]:
 
 
 def _curves(summary: RunSummary, plots: Path) -> dict[str, Any]:
-    history = summary.output_dir / "history.jsonl"
-    if not history.is_file():
+    entries = read_history(summary.output_dir / "history.jsonl")
+    if not entries:
         return {"curves": []}
-    entries = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
     draw_history(plots / "history.png", entries, summary.measures)
     caption = "Loss, learning rate, and every level in the course of the training"
     return {"curves": [embedded(plots / "history.png", caption=caption)]}

@@ -72,6 +72,10 @@ class AugmentationArguments:
     image_size: int | None = option(
         None, "Side of the square input in pixels; the backbone's own by default.", "greater than 0"
     )
+    image_mean: list[float] | None = option(
+        None, "Mean of red, green and blue, in 0 to 1; by default that which the backbone was trained with."
+    )
+    image_std: list[float] | None = option(None, "Their standard deviation; compute_statistics.py finds both.")
     hflip: float = option(0.5, "Probability of a horizontal flip.", "from 0 up to 1")
     vflip: float = option(0.0, "Probability of a vertical flip.", "from 0 up to 1")
     color_jitter: float = option(0.2, "Strength of colour jitter; 0 for none.", "at least 0")
@@ -90,6 +94,12 @@ class ModelArguments:
     no_pretrained: bool = option(False, "Build the architecture with random weights, offline.")
     backbone_weights: str | None = option(None, "Load the backbone from this safetensors file.")
     head: Literal[HEAD_KINDS] = option("tree", "How classes are scored; see common/model/heads.py.")
+    head_scale: float | None = option(
+        None,
+        "Tree head: a leaf's score is the sum over its path times this; by default one over the root of the number "
+        "of levels. Before it existed it was 1.",
+        "greater than 0",
+    )
     dropout: float = option(0.0, "Dropout before the heads.", "at least 0 and less than 1")
     drop_path_rate: float | None = option(
         None, "Stochastic depth of the backbone; its own by default.", "at least 0 and less than 1"
@@ -138,8 +148,14 @@ class OptimizationArguments:
     per_device_eval_batch_size: int = option(64, "The same in evaluation.", "greater than 0")
     optimizer: str = option("adamw", "Of timm's factory: adamw, sgd, momentum, lion, lamb, ...")
     learning_rate: float = option(1e-4, "Peak learning rate of the backbone.", "greater than 0")
-    head_lr_scale: float = option(
-        1.0, "Learning rate of heads and decoder, which are new, relative to the backbone's.", "greater than 0"
+    find_learning_rate: bool = option(
+        False, "Train some steps at rising rates, draw the loss over the rate into output_dir/learning_rate, and end."
+    )
+    head_lr_scale: float | None = option(
+        None,
+        "Learning rate of heads and decoder relative to the backbone's; by default 10 if they are new, the "
+        "backbone is trained and there is no --layer_decay, otherwise 1.",
+        "greater than 0",
     )
     weight_decay: float = option(0.05, "None on biases and norms.", "at least 0")
     momentum: float = option(0.9, "Of sgd, and other optimizers that have one.", "at least 0 and less than 1")
@@ -242,6 +258,10 @@ class CommonArguments(
     def problems(self) -> list[str]:
         """A sentence for each of them."""
         problems = out_of_range(self)
+        for name, low in (("image_mean", 0.0), ("image_std", 1e-6)):
+            value = getattr(self, name)
+            if value is not None and not (len(value) == 3 and all(low <= number <= 1 for number in value)):
+                problems.append(f"--{name} takes three numbers from 0 to 1, of red, green and blue; got {value}")
         evaluated = self.validation_file or self.test_file
         if bool(self.train_file) != bool(evaluated) and not (self.validation_file and self.eval_only):
             problems.append("--train_file and --validation_file go together")
@@ -277,6 +297,7 @@ class CommonArguments(
         info = get_optimizer_info(self.optimizer)
         has_betas = info.has_betas and info.num_betas == 2
         return [
+            ("head_scale", self.head != "tree", "only tree heads sum over paths"),
             ("curriculum_schedule", not self.curriculum, "there is no --curriculum"),
             ("num_train_epochs", bool(self.curriculum), "--curriculum has epochs of its own"),
             ("level_weights", bool(self.curriculum), "--curriculum has weights of its own"),
@@ -305,5 +326,5 @@ class CommonArguments(
 
     def without_effect_on_saved_models(self, *more: str) -> list[str]:
         """The same for what a model brings along that this project has saved; ``more`` are the script's own."""
-        names = ("no_pretrained", "backbone_weights", "dropout", "drop_path_rate", *more)
+        names = ("no_pretrained", "backbone_weights", "dropout", "drop_path_rate", "image_mean", "image_std", *more)
         return [f"--{name} has no effect on a saved model." for name in names if changed(self, name)]

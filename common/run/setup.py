@@ -21,12 +21,14 @@ from ..data.sampling import GlobalBatchSampler
 from ..data.splits import Reading, load_splits, read_cells, read_groups
 from ..metrics.results import check_metric_name, flatten
 from ..model.backbones import Backbone, load_backbone
+from ..model.heads import default_scale
 from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeConfig, LabelTreeModel
 from ..publish.hub import Publisher
 from ..publish.onnx_export import check_export_packages
 from ..report.confusions import find_classes
 from .arguments import changed
+from .identity import BEGUN_WITH
 from .options import CommonArguments
 from .processes import local_main_first, on_main_process
 
@@ -35,6 +37,9 @@ logger = logging.getLogger(__name__)
 TEST = "test"
 VALIDATION_SHARE = 0.1
 """Of training, drawn for validation where there is none"""
+
+NEW_HEAD_LR_SCALE = 10.0
+"""Rate of new heads relative to that of a trained backbone: as measured in benchmarks/README.md"""
 
 Arguments = TypeVar("Arguments", bound=CommonArguments)
 
@@ -210,6 +215,8 @@ def start_from(
             drop_path_rate=args.drop_path_rate,
             trust_remote_code=args.trust_remote_code,
             pyramid=pyramid,
+            image_mean=args.image_mean,
+            image_std=args.image_std,
         )
     model = kind.from_pretrained(name)
     size = model.config.backbone["image_size"]
@@ -221,6 +228,25 @@ def start_from(
         return model, None, None
     logger.warning("%s has other classes or another head: only its backbone is used.", name)
     return None, model.backbone, None
+
+
+def settle(
+    args: CommonArguments, hierarchy: Hierarchy, model: LabelTreeModel | None, backbone: Backbone | None
+) -> None:
+    """Put numbers in the place of options whose defaults depend on what :func:`start_from` has found."""
+    for name in ("resize_mode", "crop_pct"):
+        if getattr(args, name, "") is None:
+            kept = backbone.spec if model is None else {**model.backbone.spec, **(model.config.evaluation or {})}
+            setattr(args, name, kept.get(name, BEGUN_WITH[name]))
+    if args.head_lr_scale is None:
+        trained = bool(args.backbone_weights) or not args.no_pretrained
+        new = model is None and not getattr(args, "init_leaf_from_classifier", None)
+        flat = args.layer_decay == 1  # layer decay has lowered the backbone's rate already
+        args.head_lr_scale = NEW_HEAD_LR_SCALE if trained and new and flat else 1.0
+    if model is not None:
+        args.head_scale = model.config.head_scale
+    elif args.head_scale is None:
+        args.head_scale = default_scale(args.head, hierarchy.num_levels)
 
 
 def evaluated_as_saved(args: Arguments, names: Sequence[str]) -> Arguments:
