@@ -103,8 +103,8 @@ def test_quotes_enclose_fields_but_not_between_tabs(tmp_path):
 
 def test_rows_that_do_not_fit_are_named_by_their_lines(tmp_path):
     path = write(tmp_path / "t.tsv", [("a", "b"), ("1", "2"), (), ("3",), ("4", "5", "6"), ("7", "8")], "\t")
-    table = open_table(path, Reading())
-    assert table.rows["a"][:] == ["1", "7"] and table.numbers.tolist() == [0, 3]
+    rows, table = open_table(path, Reading())
+    assert rows["a"][:] == ["1", "7"] and table.numbers.tolist() == [0, 3]
     assert {row: told.split("ends in ")[1] for row, told in table.malformed.items()} == {1: "line 4)", 2: "line 5)"}
     with pytest.raises(ValueError, match=r"2 rows of the train file .*row 1.*line 4"):
         load_splits("unused", None, {"train": str(path)})

@@ -174,7 +174,7 @@ def _read_workbook(path: Path) -> TextTable:
 def _read_json(path: Path) -> TextTable:
     """One JSON object a line, or one list of them."""
     text, notes = _decode(path)
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     entries = list(map(_parse, lines))
     if entries and (len(entries) == 1 or not isinstance(entries[0], dict)):
         whole = _parse(text)
