@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -19,6 +20,7 @@ from common.labels.hierarchy_files import key_labels, load_hierarchy
 from common.labels.table import hierarchy_from_table
 from common.labels.table_files import read_table
 from common.model.tree import fold_name
+from common.run.setup import _draw_validation
 from data_prep.rows.tables import read_tables
 
 EXCEL = [("slægt", "art"), ("Ærtetrøffel", "første"), ("Boletus", "cèpe")]
@@ -202,3 +204,19 @@ def test_drawn_splits_keep_groups_and_classes():
     drawn = draw_splits(groups, paths, (0.2,), seed=0)
     assert not set(groups[drawn == 0]) & set(groups[drawn == 1]) and set(paths[drawn == 0]) == set(paths)
     assert 20 <= drawn.sum() <= 50
+
+
+def test_validation_is_drawn_from_training_by_groups(caplog):
+    columns = {"image": [f"{n}.jpg" for n in range(60)], "obs": [str(n // 2) for n in range(60)], "s": ["a", "b"] * 30}
+    args = SimpleNamespace(
+        train_split="train", validation_split="validation", group_column="obs", image_column="image", seed=0,
+        level_columns=["s"], label_column=None,
+    )  # fmt: skip
+    splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns), test=datasets.Dataset.from_dict(columns))
+    drawn = _draw_validation(args, splits)
+    assert not set(drawn["train"]["obs"]) & set(drawn["validation"]["obs"])
+    assert len(drawn["train"]) + len(drawn["validation"]) == 60 and 2 <= len(drawn["validation"]) <= 8
+    assert "training images were drawn for it, by obs" in caplog.text
+    few = splits["train"].remove_columns("obs").add_column("obs", ["x", "y"] * 30)
+    with pytest.raises(ValueError, match="the 2 groups of training are too few"):
+        _draw_validation(args, datasets.DatasetDict(train=few, test=few))
