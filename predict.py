@@ -31,7 +31,9 @@ from tqdm.auto import tqdm
 
 from common.data.problems import Problem, write_problems
 from common.data.rows import Samples, make_loader
+from common.data.splits import Reading
 from common.files import write_json
+from common.labels.encoding import group_key
 from common.metrics.backoff import find_labels
 from common.metrics.calibration import Calibration, read_calibration
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
@@ -44,6 +46,7 @@ from common.predict.windows import check_windows
 from common.run.arguments import changed, option, out_of_range, parse_command
 from common.run.command import run
 from common.run.lock import RunLock
+from common.run.options import MISSING_VALUES
 from common.run.processes import make_accelerator, num_workers
 
 logger = logging.getLogger(__name__)
@@ -69,6 +72,8 @@ class InputArguments:
 
     image_column: str = option("image", "Column with the images, or their paths, in a table or data set.")
     image_root: str | None = option(None, "Folder that paths in a table lie in; by default that of the table.")
+    image_suffix: str | None = option(None, "Ending to add to image paths in a table that lack it, for example .jpg.")
+    missing_values: list[str] | None = option(None, MISSING_VALUES)
     split: str | None = option(None, "Split of a data set with several.")
     level_columns: list[str] | None = option(
         None,
@@ -186,7 +191,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     main_process = accelerator.is_main_process
     if main_process:
         check_output_dir(args.output_dir)
-    inputs = open_inputs(args.inputs, args.image_column, args.image_root, args.split)
+    inputs = open_inputs(args.inputs, args.image_column, args.image_root, args.split, Reading.of(args))
     models = [model.to(accelerator.device).eval() for model in load_models([args.model, *(args.more_models or [])])]
     predictor = make_predictor(args, accelerator, models, inputs)
 
@@ -245,7 +250,7 @@ def make_predictor(
         top_k=args.top_k,
         formats=args.format,
         thresholds=thresholds(args, model),
-        groups=inputs.column(args.group_by) if args.group_by else None,
+        groups=[group_key(cell) for cell in inputs.column(args.group_by)] if args.group_by else None,
         labels=true_labels(args, model, inputs),
         more_models=more_models,
         tta=args.tta or evaluation.get("tta", "none"),

@@ -36,7 +36,6 @@ from common.images.mask_transforms import (
     Geometry,
     MaskEvaluationTransform,
     MaskTrainTransform,
-    resize_pair,
 )
 from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
@@ -62,7 +61,7 @@ from common.run import command
 from common.run.arguments import option, parse_arguments
 from common.run.dry_run import dry_run
 from common.run.evaluation import EvaluationBatches
-from common.run.identity import run_facts, run_identity
+from common.run.identity import as_begun, run_facts, run_identity
 from common.run.mask_setup import cached_rows, look_at_masks
 from common.run.options import (
     AugmentationArguments,
@@ -81,6 +80,7 @@ from common.run.setup import (
     image_root,
     make_sampler,
     open_splits,
+    settle,
     start_from,
     test_split,
 )
@@ -108,7 +108,8 @@ class SegmentationDataArguments(DataArguments):
     mask_column: str = option("mask", "Column with the masks, or their paths; pixel value v is class v, 255 ignored.")
     mask_palette: str | None = option(None, "YAML file with a colour per class, for masks that are coded by colour.")
     cache_decoded: bool = option(
-        False, "Decode everything once into a file that all processes of a node share; for slow decoding."
+        False,
+        "Decode once, into a file of 4 bytes a pixel that all processes of a node share; changes nothing but time.",
     )
 
 
@@ -229,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(SegmentationArguments, argv, __doc__, DEMO_CONFIG)
     args = evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
+    args = as_begun(args, accelerator)
     device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
 
     # ------------------------------------------------------------------------------------------------------------ data
@@ -349,6 +351,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             run.log_step(total_loss, nonfinite, args.learning_rate * rate)
 
         # ----------------------------------------------------------------------------------------------------- results
+        if args.find_learning_rate:
+            return run.finish_range_test()
         run.save_end()
         results = {"train": run.train_results(), "eval": state.best_results}
         if data.test is not None:  # once, by the best model
@@ -426,7 +430,7 @@ def load_data(args: SegmentationArguments, accelerator: Accelerator) -> Segmenta
 
 def draw_demo() -> Path:
     """The folder of the demo data, drawn if it is not there yet."""
-    from demo.artworks_set import make_artworks  # only the demo needs what draws it
+    from demo.sets import make_artworks  # only the demo needs what draws it
 
     return make_artworks(Path(HF_HOME) / "label_tree_demo" / "artworks")
 
@@ -439,9 +443,8 @@ def make_train_loader(
     sampler: GlobalBatchSampler,
 ) -> DataLoader:
     """Augmented batches with ``pixels`` (uint8), ``labels`` (masks) and ``problems``, in the sampler's order."""
-    shown = geometry(args, spec["image_size"])
     transform = MaskTrainTransform(
-        shown,
+        geometry(args, spec["image_size"]),
         scale_jitter=args.scale_jitter,
         rare_crop=args.rare_crop,
         hflip=args.hflip,
@@ -450,14 +453,7 @@ def make_train_loader(
         color_jitter=args.color_jitter,
         mean=spec["mean"],
     )
-    largest = max(args.scale_jitter)
-    rows = cached_rows(
-        args,
-        accelerator,
-        part.images,
-        lambda image, mask: resize_pair(image, mask, shown.largest(*mask.shape, largest)),
-        f"train {shown} {largest}",
-    )
+    rows = cached_rows(args, accelerator, part.images)
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
     images = Samples(rows, part.rows, transform, seed=args.seed, on_bad_sample=on_bad_sample)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
@@ -468,13 +464,7 @@ def make_eval_loader(
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     shown = geometry(args, args.eval_crop or spec["image_size"])
-    rows = cached_rows(
-        args,
-        accelerator,
-        part.images,
-        lambda image, mask: (resize_pair(image, mask, shown.resized(*mask.shape))[0], mask),
-        f"evaluation {shown}",
-    )
+    rows = cached_rows(args, accelerator, part.images)
     images = Samples(rows, part.rows, MaskEvaluationTransform(shown, spec["mean"]), on_bad_sample="drop")
     batch_size = 1 if shown.windows else args.per_device_eval_batch_size
     sampler = EvaluationBatchSampler(len(images), batch_size, accelerator.process_index, accelerator.num_processes)
@@ -509,6 +499,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
     model, backbone, _ = start_from(
         args, LabelTreeForSemanticSegmentation, hierarchy, "decoder", "decoder_channels", pyramid=True
     )
+    settle(args, hierarchy, model, backbone)
     evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
     if model is not None:
         model.config.evaluation = evaluation
@@ -518,6 +509,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
         hierarchy,
         args.head,
         dropout=args.dropout,
+        head_scale=args.head_scale,
         decoder=args.decoder,
         decoder_channels=args.decoder_channels,
         evaluation=evaluation,
@@ -563,7 +555,7 @@ def random_loss(
     with accelerator.autocast():
         logits = model(pixels, logits_only=True)
     labels = torch.randint(data.hierarchy.num_leaves, (len(pixels), *pixels.shape[2:]), device=pixels.device)
-    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits.float(), labels)
+    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits, labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

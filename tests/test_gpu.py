@@ -70,12 +70,8 @@ def run(script, options, tmp_path: Path, changes: dict) -> dict[str, int]:
 
 
 def cases(names: Mapping[str, dict]) -> list:
-    host = pytest.mark.xfail(reason="Transformers' BEiT keeps index tables on the host")
     quick = ("plain", "mixed", "windows")
-    return [
-        pytest.param(name, marks=host if name == "beit" else [] if name in quick else pytest.mark.slow)
-        for name in names
-    ]
+    return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 
 @pytest.mark.parametrize("case", cases(IMAGES))
