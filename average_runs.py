@@ -1,11 +1,11 @@
 """Average the models of several runs with one label tree: model soups (Wortsman et al., ICML 2022).
 
     python average_runs.py output/seed_0 output/seed_1 output/seed_2 --output_dir output/soup
-    python average_runs.py output/seed_* --greedy --output_dir output/soup --max_eval_samples 2000
+    python average_runs.py output/seed_* --greedy --output_dir output/soup -- --max_eval_samples 2000
 
-Each folder is the --output_dir of a run; options that are not listed below go to its script's --eval_only evaluation,
-which otherwise is as in the first run. Runs that started from the same trained weights have a good average, others
-usually have not. ``predict.py --more_models`` averages what models answer instead, which needs no such start.
+Each folder is the --output_dir of a run. The average is evaluated as the first run was, with the script's own options
+after "--". Runs that started from the same trained weights have a good average, others usually have not.
+``predict.py --more_models`` averages what models answer instead, which needs no such start.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="Output folder of a finished run.")
     parser.add_argument("--output_dir", required=True, type=Path, help="Folder for the averaged model.")
     parser.add_argument("--greedy", action="store_true", help="Keep a run only if the average gets no worse by it.")
-    args, words = parser.parse_known_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:own])
     models = load_models(args.folders)
     check_architectures(args.folders, models)
     saved = Path(args.folders[0]) / "args.yaml"
@@ -65,11 +68,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     settings = {**yaml.safe_load(saved.read_text(encoding="utf-8")), "push_to_hub": False, "hub_model_id": None}
     dense = isinstance(models[0], LabelTreeForSemanticSegmentation)
     script = train_segmentation if dense else train_taxonomy
-    words = ["--config", str(saved), "--no_report", "true", *words]
+    words = ["--config", str(saved), "--no_report", "true", *argv[own + 1 :]]
 
     def mixed(chosen: Sequence[int]) -> LabelTreeModel:
         model = average([models[index] for index in chosen])
-        if len(chosen) > 1 and any(True for _ in batch_norms(model)):
+        if len(chosen) > 1 and batch_norms(model):
             reestimate(script, words, model)
         return model
 

@@ -186,7 +186,8 @@ def test_the_average_of_two_runs_is_evaluated_and_saved(options, tmp_path: Path)
 
 def test_a_greedy_soup_of_masks_is_scored_by_the_script(dense_options, tmp_path: Path):
     run = tmp_path / "a"
-    alone = train_segmentation.main(dense_options(output_dir=run, max_train_steps=2))["eval"]
+    words = dense_options(output_dir=run, max_train_steps=2, model_name_or_path="timm/test_convnext")
+    alone = train_segmentation.main(words)["eval"]
     words = [str(run), str(run), "--greedy", "--output_dir", str(tmp_path / "soup")]
     results = average_runs.main(words)["eval"]  # of a run with itself: nothing gets worse, or better
     assert results["loss"] == pytest.approx(alone["loss"], rel=1e-5)
