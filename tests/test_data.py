@@ -42,8 +42,8 @@ def test_data_sets_that_are_not_there(tmp_path):
         with pytest.raises(ValueError, match="dataset_name"):
             load_splits(name, None, {})
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
-    (tmp_path / "table.xlsx").write_bytes(b"")
-    for name, message in (("broken.parquet", "Cannot read"), ("table.xlsx", "none of .csv"), ("no.csv", "not exist")):
+    (tmp_path / "table.ods").write_bytes(b"")
+    for name, message in (("broken.parquet", "Cannot read"), ("table.ods", "none of .csv"), ("no.csv", "not exist")):
         with pytest.raises(ValueError, match=message):
             load_splits("unused", None, {"train": str(tmp_path / name)})
     with pytest.raises(ValueError, match="No split 'val'.*there are: train"):

@@ -19,7 +19,7 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader, default_collate
 
 from ..images.encoded import EncodedImage
-from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain, lies_in, load_image, upright_size
+from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain, find_form, lies_in, load_image, upright_size
 from .sampling import Key, generators_kept, seed_sample
 from .splits import check_columns
 
@@ -65,7 +65,7 @@ class ImageRows:
 
     def _source(self, cell: Any) -> bytes | str | None:
         if isinstance(cell, str):
-            return os.path.join(self.root, cell) if self.root else cell
+            return find_form(self.root, cell)
         return None if cell is None else cell["bytes"] or cell["path"]
 
     def load(self, index: int, source: bytes | str | None) -> PILImage.Image:

@@ -101,7 +101,7 @@ class LevelHeads(nn.Module):
         if self.leaf_softmax:
             return logits
         total = self.hierarchy.path_scores(self.log_probs(logits))
-        num_values = (self.hierarchy.ancestors >= 0).sum(1).to(total)
+        num_values = self.hierarchy.path_scores([total.new_ones(1, count) for count in self.hierarchy.num_classes])
         return total * (self.hierarchy.num_levels / num_values).view(1, -1, *(1,) * (total.dim() - 2))
 
     def path_scores(self, logits: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str) -> torch.Tensor:

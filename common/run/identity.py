@@ -30,7 +30,7 @@ MAY_CHANGE = {
     "max_skipped_steps", "cache_decoded", "image_root", "dataset_name", "train_file", "validation_file", "hierarchy",
     "backbone_weights", "no_pretrained", "compile", "save_predictions", "early_stopping_patience", "on_bad_sample",
     "trust_remote_code", "watch", "no_report", "push_to_hub", "hub_model_id", "export",
-    "hub_private", "hub_strategy", "license", "test_split", "test_file",
+    "hub_private", "hub_strategy", "license", "test_split", "test_file", "image_suffix",
 }
 # fmt: on
 

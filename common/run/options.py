@@ -9,6 +9,7 @@ from typing import Literal
 from timm.optim import get_optimizer_info
 
 from ..data.prepared import read_image_root
+from ..labels.table_files import MISSING
 from ..losses.class_weights import CLASS_WEIGHTINGS
 from ..model.encoders import TIMM_PREFIXES
 from ..model.heads import HEAD_KINDS
@@ -17,6 +18,7 @@ from ..optim.parameters import check_optimizer
 from ..optim.schedule import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
 from .arguments import changed, option, out_of_range
 
+MISSING_VALUES = "Cells that mean blank, beside empty ones; by default " + " ".join(MISSING) + "."
 PLATEAU = ("plateau_factor", "plateau_patience")
 HUB_OPTIONS = ("hub_model_id", "hub_private", "hub_strategy")
 
@@ -31,8 +33,12 @@ class DataArguments:
         "demo", "demo, a prepared folder, or a folder or Hub id that datasets.load_dataset understands."
     )
     dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
-    train_file: str | None = option(None, "CSV, TSV, JSON lines or Parquet file to train on, instead of dataset_name.")
-    validation_file: str | None = option(None, "The same for validation.")
+    train_file: str | None = option(
+        None, "CSV, TSV, XLSX, JSON lines or Parquet file to train on, instead of dataset_name."
+    )
+    validation_file: str | None = option(
+        None, "The same for validation; where there is none, a tenth of the training groups is drawn for it."
+    )
     image_root: str | None = option(
         None, "Folder that image paths lie in; by default that of the train_file, or what a prepared folder says."
     )
@@ -41,9 +47,11 @@ class DataArguments:
     test_split: str | None = option(
         None, "Split to score once, by the best model, when training is done; in all_results.json, report and card."
     )
-    test_file: str | None = option(None, "The same from a file, beside train_file and validation_file.")
+    test_file: str | None = option(None, "The same from a file, beside train_file.")
     image_column: str = option("image", "Column with the images, or their paths.")
-    hierarchy: str | None = option(None, "File with the label tree: CSV of paths, JSON or YAML.")
+    image_suffix: str | None = option(None, "Ending to add to image paths that lack it, for example .jpg.")
+    missing_values: list[str] | None = option(None, MISSING_VALUES)
+    hierarchy: str | None = option(None, "File with the label tree: table of paths, JSON or YAML.")
     group_column: str | None = option(None, "Column (observation, artwork) whose values must not cross splits.")
     max_train_samples: int | None = option(None, "Train on a random subset of this size.", "greater than 0")
     max_eval_samples: int | None = option(None, "Evaluate on a random subset of this size.", "greater than 0")
@@ -254,10 +262,11 @@ class CommonArguments(
             value = getattr(self, name)
             if value is not None and not (len(value) == 3 and all(low <= number <= 1 for number in value)):
                 problems.append(f"--{name} takes three numbers from 0 to 1, of red, green and blue; got {value}")
-        if bool(self.train_file) != bool(self.validation_file) and not (self.validation_file and self.eval_only):
+        evaluated = self.validation_file or self.test_file
+        if bool(self.train_file) != bool(evaluated) and not (self.validation_file and self.eval_only):
             problems.append("--train_file and --validation_file go together")
         if self.test_file and not self.train_file:
-            problems.append("--test_file goes with --train_file and --validation_file")
+            problems.append("--test_file goes with --train_file")
         if self.test_file and self.test_split:
             problems.append("give --test_file or --test_split, not both")
         try:
