@@ -242,7 +242,7 @@ def test_weights_of_one_size(name, tmp_path):
     "name, processor, size",
     [
         ("siglip", None, 32),
-        ("clip", {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}}, 32),
+        ("clip", {"size": {"shortest_edge": 40}, "crop_size": {"height": 40, "width": 40}}, 40),
         ("resnet", {"size": {"height": 48, "width": 48}}, 48),
         (
             "resnet",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from .encoders import (
     EncoderOptions,
     accepts,
     build_timm,
+    config_to_dict,
     first_line,
     load_strictly,
     num_classes_in,
@@ -67,6 +69,8 @@ def load_backbone(
     drop_path_rate: float | None = None,
     trust_remote_code: bool = False,
     pyramid: bool = False,
+    image_mean: Sequence[float] | None = None,
+    image_std: Sequence[float] | None = None,
 ) -> tuple[Backbone | PyramidBackbone, nn.Linear | None]:
     """Build an encoder by name and load its weights.
 
@@ -80,6 +84,7 @@ def load_backbone(
         drop_path_rate: stochastic depth, where the architecture has it; its own by default.
         trust_remote_code: allow code from the model's repository to run (Transformers only).
         pyramid: give four feature maps, as decoders of segmentation need them, instead of pooled features.
+        image_mean, image_std: of the three colours, in 0..1, instead of those that go with the weights.
 
     Returns:
         The backbone, and its own classifier if it came with trained weights (None with ``pyramid``).
@@ -90,7 +95,14 @@ def load_backbone(
     if weights is not None and not Path(weights).is_file():
         raise ValueError(f"No weights file at {weights} (--backbone_weights).")
     options = EncoderOptions(
-        name, pretrained and weights is None, weights, image_size, drop_path_rate, trust_remote_code
+        name,
+        pretrained and weights is None,
+        weights,
+        image_size,
+        drop_path_rate,
+        trust_remote_code,
+        image_mean,
+        image_std,
     )
     try:
         if pyramid:
@@ -136,10 +148,11 @@ def _load_transformers(options: EncoderOptions) -> tuple[Backbone, nn.Linear | N
         model = build(config)
         if options.weights:
             load_strictly(model, state, options.weights)
-    config = fit_config(config, options.image_size, build)
+    spec = transformers_spec(options, config)
+    config = fit_config(config, spec["image_size"], build)
     model = fit_weights(model, config, build)
     name, classifier = _remove_classifier(model)
-    spec = transformers_spec(options, config) | {"num_features": classifier.in_features}
+    spec |= {"config": config_to_dict(config), "num_features": classifier.in_features}
     untrained = sorted(key for key in missing if not key.startswith(name) and not key.endswith("mask_token"))
     if untrained:
         logger.warning(

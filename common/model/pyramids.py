@@ -104,9 +104,9 @@ def load_pyramid(options: EncoderOptions) -> PyramidBackbone:
     config = read_config(options, known)
     if isinstance(config, SegformerConfig):
         config.reshape_last_stage = True
-    own = image_size_of(config)
+    own, size = image_size_of(config), segformer_size(options.name)
     config = fit_config(config, options.image_size, _from_config)
-    spec = _plan(transformers_spec(options, config, segformer_size(options.name), imagenet=bool(known)), options.name)
+    spec = _plan(transformers_spec(options, config, size, imagenet=bool(known), sized=False), options.name)
     padded = math.ceil(spec["image_size"] / spec["size_divisor"]) * spec["size_divisor"]
     fitted = fit_config(_config(spec), padded, _from_config)
     config = with_image_size(fitted, own) if own else fitted

@@ -12,6 +12,9 @@ from ..images.files import BadSampleError
 
 logger = logging.getLogger(__name__)
 
+SCREEN = 3000
+"""Characters of a message that people can read"""
+
 
 def run(main: Callable[[], Any]) -> None:
     """Call a script's ``main``; what a user did wrong becomes one message and exit status 2, without a stack trace."""
@@ -21,7 +24,9 @@ def run(main: Callable[[], Any]) -> None:
         logger.debug("stack trace of the error below (shown because of LOGLEVEL=DEBUG)", exc_info=True)
         # All processes see the same mistakes, so one speaks; a broken image is seen by one process only.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, BadSampleError):
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            text = str(error)
+            more = f" ... ({len(text):,} characters)" if len(text) > SCREEN else ""
+            print(f"error: {text[:SCREEN]}{more}", file=sys.stderr, flush=True)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit("interrupted")
