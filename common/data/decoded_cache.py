@@ -18,8 +18,9 @@ import xxhash
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..workers import start_worker
 from .masks import MaskedImageRows
-from .rows import Samples, leave_signals_to_main_process
+from .rows import Samples
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int
         sampler=[(0, row) for row in range(len(rows))],
         num_workers=num_workers,
         generator=torch.Generator(),
-        worker_init_fn=leave_signals_to_main_process,
+        worker_init_fn=start_worker,
     )
     live = sys.stderr.isatty()
     index = np.full((len(rows), 5), -1, dtype=np.int64)
