@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader, default_collate
 
+from ..files import retried
 from ..images.encoded import EncodedImage
 from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain, lies_in, load_image, upright_size
 from ..workers import start_worker
@@ -98,6 +99,7 @@ class ImageRows:
         path = cell if isinstance(cell, str) else (cell or {}).get("path")
         return f"row {index} of the {self.split} split" + (f", file {path}" if path else "")
 
+    @retried
     def size(self, source: bytes | str) -> tuple[int, int]:
         """Width and height as a person would see the image, without decoding it."""
         with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:

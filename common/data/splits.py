@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
 
+from ..files import retried
 from ..labels.encoding import clean_column, encode_names, encode_paths
 from ..labels.hierarchy_files import load_hierarchy
 from ..labels.table import hierarchy_from_table
@@ -25,6 +26,7 @@ FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "j
 # ---- splits and columns
 
 
+@retried
 def load_splits(name: str, config: str | None, files: Mapping[str, str | None]) -> DatasetDict:
     """Load a data set.
 

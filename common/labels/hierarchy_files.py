@@ -11,12 +11,14 @@ from typing import Any
 
 import yaml
 
+from ..files import retried
 from ..model.hierarchy import Hierarchy
 from ..model.tree import fold_name
 from .encoding import LabelPath
 from .table import hierarchy_from_paths, hierarchy_from_table
 
 
+@retried
 def load_hierarchy(path: str | Path, levels: Sequence[str] | None = None) -> tuple[Hierarchy, list[str]]:
     """Read a label tree from JSON (:meth:`Hierarchy.save`), YAML (written by hand) or CSV/TSV (a row per leaf).
 

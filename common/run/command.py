@@ -8,20 +8,24 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from ..files import StorageError, is_transient
 from ..images.files import BadSampleError
 
 logger = logging.getLogger(__name__)
 
 
 def run(main: Callable[[], Any]) -> None:
-    """Call a script's ``main``; what a user did wrong becomes one message and exit status 2, without a stack trace."""
+    """Call a script's ``main``; what a user did wrong becomes one message and exit status 2, without a stack trace.
+
+    So does a disk that did not answer; then the status is 1, because it may the next time.
+    """
     try:
         main()
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, StorageError) as error:
         logger.debug("stack trace of the error below (shown because of LOGLEVEL=DEBUG)", exc_info=True)
         # All processes see the same mistakes, so one speaks; a broken image is seen by one process only.
-        if os.environ.get("RANK", "0") == "0" or isinstance(error, BadSampleError):
+        if os.environ.get("RANK", "0") == "0" or isinstance(error, BadSampleError | StorageError):
             print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+        sys.exit(1 if is_transient(error) else 2)
     except KeyboardInterrupt:
         sys.exit("interrupted")

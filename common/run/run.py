@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from ..checkpoint.run_checkpoints import RunCheckpoints
 from ..checkpoint.state import TrainState
 from ..data.rows import ProblemLog
-from ..files import append_history, write_json
+from ..files import append_history, naming, write_json
 from ..metrics.report_data import ReportData
 from ..metrics.results import flatten, is_better, results_table
 from ..model.modeling import LabelTreeModel
@@ -98,7 +98,8 @@ class Run:
             with self.status.of_run():
                 if self.is_main:
                     save_arguments(self.args, self.output_dir / "args.yaml")
-                    self.summary.hierarchy.save(self.output_dir / "hierarchy.json")
+                    with naming(self.output_dir / "hierarchy.json"):
+                        self.summary.hierarchy.save(self.output_dir / "hierarchy.json")
                 if self.state is not None:
                     self.checkpoints.restore(checkpoint, start_over=asked == "none")
                     self._start_clocks()

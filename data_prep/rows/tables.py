@@ -19,6 +19,7 @@ from PIL import Image
 
 from common.data.problems import Problem
 from common.data.splits import FILE_FORMATS, read_cells
+from common.files import retried
 from data_prep.parts.columns import IMAGE, ROW, SOURCE, SPLIT
 
 from .row_set import SPLIT_NAMES, RowSet, text_column
@@ -82,6 +83,7 @@ def check_names(wanted: Iterable[str], present: Sequence[str], where: str) -> No
 # ---- tables
 
 
+@retried
 def _read_table(
     path: Path, split: str, columns: Sequence[str], image_columns: Sequence[str], optional: Sequence[str]
 ) -> RowSet:
