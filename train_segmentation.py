@@ -30,7 +30,7 @@ from common.checkpoint.state import TrainState
 from common.data.masks import MaskedImageRows, MaskReader, masks_to_labels
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, seed_step
-from common.data.splits import check_groups, choose_rows, get_split
+from common.data.splits import check_groups, choose_rows, get_split, group_numbers
 from common.images.mask_transforms import (
     MASK_RESIZE_MODES,
     Geometry,
@@ -42,6 +42,7 @@ from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import class_weights
 from common.losses.segmentation import SegmentationLoss
+from common.metrics.intervals import bootstrap_intervals, gather_counts
 from common.metrics.report_data import REPORT_DATA_FILE, ReportData
 from common.metrics.segmentation import SegmentationMetrics
 from common.model.decoders import DECODERS
@@ -88,6 +89,7 @@ logger = logging.getLogger(__name__)
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "segmentation_demo.yaml"
 EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "decoding")  # kept by a saved model
+MEASURES = ("mean_iou", "mean_f1")  # of every level, in report, card and with intervals
 LOSSES = ("dice_focal", "cross_entropy", "dice")
 
 
@@ -256,7 +258,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     eval_loader = make_eval_loader(args, accelerator, data.validation, spec)
     facts = run_facts(args, accelerator, model, curriculum, sampler, data, **training_facts(args, data))
-    summary = RunSummary(Path(args.output_dir), asdict(args), data.hierarchy, "pixels", ("mean_iou", "mean_f1"), facts)
+    summary = RunSummary(Path(args.output_dir), asdict(args), data.hierarchy, "pixels", MEASURES, facts)
     draw = partial(draw_plots, Path(args.output_dir), hierarchy=data.hierarchy)
     if args.eval_only:
         run = Run(args, accelerator, stop, summary, problems)
@@ -366,6 +368,7 @@ class SegmentationPart:
 
     images: MaskedImageRows
     rows: np.ndarray
+    groups: np.ndarray | None = None  # of each row
     looked: np.ndarray | None = None  # row numbers
     pixels: np.ndarray | None = None  # int64 (of these, leaves)
     suffix: str = ""  # of names of files
@@ -401,7 +404,8 @@ def load_data(args: SegmentationArguments, accelerator: Accelerator) -> Segmenta
         rows, root = get_split(splits, name, option), image_root(args, file)
         columns = (ImageRows(rows, column, name, root) for column in (args.image_column, args.mask_column))
         chosen = choose_rows(len(rows), max_samples, args.seed)
-        return SegmentationPart(MaskedImageRows(*columns, reader), chosen, suffix="_test" if name == test else "")
+        groups, suffix = group_numbers(rows, args.group_column), "_test" if name == test else ""
+        return SegmentationPart(MaskedImageRows(*columns, reader), chosen, groups, suffix=suffix)
 
     data = SegmentationData(
         hierarchy=hierarchy,
@@ -586,10 +590,10 @@ def evaluate_model(
     """Results over all processes; a collective."""
     model.eval()
     hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
-    metrics = SegmentationMetrics(hierarchy, device)
+    metrics = SegmentationMetrics(hierarchy, device, keep_counts=True)
     masks = PredictionFolder(Path(args.output_dir) / f"predictions{part.suffix}", hierarchy, args.save_predictions)
     masks.start(accelerator)
-    examples = ExampleKeeper(part.looked, part.pixels)
+    examples, rows = ExampleKeeper(part.looked, part.pixels), []
     sums = torch.zeros(2, loss_fn.num_levels, 2, dtype=torch.float64, device=device)
     # With one softmax over leaves, the last level's most probable class is the leaf of the best path.
     only_leaves = hierarchy.num_leaves == hierarchy.num_classes[-1]
@@ -619,7 +623,7 @@ def evaluate_model(
             metrics.add_batch(
                 predictions={"leaf": leaf, "argmax": argmax}, references=truth.to(leaf.device, non_blocking=True)
             )
-            row = int(batch["rows"][index])
+            rows.append(row := int(batch["rows"][index]))
             masks.add(row, leaf)
             examples.add(row, batch["pixels"][index], batch["resized"][index], truth, leaf)
     metrics.reduce(lambda counts: accelerator.reduce(counts, "sum"))
@@ -627,6 +631,9 @@ def evaluate_model(
     for level, row in metrics.argmax_levels().items():
         means = {name: value for name, value in row.items() if name != "per_class"}
         results["argmax"].setdefault("levels", {})[level] = means
+    rows, counts = gather_counts(accelerator, rows, metrics.counts_of_calls())
+    groups = None if part.groups is None else part.groups[rows]
+    results["intervals"] = bootstrap_intervals(hierarchy, counts, MEASURES, groups)
     return Evaluation(
         results=results,
         report_data=ReportData.of_leaf_matrix(hierarchy, metrics.leaf_confusion()),

@@ -28,13 +28,22 @@ from torch.utils.data import DataLoader
 from common.checkpoint.state import TrainState
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import SAMPLINGS, EvaluationBatchSampler, GlobalBatchSampler, sample_weights, seed_step
-from common.data.splits import LabelColumns, check_groups, check_unseen, choose_rows, get_split, leaves_without_images
+from common.data.splits import (
+    LabelColumns,
+    check_groups,
+    check_unseen,
+    choose_rows,
+    get_split,
+    group_numbers,
+    leaves_without_images,
+)
 from common.files import write_json
 from common.images.transforms import IMAGE_RESIZE_MODES, EvaluationTransform, MixImages, Normalize, TrainTransform
 from common.labels.encoding import read_class_order
 from common.losses.class_weights import class_weights, count_labels, levels_where_labels_end
 from common.losses.cross_entropy import LevelCrossEntropy
 from common.metrics.calibration import calibrate
+from common.metrics.intervals import bootstrap_intervals, counts_of_predictions
 from common.metrics.prediction_table import PredictionTable
 from common.metrics.report_data import REPORT_DATA_FILE, ReportData
 from common.metrics.taxonomy import TaxonomyMetrics
@@ -71,6 +80,7 @@ logger = logging.getLogger(__name__)
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "taxonomy_demo.yaml"
 EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "decoding")  # a saved model keeps them, and is shown images so
+MEASURES = ("accuracy", "macro_f1")  # of every level, in report, card and with intervals
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -122,7 +132,7 @@ class TaxonomyModelArguments(ModelArguments):
 
 @dataclass
 class TaxonomyLossArguments(LossArguments):
-    """What is minimised."""
+    """What is minimised, and measured."""
 
     _argument_group_name = "Loss"
 
@@ -135,6 +145,7 @@ class TaxonomyLossArguments(LossArguments):
     label_smoothing: float = option(
         0.0, "Share of the target spread over all classes of a level.", "at least 0 and less than 1"
     )
+    top_k: int = option(5, "An image counts for top5_accuracy if its label is among so many classes.", "at least 1")
 
 
 @dataclass
@@ -182,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     data = load_data(args, accelerator)
     sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train.rows), **sampling(args, data))
     curriculum = make_curriculum(args, data.hierarchy, sampler)
-    check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy))
+    check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy, top_k=args.top_k))
 
     # ----------------------------------------------------------------------------------------------------------- model
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
@@ -208,9 +219,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     eval_loader = make_eval_loader(args, accelerator, data.validation, spec)
     facts = run_facts(args, accelerator, model, curriculum, sampler, data)
-    summary = RunSummary(
-        Path(args.output_dir), asdict(args), data.hierarchy, "images", ("accuracy", "macro_f1"), facts
-    )
+    summary = RunSummary(Path(args.output_dir), asdict(args), data.hierarchy, "images", MEASURES, facts)
+    if data.train is not None:
+        train_labels = torch.from_numpy(data.train.labels[data.train.rows])
+        summary.train_counts = count_labels(train_labels, data.hierarchy)[-1].numpy()
     load_examples = partial(load_pictures, data.validation.images, data.hierarchy)
     if args.eval_only:
         run = Run(args, accelerator, stop, summary, problems)
@@ -318,11 +330,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 @dataclass
 class TaxonomyPart:
-    """One split: its images, int64 labels (rows, levels), the row numbers in use, and how its files are marked."""
+    """One split: its images, int64 labels (rows, levels), the row numbers in use, groups, how its files are marked."""
 
     images: ImageRows
     labels: np.ndarray
     rows: np.ndarray
+    groups: np.ndarray | None = None
     suffix: str = ""
 
 
@@ -359,7 +372,8 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> TaxonomyData
         images = ImageRows(rows, args.image_column, name, image_root(args, file))
         labels = columns.read_labels(rows, hierarchy, name)
         chosen = choose_rows(len(labels), max_samples, args.seed)
-        return TaxonomyPart(images, labels, chosen, "_test" if name == test else "")
+        groups = group_numbers(rows, args.group_column)
+        return TaxonomyPart(images, labels, chosen, groups, "_test" if name == test else "")
 
     data = TaxonomyData(
         hierarchy=hierarchy,
@@ -527,7 +541,7 @@ def evaluate_model(
     """Results over all processes; a collective."""
     model.eval()
     hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
-    metrics = TaxonomyMetrics(hierarchy, device)
+    metrics = TaxonomyMetrics(hierarchy, device, top_k=args.top_k)
     predictions = PredictionTable(hierarchy, device, complete=args.save_predictions)
     sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=device)
     for batch in batches:
@@ -544,8 +558,11 @@ def evaluate_model(
     predictions.gather(accelerator)
     report_data = ReportData.of_predictions(predictions)
     report_data.reliability = metrics.reliability().numpy()
+    results = {"loss": loss_fn.combine(*accelerator.reduce(sums, "sum")).item(), **metrics.compute()}
+    groups = None if part.groups is None else part.groups[predictions.columns["row"]]
+    results["intervals"] = bootstrap_intervals(hierarchy, counts_of_predictions(predictions), MEASURES, groups)
     return Evaluation(
-        results={"loss": loss_fn.combine(*accelerator.reduce(sums, "sum")).item(), **metrics.compute()},
+        results=results,
         predictions=predictions,
         report_data=report_data,
         calibration=calibrate(predictions, args.decoding).to_dict(),

@@ -47,9 +47,9 @@ SHARED = [
 ]
 OPTIONS = {
     "train_taxonomy.py": [
-        *SHARED, "level_columns", "sampling", "label_column", "crop_pct", "crop_scale", "aspect_ratio", "auto_augment",
-        "random_erasing", "mixup", "cutmix", "mix_probability", "init_leaf_from_classifier", "logit_adjustment",
-        "label_smoothing",
+        *SHARED, "level_columns", "sampling", "top_k", "label_column", "crop_pct", "crop_scale", "aspect_ratio",
+        "auto_augment", "random_erasing", "mixup", "cutmix", "mix_probability", "init_leaf_from_classifier",
+        "logit_adjustment", "label_smoothing",
     ],
     "train_segmentation.py": [
         *SHARED, "mask_column", "mask_palette", "cache_decoded", "eval_crop", "eval_stride", "resize_longer",

@@ -17,6 +17,7 @@ from common.report.confusions import (
     find_classes,
     hardest_classes,
     in_tree_order,
+    scores_by_frequency,
     watched_class,
 )
 
@@ -54,6 +55,18 @@ def test_hardest_classes():
     assert never_predicted.f1 == 0 and math.isnan(never_predicted.precision)
     rare = hardest_classes(pairs([(5, 0, 1)]), 2)
     assert [score.path[-1] for score in rare] == ["a"]  # classes that do not occur are not hard
+
+
+def test_scores_by_frequency():
+    found = scores_by_frequency(pairs(), np.array([500, 20, 19, 0]))
+    assert list(found) == [name for name in ("many", "medium", "few", "none") if name in found]
+    by_hand = {score.path[-1]: score for score in hardest_classes(pairs(), 2)}
+    assert (found["many"].num_classes, found["many"].labelled) == (1, by_hand["a"].labelled)
+    assert found["many"].f1 == pytest.approx(by_hand["a"].f1) and found["medium"].recall == by_hand["b"].recall
+    together = scores_by_frequency(pairs(), np.array([101, 101, 101, 101]))["many"]
+    assert together.f1 == pytest.approx(np.mean([score.f1 for score in by_hand.values()]))
+    right = sum(score.recall * score.labelled for score in by_hand.values())
+    assert together.accuracy == pytest.approx(right / sum(score.labelled for score in by_hand.values()))
 
 
 def test_confused_pairs_part_where_their_paths_part():

@@ -132,9 +132,10 @@ def make_photographs(folder: Path) -> None:
 
 
 def with_upper_levels(data: Dataset) -> Dataset:
-    """The six levels and the group column of FungiTastic."""
+    """The seven levels and the group column of FungiTastic."""
     for level in FUNGITASTIC_LEVELS[:3]:
         data = data.add_column(level, [f"the {level}"] * len(data))
+    data = data.add_column("category_id", [f"category of {name}" for name in data["species"]])
     return data.rename_column("observation", "observationID")
 
 

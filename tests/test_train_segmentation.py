@@ -64,7 +64,7 @@ def test_output_contract(dense_options, tmp_path):
     results = read(folder)
     assert set(results) == {"train", "eval"}
     assert results["train"]["global_step"] == 6 and results["train"]["samples_seen"] == 48
-    assert set(results["eval"]) == {"loss", "num_samples", "num_pixels", "levels", "path", "argmax"}
+    assert set(results["eval"]) == {"loss", "num_samples", "num_pixels", "levels", "path", "argmax", "intervals"}
     assert results["eval"]["num_samples"] == 13
     assert list(results["eval"]["levels"]) == LEVELS
     for name, level in results["eval"]["levels"].items():
@@ -348,6 +348,8 @@ def test_configs_build_and_run(config, tmp_path):
     words += ["--image_column", "image", "--mask_column", "mask", "--decoder_channels", "16"]
     if content.get("group_column"):
         words += ["--group_column", "content"]
+    if content.get("eval_crop"):
+        words += ["--eval_crop", "64", "--resize_longer", "64"]
     results = train_segmentation.main(words)
     assert results["train"]["global_step"] == 2 and list(results["eval"]["levels"]) == LEVELS
 

@@ -63,7 +63,7 @@ def test_output_contract(options, tmp_path):
         1,
         96,
     )
-    assert set(results["eval"]) == {"loss", "num_samples", "levels", "path", "argmax"}
+    assert set(results["eval"]) == {"loss", "num_samples", "levels", "path", "argmax", "intervals"}
     assert list(results["eval"]["levels"]) == LEVELS
     for level in results["eval"]["levels"].values():
         assert set(level) == {"accuracy", "top5_accuracy", "macro_f1", "mean_confidence", "ece", "num_labelled"}

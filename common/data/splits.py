@@ -111,6 +111,16 @@ def check_groups(train: Dataset, validation: Dataset, column: str) -> None:
         )
 
 
+def group_numbers(dataset: Dataset, column: str | None) -> np.ndarray | None:
+    """int64 (rows,): equal for rows of one group (an observation, an artwork); a blank is a group of its own."""
+    if column is None:
+        return None
+    check_columns(dataset, [column], "evaluation")
+    numbers: dict[Any, int] = {}
+    cells = enumerate(column_cells(dataset, column))
+    return np.array([numbers.setdefault(row if cell is None else cell, len(numbers)) for row, cell in cells])
+
+
 def column_cells(dataset: Dataset, column: str) -> list[str | None]:
     """A column as clean text, ``None`` where blank; class numbers become their names."""
     return clean_column(read_cells(dataset, column))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,10 @@ LOWER_IS_BETTER = {"loss", "ece", "tree_inconsistency", "hierarchical_distance"}
 
 
 def flatten(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    """Nested results as (dotted name, number)."""
+    """Nested results as (dotted name, number), without intervals, which are no measures of their own."""
     for key, value in results.items():
+        if key == "intervals":
+            continue
         if isinstance(value, Mapping):
             yield from flatten(value, f"{prefix}{key}.")
         else:
@@ -49,14 +52,34 @@ def level_rows(results: Mapping[str, Any]) -> list[list[str]]:
     columns = [name for name, value in next(iter(levels.values())).items() if not isinstance(value, Mapping)]
     return [
         ["level", *columns],
-        *([level, *(cell(name, row[name]) for name in columns)] for level, row in levels.items()),
+        *(
+            [level, *(cell(name, row[name]) + interval_text(results, level, name) for name in columns)]
+            for level, row in levels.items()
+        ),
     ]
+
+
+def interval_text(results: Mapping[str, Any], *keys: str) -> str:
+    """The bootstrap interval of a share, as `` [41.0, 52.3]`` in percent; nothing where there is none.
+
+    ``keys`` are a level and a measure, or ``full_path_accuracy``.
+    """
+    bounds = results.get("intervals", {})
+    for key in keys:
+        bounds = (bounds or {}).get(key)
+    if bounds is None or any(bound is None or math.isnan(bound) for bound in bounds):
+        return ""
+    return f" [{', '.join(f'{100 * bound:.1f}' for bound in bounds)}]"
 
 
 def path_measures(results: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]]:
     """Per decoding, the measures of complete paths as (words, value)."""
     return {
-        label: [(words, cell(key, results[name][key])) for key, words in MEASURES.items() if key in results[name]]
+        label: [
+            (words, cell(key, results[name][key]) + (interval_text(results, key) if name == "path" else ""))
+            for key, words in MEASURES.items()
+            if key in results[name]
+        ]
         for name, label in (("path", "best path"), ("argmax", "per-level argmax"))
     }
 
@@ -70,8 +93,8 @@ MEASURES = {
 
 def in_words(measure: str) -> str:
     """A measure's name for people: ``mean_iou`` is mean IoU."""
-    words = {"iou": "IoU", "f1": "F1", "ece": "ECE", "num": "number", "top5": "top-5"}
-    return " ".join(words.get(word, word) for word in measure.split("_"))
+    words = {"iou": "IoU", "f1": "F1", "ece": "ECE", "num": "number"}
+    return " ".join(words.get(word, re.sub(r"^top(?=\d)", "top-", word)) for word in measure.split("_"))
 
 
 def cell(name: str, value: float | None) -> str:

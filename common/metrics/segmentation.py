@@ -72,9 +72,10 @@ class SegmentationMetrics(CountingMetric):
     Args:
         hierarchy: the label tree.
         device: where the counters live and where every tensor given must be.
+        keep_counts: whether :meth:`counts_of_calls` is wanted; some 24 bytes per class of all levels and call.
     """
 
-    def __init__(self, hierarchy: Hierarchy, device: str | torch.device = "cpu") -> None:
+    def __init__(self, hierarchy: Hierarchy, device: str | torch.device = "cpu", *, keep_counts: bool = False) -> None:
         super().__init__()
         self.hierarchy = hierarchy
         rows, num_classes = hierarchy.num_leaves + 1, hierarchy.num_classes  # the first row is for ignored pixels
@@ -88,6 +89,12 @@ class SegmentationMetrics(CountingMetric):
         self._shapes |= {group: (rows, *(num_classes[level] for level in group)) for group in self._groups}
         self._counts = self._zeros(device)
         self._may_look = self._counts.device.type == "cpu"  # elsewhere it would wait for the device
+        self._calls: list[torch.Tensor] | None = [] if keep_counts else None
+        ancestors, sizes = hierarchy.ancestors, torch.tensor(num_classes)
+        classes = [column.unsqueeze(1) == torch.arange(size) for column, size in zip(ancestors.T, sizes, strict=True)]
+        self._is_below = torch.cat(classes, 1).double().to(device)  # leaf, class of any level
+        self._has_value = (ancestors >= 0).T.double().to(device)  # level, leaf
+        self._level_of = torch.arange(len(sizes)).repeat_interleave(sizes).unsqueeze(0).to(device)
 
     def _info(self) -> evaluate.MetricInfo:
         mask = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
@@ -114,7 +121,10 @@ class SegmentationMetrics(CountingMetric):
         counters = self._unpack(self._counts)
         rows, leaf, *argmax = self._rows_and_classes(columns, counters["invalid"])
         counters["images"] += len(references) if references.dim() == 3 else 1
+        before = None if self._calls is None else counters["leaf"].clone()
         _count(counters["leaf"], [rows, leaf])
+        if before is not None:
+            self._calls.append(self._class_counts((counters["leaf"] - before)[1:].double()))
         if argmax:
             for group in self._groups:
                 _count(counters[group], [rows, *(argmax[level] for level in group)])
@@ -206,6 +216,22 @@ class SegmentationMetrics(CountingMetric):
     def leaf_confusion(self) -> np.ndarray:
         """Pixels of the best path by leaf, int64 (references, predictions)."""
         return self._on_host()["leaf"][1:].numpy()
+
+    def counts_of_calls(self) -> np.ndarray:
+        """For bootstrap intervals, what each ``add_batch`` of this process counted, in their order.
+
+        float64 (calls, 3 (classes of all levels + 1)), as :func:`common.metrics.intervals.bootstrap_intervals` says.
+        """
+        width = 3 * (self._is_below.shape[1] + 1)
+        return torch.stack(self._calls).cpu().numpy() if self._calls else np.zeros((0, width))
+
+    def _class_counts(self, leaf: torch.Tensor) -> torch.Tensor:
+        """From a confusion matrix of leaves: pixels labelled, predicted and right per class, and of the whole path."""
+        labelled = leaf.sum(1) @ self._is_below
+        predicted = (self._has_value @ leaf @ self._is_below).gather(0, self._level_of)[0]
+        right = (self._is_below * (leaf @ self._is_below)).sum(0)
+        total = leaf.sum().view(1)
+        return torch.cat([labelled, total, predicted, total, right, leaf.trace().view(1)])
 
     def _on_host(self) -> dict[Any, torch.Tensor]:
         counters = self._unpack(self._counts.cpu())

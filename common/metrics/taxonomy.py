@@ -18,9 +18,6 @@ import torch
 from ..model.hierarchy import Hierarchy
 from .counting import CountingMetric
 
-TOP_K = 5
-"""How many of the highest-scored classes ``top5_accuracy`` looks at."""
-
 _PATH, _ARGMAX = 0, 1  # the two decodings, in the order in which every counter holds them
 
 _DESCRIPTION = """Accuracy, F1 and calibration of every level of a label tree, and how well the levels agree with each
@@ -29,8 +26,8 @@ other, for two decodings of the same probabilities: the best path of the tree an
 Per level, over the samples labelled there:
     num_labelled: how many these are.
     accuracy: share whose predicted class is the reference. A path without a value at the level is wrong.
-    top5_accuracy: share whose reference is among the 5 classes with the highest log-probability (all classes if there
-        are fewer), whatever the decoding. Equal ones are chosen as ``torch.topk`` does.
+    top5_accuracy: share whose reference is among the 5 (or ``top_k``) classes with the highest log-probability (all
+        classes if there are fewer), whatever the decoding. Equal ones are chosen as ``torch.topk`` does.
     macro_f1: mean F1 over the classes that were a reference or a prediction at least once. A prediction without a
         value is a miss of its reference and of no class a false positive.
     mean_confidence: mean probability of the predicted class, 0 where there is none.
@@ -78,17 +75,20 @@ class TaxonomyMetrics(CountingMetric):
         hierarchy: the label tree.
         device: where the counters live and where every tensor given must be; it must support float64.
         num_bins: number of bins of the calibration error.
+        top_k: how many of the highest-scored classes ``top5_accuracy`` looks at, and what it is called.
 
     Raises:
         ValueError: if ``num_bins`` is below 1.
     """
 
-    def __init__(self, hierarchy: Hierarchy, device: str | torch.device = "cpu", num_bins: int = 15) -> None:
+    def __init__(
+        self, hierarchy: Hierarchy, device: str | torch.device = "cpu", num_bins: int = 15, top_k: int = 5
+    ) -> None:
         super().__init__()
         if num_bins < 1:
             raise ValueError(f"The calibration error needs at least one bin, got num_bins={num_bins}.")
         self.hierarchy = hierarchy
-        self.num_bins = num_bins
+        self.num_bins, self.top_k = num_bins, top_k
         num_levels, num_nodes = hierarchy.num_levels, sum(hierarchy.num_classes)
         # The first dimension of 2 is the decoding. Classes of all levels lie side by side, level after level.
         self._shapes = {
@@ -186,7 +186,7 @@ class TaxonomyMetrics(CountingMetric):
         references: torch.Tensor,
         right: torch.Tensor,
     ) -> None:
-        found = [_in_top(column, references[:, level]) for level, column in enumerate(log_probs)]
+        found = [_in_top(column, references[:, level], self.top_k) for level, column in enumerate(log_probs)]
         counters["top"] += torch.stack(found).sum(1)
         # The references' probabilities are not used: reading them is what stops a class out of range on a device whose
         # values are not looked at, where it would be counted as a class of the next level.
@@ -268,7 +268,7 @@ class TaxonomyMetrics(CountingMetric):
             num_labelled = labelled[level].sum().item()
             scores[name] = {
                 "accuracy": _ratio(right[level].sum(), num_labelled),
-                "top5_accuracy": _ratio(counters["top"][level], num_labelled),
+                f"top{self.top_k}_accuracy": _ratio(counters["top"][level], num_labelled),
                 "macro_f1": _macro_f1(labelled[level], predicted[level], right[level]),
                 "mean_confidence": _ratio(confidence[level].sum(), num_labelled),
                 "ece": _ratio(gap[level], num_labelled),
@@ -285,10 +285,10 @@ class TaxonomyMetrics(CountingMetric):
         }
 
 
-def _in_top(log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Whether labels (batch,) are among the TOP_K classes of log_probs (batch, classes); negative ones never are."""
+def _in_top(log_probs: torch.Tensor, labels: torch.Tensor, top_k: int) -> torch.Tensor:
+    """Whether labels (batch,) are among the top_k classes of log_probs (batch, classes); negative ones never are."""
     # Twice as fast on the CPU as counting the classes above the label, where ties take several passes.
-    top = log_probs.topk(min(TOP_K, log_probs.shape[1]), sorted=False).indices
+    top = log_probs.topk(min(top_k, log_probs.shape[1]), sorted=False).indices
     return (top == labels.unsqueeze(1)).any(1)
 
 

@@ -162,7 +162,8 @@ def _content(summary: RunSummary, name: str) -> dict[str, Any]:
     return {
         "title": name,
         "summary": f"{what} that answers at every level of a label tree, {' > '.join(hierarchy.levels)}, "
-        f"with {hierarchy.num_leaves:,} leaves. Metrics are of the best path through the tree.",
+        f"with {hierarchy.num_leaves:,} leaves. Metrics are of the best path through the tree"
+        + (", with 95 % intervals." if results.get("intervals") else "."),
         "columns": [in_words(column) for column in header[1:]],
         "levels": [(row[0], f"{size:,}", row[1:]) for row, size in zip(rows, hierarchy.num_classes, strict=True)],
         "paths": path_measures(results),

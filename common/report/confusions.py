@@ -79,6 +79,44 @@ def hardest_classes(pairs: ConfusionPairs, level: int, num_classes: int = 15) ->
     ]
 
 
+FREQUENCIES = {"many": (101, None), "medium": (20, 101), "few": (1, 20), "none": (0, 1)}
+"""Training images of a class, from and below, as in Liu et al., Large-Scale Long-Tailed Recognition, CVPR 2019"""
+
+
+@dataclass
+class FrequencyScore:
+    """How well classes with so many training images are recognised: shares of evaluation images, means of classes."""
+
+    training_images: str
+    num_classes: int
+    labelled: int
+    accuracy: float
+    recall: float
+    f1: float
+
+
+def scores_by_frequency(pairs: ConfusionPairs, train_counts: np.ndarray) -> dict[str, FrequencyScore]:
+    """The last level's classes by how many training images they have; only classes that occur in the evaluation.
+
+    Args:
+        pairs: of the evaluation.
+        train_counts: int64 (classes of the last level,) training images.
+    """
+    labelled, predicted, right = pairs.per_class(pairs.hierarchy.num_levels - 1)
+    scores = {}
+    for name, (low, high) in FREQUENCIES.items():
+        chosen = (labelled > 0) & (train_counts >= low) & (True if high is None else train_counts < high)
+        if chosen.any():
+            part = labelled[chosen], predicted[chosen], right[chosen]
+            words = "0" if high == 1 else f"{low} or more" if high is None else f"{low} to {high - 1}"
+            recall, f1 = part[2] / part[0], 2 * part[2] / (part[0] + part[1])
+            accuracy = part[2].sum() / part[0].sum()
+            scores[name] = FrequencyScore(
+                words, int(chosen.sum()), int(part[0].sum()), accuracy, recall.mean(), f1.mean()
+            )
+    return scores
+
+
 @dataclass
 class ConfusedPair:
     """One leaf predicted as another: their paths after the part that they share, and how often."""

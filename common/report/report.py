@@ -18,8 +18,15 @@ from PIL import Image
 
 from ..files import atomic_write
 from ..metrics.report_data import REPORT_DATA_FILE, ReportData
-from ..metrics.results import in_words, level_rows, path_measures
-from .confusions import ConfusionPairs, confused_pairs, find_classes, hardest_classes, watched_class
+from ..metrics.results import in_words, interval_text, level_rows, path_measures
+from .confusions import (
+    ConfusionPairs,
+    confused_pairs,
+    find_classes,
+    hardest_classes,
+    scores_by_frequency,
+    watched_class,
+)
 from .figures import draw_confusion, draw_history, draw_reliability, file_name
 from .image_examples import Picture, draw_pictures
 from .summary import RunSummary, data_name, shareable, shareable_line
@@ -85,14 +92,20 @@ def _texts(summary: RunSummary) -> dict[str, Any]:
     test = summary.results.get("test")
     steps = (train or {}).get("skipped_steps", 0)
     measure = summary.measures[0]
-    tiles = {f"{level} {in_words(measure)}": percent(row[measure]) for level, row in evaluation["levels"].items()}
-    tiles["every level right"] = percent(evaluation["path"]["full_path_accuracy"])
+    tiles = {
+        f"{level} {in_words(measure)}{interval_text(evaluation, level, measure)}": percent(row[measure])
+        for level, row in evaluation["levels"].items()
+    }
+    words = f"every level right{interval_text(evaluation, 'full_path_accuracy')}"
+    tiles[words] = percent(evaluation["path"]["full_path_accuracy"])
     if train:
         tiles["minutes of training"] = f"{train['seconds'] / 60:,.1f}"
     return {
         "title": f"{'Training' if train else 'Evaluation'} report: {summary.output_dir.resolve().name}",
         "subtitle": f"Written on {date.today().isoformat()}. Metrics are of the best path through the label tree, on "
-        f"the {split} split" + (f"; the model is the best by {metric}." if train else "."),
+        f"the {split} split"
+        + (f"; the model is the best by {metric}." if train else ".")
+        + (" In brackets: 95 % intervals." if evaluation.get("intervals") else ""),
         "unit": summary.unit,
         "headline": tiles,
         "facts": {"data": data_name(options), **summary.facts},
@@ -124,7 +137,7 @@ def _classes(
     """What the report data say about classes; sections are empty without them."""
     hierarchy, file = summary.hierarchy, summary.output_dir / REPORT_DATA_FILE
     content: dict[str, Any] = dict.fromkeys(("watched", "confused", "reliability", "confusion"), ())
-    content |= {"hardest": {}, "examples": {}}
+    content |= {"hardest": {}, "examples": {}, "frequencies": {}}
     if not file.is_file():
         return content
     data = ReportData.load(file)
@@ -132,6 +145,8 @@ def _classes(
     nodes = find_classes(hierarchy, summary.options["watch"] or ())
     content["watched"] = [watched_class(pairs, *node) for node in nodes]
     content["hardest"] = {name: hardest_classes(pairs, level) for level, name in reversed(levels)}
+    if summary.train_counts is not None:
+        content["frequencies"] = scores_by_frequency(pairs, summary.train_counts)
     content["confused"] = confused_pairs(pairs)
     confusion = {name: plots / f"confusion_{file_name(name)}.png" for name in hierarchy.levels}
     for level, name in levels:

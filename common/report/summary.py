@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..model.hierarchy import Hierarchy
 
 
@@ -25,6 +27,7 @@ class RunSummary:
         facts: model, image size, label tree and so on, by title.
         results: what all_results.json holds, ``{"train": {...} or None, "eval": {...}}``.
         skipped: descriptions of broken images.
+        train_counts: int64 (classes of the last level,) training images, if they are known.
     """
 
     output_dir: Path
@@ -35,6 +38,7 @@ class RunSummary:
     facts: dict[str, str]
     results: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    train_counts: np.ndarray | None = None
 
 
 def data_name(options: Mapping[str, Any]) -> str:
