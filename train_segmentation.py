@@ -36,7 +36,6 @@ from common.images.mask_transforms import (
     Geometry,
     MaskEvaluationTransform,
     MaskTrainTransform,
-    resize_pair,
 )
 from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
@@ -107,7 +106,8 @@ class SegmentationDataArguments(DataArguments):
     mask_column: str = option("mask", "Column with the masks, or their paths; pixel value v is class v, 255 ignored.")
     mask_palette: str | None = option(None, "YAML file with a colour per class, for masks that are coded by colour.")
     cache_decoded: bool = option(
-        False, "Decode everything once into a file that all processes of a node share; for slow decoding."
+        False,
+        "Decode once, into a file of 4 bytes a pixel that all processes of a node share; changes nothing but time.",
     )
 
 
@@ -435,9 +435,8 @@ def make_train_loader(
     sampler: GlobalBatchSampler,
 ) -> DataLoader:
     """Augmented batches with ``pixels`` (uint8), ``labels`` (masks) and ``problems``, in the sampler's order."""
-    shown = geometry(args, spec["image_size"])
     transform = MaskTrainTransform(
-        shown,
+        geometry(args, spec["image_size"]),
         scale_jitter=args.scale_jitter,
         rare_crop=args.rare_crop,
         hflip=args.hflip,
@@ -446,14 +445,7 @@ def make_train_loader(
         color_jitter=args.color_jitter,
         mean=spec["mean"],
     )
-    largest = max(args.scale_jitter)
-    rows = cached_rows(
-        args,
-        accelerator,
-        part.images,
-        lambda image, mask: resize_pair(image, mask, shown.largest(*mask.shape, largest)),
-        f"train {shown} {largest}",
-    )
+    rows = cached_rows(args, accelerator, part.images)
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
     images = Samples(rows, part.rows, transform, seed=args.seed, on_bad_sample=on_bad_sample)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
@@ -464,13 +456,7 @@ def make_eval_loader(
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     shown = geometry(args, args.eval_crop or spec["image_size"])
-    rows = cached_rows(
-        args,
-        accelerator,
-        part.images,
-        lambda image, mask: (resize_pair(image, mask, shown.resized(*mask.shape))[0], mask),
-        f"evaluation {shown}",
-    )
+    rows = cached_rows(args, accelerator, part.images)
     images = Samples(rows, part.rows, MaskEvaluationTransform(shown, spec["mean"]), on_bad_sample="drop")
     batch_size = 1 if shown.windows else args.per_device_eval_batch_size
     sampler = EvaluationBatchSampler(len(images), batch_size, accelerator.process_index, accelerator.num_processes)

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +24,8 @@ from .rows import Samples
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Of the file format and of how images are decoded; caches of other versions are not used."""
-
-Shrink = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 class DecodedCache(MaskedImageRows):
@@ -53,37 +51,36 @@ class DecodedCache(MaskedImageRows):
         return [None if self.index[index, 0] >= 0 else encoded([index])[0] for index in indices]
 
     def load(self, index: int, source: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 image (3, height, width) and mask (height, width), which may be of another size."""
+        """The same pixels as from the files."""
         if source is not None:
             return super().load(index, source)
         if self._pixels is None:
             self._pixels = np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
-        start, height, width, mask_height, mask_width = self.index[index].tolist()
-        middle = start + 3 * height * width
+        start, height, width = self.index[index].tolist()
+        middle, end = start + 3 * height * width, start + 4 * height * width
         image = self._pixels[start:middle].reshape(height, width, 3)
-        mask = self._pixels[middle : middle + mask_height * mask_width].reshape(mask_height, mask_width)
+        mask = self._pixels[middle:end].reshape(height, width)
         return torch.from_numpy(image.copy()).permute(2, 0, 1), torch.from_numpy(mask.copy())
 
 
-def open_cache(root: Path, rows: MaskedImageRows, shrink: Shrink, settings: str, num_workers: int) -> DecodedCache:
+def open_cache(root: Path, rows: MaskedImageRows, num_workers: int) -> DecodedCache:
     """The cache of these rows, which is made if it does not exist; one process of a node at a time should call this.
 
-    Its name is a hash of the encoded files, of ``settings`` and of how masks are read, so that a change of any makes
-    another one. It appears when it is complete: an interrupted one is never used.
+    It keeps pixels at their own size, so that training is the same with and without it. Its name is a hash of the
+    encoded files and of how masks are read, so that a change of any makes another one. It appears when it is complete:
+    an interrupted one is never used.
 
     Args:
         root: folder for caches.
         rows: images and masks.
-        shrink: image and mask -> what the cache keeps of them.
-        settings: everything that ``shrink`` depends on.
         num_workers: processes that decode.
     """
-    folder = root / _key(rows, settings)
+    folder = root / _key(rows)
     if not (folder / "done.json").is_file():
         root.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
         try:
-            _write(staging, rows, shrink, num_workers)
+            _write(staging, rows, num_workers)
             if not (folder / "done.json").is_file():
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(staging, folder)
@@ -92,8 +89,8 @@ def open_cache(root: Path, rows: MaskedImageRows, shrink: Shrink, settings: str,
     return DecodedCache(folder, rows)
 
 
-def _key(rows: MaskedImageRows, settings: str) -> str:
-    digest = xxhash.xxh3_128(json.dumps([VERSION, settings, rows.reader.num_leaves]).encode())
+def _key(rows: MaskedImageRows) -> str:
+    digest = xxhash.xxh3_128(json.dumps([VERSION, rows.reader.num_leaves]).encode())
     digest.update(json.dumps(sorted((rows.reader.palette or {}).items())).encode())
     digest.update(json.dumps([rows.images.root, rows.masks.root]).encode())  # they decide which paths are allowed
     for start in range(0, len(rows), 64):
@@ -111,9 +108,8 @@ def _file_state(path: str | None) -> bytes:
     return f"{path} {state.st_size} {state.st_mtime_ns}".encode()
 
 
-def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int) -> None:
+def _write(folder: Path, rows: MaskedImageRows, num_workers: int) -> None:
     def pack(image: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        image, mask = shrink(image, mask)
         return {"pixels": image.permute(1, 2, 0).contiguous(), "mask": mask.contiguous()}
 
     # Its own generator: a loader draws a seed for its workers, which must not change the run that makes the cache.
@@ -126,14 +122,14 @@ def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int
         worker_init_fn=start_worker,
     )
     live = sys.stderr.isatty()
-    index = np.full((len(rows), 5), -1, dtype=np.int64)
+    index = np.full((len(rows), 3), -1, dtype=np.int64)
     position = 0
     with (folder / "pixels.bin").open("wb") as file:
         for row, sample in enumerate(tqdm(decoded, desc="decoding", unit="image", disable=not live, total=len(rows))):
             if sample["pixels"] is None:
                 continue
             image, mask = sample["pixels"], sample["mask"]
-            index[row] = position, *image.shape[:2], *mask.shape
+            index[row] = position, *mask.shape
             position += file.write(image.numpy().tobytes()) + file.write(mask.numpy().tobytes())
         file.write(b"\0")  # an empty file cannot be mapped
     np.save(folder / "index.npy", index)
