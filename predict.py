@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 from common.data.problems import Problem, write_problems
 from common.data.rows import Samples, make_loader
 from common.files import write_json
+from common.lock import RunLock
 from common.metrics.backoff import find_labels
 from common.metrics.calibration import Calibration, read_calibration
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
@@ -43,7 +44,6 @@ from common.predict.windows import check_windows
 from common.publish.models import load_saved_model
 from common.run.arguments import changed, option, out_of_range, parse_command
 from common.run.command import run
-from common.run.lock import RunLock
 from common.run.processes import make_accelerator, num_workers
 
 logger = logging.getLogger(__name__)

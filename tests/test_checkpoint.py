@@ -23,7 +23,7 @@ import torch
 from common.checkpoint import layouts, manifest
 from common.checkpoint.checkpointer import Checkpointer
 from common.checkpoint.layouts import ArtifactLayout, Layout
-from common.run.lock import RunLock
+from common.lock import RunLock
 
 LINK = ArtifactLayout.link_name
 LAYOUTS = {"plain": Layout, "artifact": ArtifactLayout, "artifact, pruning": lambda: ArtifactLayout(prunes=True)}
@@ -709,9 +709,7 @@ def test_the_platform_deletes_what_it_does_not_ship(tmp_path):
 
 # ---- the lock
 
-HOLDER = (
-    "import sys; from common.run.lock import RunLock; lock = RunLock(sys.argv[1]); print('in', flush=True); input()"
-)
+HOLDER = "import sys; from common.lock import RunLock; lock = RunLock(sys.argv[1]); print('in', flush=True); input()"
 
 
 def test_a_folder_in_use_is_refused_until_its_user_is_dead(tmp_path):

@@ -23,7 +23,7 @@ import train_taxonomy
 from common.checkpoint.checkpointer import Checkpointer
 from common.checkpoint.state import TrainState
 from common.images.transforms import MixImages
-from common.run.lock import RunLock
+from common.lock import RunLock
 from common.run.stopping import STOPPED_STATUS
 
 RANDOM = {

@@ -21,6 +21,7 @@ from ..checkpoint.run_checkpoints import RunCheckpoints
 from ..checkpoint.state import TrainState
 from ..data.rows import ProblemLog
 from ..files import append_history, naming, write_json
+from ..lock import RunLock
 from ..metrics.report_data import ReportData
 from ..metrics.results import flatten, is_better, results_table
 from ..model.modeling import LabelTreeModel
@@ -32,7 +33,6 @@ from ..report.image_examples import Picture
 from ..report.report import PLOTS, draw_report
 from ..report.summary import RunSummary
 from .arguments import save_arguments
-from .lock import RunLock
 from .options import CommonArguments
 from .processes import on_main_process, wait_for_all
 from .progress import Progress, banner

@@ -23,7 +23,7 @@ import xxhash
 from tqdm.auto import tqdm
 
 from common.files import atomic_write
-from common.run.lock import RunLock
+from common.lock import RunLock
 from common.workers import end_with_parent
 
 OfRow = Callable[[int], dict[str, Any]]
