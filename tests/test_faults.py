@@ -309,6 +309,17 @@ def test_exit_statuses(error, code, capfd):
     assert stop.value.code == code and capfd.readouterr().err.startswith("error: ")
 
 
+def test_a_cache_that_is_read_only_names_the_variable(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    for place, hint in ((tmp_path / "datasets", True), (tmp_path.parent / "data", False)):
+        cause = OSError(errno.EROFS, "Read-only file system", str(place))
+        error = ValueError(f"Cannot read the train file: {cause}")
+        error.__cause__ = cause
+        with pytest.raises(SystemExit):
+            command.run(lambda error=error: (_ for _ in ()).throw(error))
+        assert ("Set HF_HOME" in capfd.readouterr().err) is hint
+
+
 class TinyDisk:
     """A disk that takes no new bytes in files whose name has ``where``, however they are written."""
 
