@@ -124,6 +124,12 @@ def write_json(path: str | Path, content: Any) -> None:
         file.write(json.dumps(_plain(content), indent=2, allow_nan=False) + "\n")
 
 
+def read_history(path: str | Path) -> list[dict[str, Any]]:
+    """The lines that :func:`append_history` wrote; none if there is no such file."""
+    file = Path(path)
+    return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+
+
 @retried
 def append_history(path: str | Path, entry: Mapping[str, Any]) -> None:
     """Add one line to a JSON-lines file, or after an error nothing."""

@@ -145,6 +145,7 @@ def argparse_parsers(monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentP
     monkeypatch.chdir(REPOSITORY)
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", keep)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", keep)
         for script in scripts:
             if "__main__" in script.read_text() and script.name not in (*TRAINERS, "predict.py"):
                 with pytest.raises(Parsed):

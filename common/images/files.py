@@ -10,6 +10,7 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import simplejpeg
@@ -140,6 +141,13 @@ def upright_size(image: Image.Image, thorough: bool = False) -> tuple[int, int]:
         return image.size
     exif = image.getexif() if thorough else Image.Image.getexif(image)
     return image.size[::-1] if exif.get(ORIENTATION, 1) >= 5 else image.size
+
+
+def find_form(root: str | None, name: str) -> str:
+    """The path of a file in a folder, its name in the Unicode form (NFC or NFD) in which the disk has it."""
+    forms = [name] if name.isascii() else [name, *(normalize(form, name) for form in ("NFC", "NFD"))]
+    paths = [os.path.join(root, form) if root else form for form in forms]
+    return paths[0] if len(paths) == 1 else next(filter(os.path.exists, paths), paths[0])
 
 
 def lies_in(root: str, path: str) -> bool:

@@ -14,6 +14,9 @@ from ..images.files import BadSampleError
 
 logger = logging.getLogger(__name__)
 
+SCREEN = 3000
+"""Characters of a message that people can read"""
+
 
 def run(main: Callable[[], Any]) -> None:
     """Call a script's ``main``; what a user did wrong becomes one message and exit status 2, without a stack trace.
@@ -26,7 +29,9 @@ def run(main: Callable[[], Any]) -> None:
         logger.debug("stack trace of the error below (shown because of LOGLEVEL=DEBUG)", exc_info=True)
         # All processes see the same mistakes, so one speaks; a broken image is seen by one process only.
         if os.environ.get("RANK", "0") == "0" or isinstance(error, BadSampleError | StorageError):
-            print(f"error: {error}{_hint(error)}", file=sys.stderr, flush=True)
+            text = str(error)
+            more = f" ... ({len(text):,} characters)" if len(text) > SCREEN else ""
+            print(f"error: {text[:SCREEN]}{more}{_hint(error)}", file=sys.stderr, flush=True)
         sys.exit(1 if is_transient(error) else 2)
     except KeyboardInterrupt:
         sys.exit("interrupted")
