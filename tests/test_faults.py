@@ -155,7 +155,7 @@ def test_an_image_that_cannot_be_read_is_not_a_broken_one(image_file, flaky, num
 def test_tables_are_read_again(tmp_path, flaky):
     table = tmp_path / "rows.csv"
     table.write_text("image,label\na.png,x\n")
-    fault = flaky(splits, "load_dataset", 2)
+    fault = flaky(splits, "read_table", 2)
     assert splits.load_splits("", None, {"train": str(table)})["train"][0] == {"image": "a.png", "label": "x"}
     assert fault.left == 0
 
