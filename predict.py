@@ -34,6 +34,7 @@ from common.data.rows import Samples, make_loader
 from common.data.splits import Reading
 from common.files import write_json
 from common.labels.encoding import group_key
+from common.lock import RunLock
 from common.metrics.backoff import find_labels
 from common.metrics.calibration import Calibration, read_calibration
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
@@ -45,7 +46,6 @@ from common.predict.views import IMAGE_VIEWS, MASK_VIEWS, load_models
 from common.predict.windows import check_windows
 from common.run.arguments import changed, option, out_of_range, parse_command
 from common.run.command import run
-from common.run.lock import RunLock
 from common.run.options import MISSING_VALUES
 from common.run.processes import make_accelerator, num_workers
 

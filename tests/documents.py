@@ -28,7 +28,7 @@ TRAINERS = {
     "train_taxonomy.py": (train_taxonomy, train_taxonomy.TaxonomyArguments),
     "train_segmentation.py": (train_segmentation, train_segmentation.SegmentationArguments),
 }
-OTHER_PROGRAMS = {"cat", "cd", "export", "git", "hf", "pytest", "python3.11", "rsync", "source", "squeue", "tail"}
+OTHER_PROGRAMS = {"cat", "cd", "export", "git", "hf", "pytest", "python3", "rsync", "source", "squeue", "tail"}
 
 
 # ---- reading

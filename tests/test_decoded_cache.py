@@ -1,9 +1,14 @@
 """The cache of decoded images and masks against the files it was made from."""
 
+import errno
+import fcntl
 import io
 import json
 import os
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -330,24 +335,29 @@ def test_nothing_but_broken_rows(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_interrupted_making(tmp_path, made, monkeypatch, error):
-    rows, load_row = byte_rows(*contents()), MaskedImageRows.load
+def test_interrupted_making_goes_on_where_it_stopped(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(decoded_cache, "CHUNK", 2)
+    rows, load_row, loaded = byte_rows(*broken_contents()), MaskedImageRows.load, []
+    whole = open_cache(tmp_path / "whole", rows, 0)
 
     def interrupt(rows, index, source):
-        if index == 3:
+        loaded.append(index)
+        if loaded.count(3) == 1 and index == 3:
             raise error("in the middle")
         return load_row(rows, index, source)
 
-    with monkeypatch.context() as patch, pytest.raises(error, match="in the middle"):
+    with monkeypatch.context() as patch:
         patch.setattr(MaskedImageRows, "load", interrupt)
-        open_cache(tmp_path, rows, 0)
-    assert finished(tmp_path) == [] and list(tmp_path.iterdir()) == []
-    cache = open_cache(tmp_path, rows, 0)
-    assert len(made) == 2 and len(finished(tmp_path)) == 1
-    assert torch.equal(load(cache, 3)[0], load(rows, 3)[0])
+        with pytest.raises(error, match="in the middle"):
+            open_cache(tmp_path / "cut", rows, 0)
+        assert finished(tmp_path / "cut") == []
+        cache = open_cache(tmp_path / "cut", rows, 0)
+    assert loaded == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert (cache.folder / "pixels.bin").read_bytes() == (whole.folder / "pixels.bin").read_bytes()
+    np.testing.assert_array_equal(cache.index, whole.index)
 
 
-@pytest.mark.parametrize("name", ["save", "replace"])
+@pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_interrupted_at_the_end(tmp_path, monkeypatch, name):
     rows = byte_rows(*contents())
 
@@ -355,35 +365,56 @@ def test_interrupted_at_the_end(tmp_path, monkeypatch, name):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(np if name == "save" else os, name, fail)
+        patch.setattr(os, name, fail)
         with pytest.raises(OSError, match="disk full"):
             open_cache(tmp_path, rows, 0)
-    assert list(tmp_path.iterdir()) == []
+    assert finished(tmp_path) == []
     assert torch.equal(load(open_cache(tmp_path, rows, 0), 3)[0], load(rows, 3)[0])
 
 
-def test_killed_makings_are_passed_over(tmp_path, made):
-    """A process that was killed cannot tidy up; what it left is not taken for a cache, even under its name."""
+@pytest.mark.parametrize("left", [b"half", None])
+def test_pixels_that_a_power_cut_took_are_made_again(tmp_path, made, left):
     rows = byte_rows(*contents())
-    open_cache(tmp_path, rows, 0)
-    (name,) = finished(tmp_path)
-    (tmp_path / name / "done.json").unlink()
-    (tmp_path / name / "pixels.bin").write_bytes(b"half")
-    (tmp_path / ".making-abc").mkdir()
-    (tmp_path / ".making-abc" / "pixels.bin").write_bytes(b"half")
+    folder = open_cache(tmp_path, rows, 0).folder
+    (folder / "done.json").unlink()
+    (folder / "pixels.bin").unlink()
+    if left is not None:
+        (folder / "pixels.bin").write_bytes(left)
     cache = open_cache(tmp_path, rows, 0)
-    assert len(made) == 2 and finished(tmp_path) == [name]
+    assert len(made) == 2 and finished(tmp_path) == [folder.name]
     assert torch.equal(load(cache, 5)[1], load(rows, 5)[1])
 
 
-def test_another_process_was_faster(tmp_path, monkeypatch):
+def test_two_at_once_make_one(tmp_path, made, monkeypatch):
+    """Two nodes that share a disk, or two runs: the second waits, and finds it done."""
+    rows, write, started = byte_rows(*contents()), decoded_cache._write, threading.Event()
+
+    def slow(*args):
+        started.set()
+        time.sleep(0.5)
+        write(*args)
+
+    monkeypatch.setattr(decoded_cache, "_write", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(open_cache, tmp_path, rows, 0)
+        started.wait()
+        second = open_cache(tmp_path, rows, 0)
+    assert len(made) == 1 and first.result().folder == second.folder
+    assert torch.equal(load(second, 0)[0], load(rows, 0)[0])
+
+
+def test_without_locks_each_makes_its_own(tmp_path, monkeypatch):
     rows, write = byte_rows(*contents()), decoded_cache._write
+
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
 
     def slow(*args):
         monkeypatch.setattr(decoded_cache, "_write", write)
         open_cache(tmp_path, rows, 0)
         return write(*args)
 
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(decoded_cache, "_write", slow)
     cache = open_cache(tmp_path, rows, 0)
     assert len(finished(tmp_path)) == len(list(tmp_path.iterdir())) == 1

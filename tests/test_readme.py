@@ -177,8 +177,8 @@ def own_clone(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def test_the_two_commands_stand_in_the_readme():
     lines = "".join(blocks("README.md", "bash")).splitlines()
-    assert "pip install -r requirements.txt && accelerate launch train_taxonomy.py" in lines
-    assert "pip install -r requirements-dev.txt && pytest" in lines
+    assert "pip install -r requirements.txt -c constraints.txt && accelerate launch train_taxonomy.py" in lines
+    assert "pip install -r requirements-dev.txt -c constraints.txt && pytest" in lines
 
 
 @pytest.mark.parametrize("page", PAGES)

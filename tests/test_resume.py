@@ -24,7 +24,7 @@ import train_taxonomy
 from common.checkpoint.checkpointer import Checkpointer
 from common.checkpoint.state import TrainState
 from common.images.transforms import MixImages
-from common.run.lock import RunLock
+from common.lock import RunLock
 from common.run.stopping import STOPPED_STATUS
 
 RANDOM = {
@@ -311,6 +311,7 @@ def test_a_broken_checkpoint_is_passed_over(options, tmp_path, capfd):
 
 
 def test_a_full_disk_ends_the_run_and_spares_what_is_there(words, script, tmp_path, monkeypatch):
+    """At the second save that fails; the first is a warning."""
     SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
     points: list[str] = []
 
@@ -322,7 +323,7 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(words, script, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "_at", full)
         with pytest.raises(
-            OSError, match="step 6 could not be saved.*the disk is full.*checkpoint-00000004, is intact"
+            OSError, match="step 8 could not be saved.*the disk is full.*checkpoint-00000004, is intact"
         ):
             SCRIPTS[script].main(words(output_dir=tmp_path / "cut"))
     assert json.loads((tmp_path / "cut" / "run_status.json").read_text())["status"] == "failed"

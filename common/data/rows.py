@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +16,10 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader, default_collate
 
+from ..files import retried
 from ..images.encoded import EncodedImage
 from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain, find_form, lies_in, load_image, upright_size
+from ..workers import start_worker
 from .sampling import Key, generators_kept, seed_sample
 from .splits import check_columns
 
@@ -99,6 +99,7 @@ class ImageRows:
         path = cell if isinstance(cell, str) else (cell or {}).get("path")
         return f"row {index} of the {self.split} split" + (f", file {path}" if path else "")
 
+    @retried
     def size(self, source: bytes | str) -> tuple[int, int]:
         """Width and height as a person would see the image, without decoding it."""
         with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -215,28 +216,8 @@ def make_loader(dataset: Samples, batch_sampler: Any, num_workers: int, pin_memo
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=leave_signals_to_main_process,
+        worker_init_fn=start_worker,
     )
-
-
-def leave_signals_to_main_process(worker: int = 0) -> None:
-    """In a loader's worker: ignore the signals that ask the run to stop; the step in progress still needs the worker.
-
-    Launchers, Slurm and Ctrl-C signal all processes of a run. The main process ends workers that hang by SIGTERM, so
-    that signal counts if it comes from there; a thread checks who sent it.
-    """
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class ProblemLog:

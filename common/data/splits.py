@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets.fingerprint import Hasher
 
+from ..files import retried
 from ..labels.doubts import Moves, move_rows
 from ..labels.encoding import encode_names, encode_paths, group_key, short_list, text_of
 from ..labels.hierarchy_files import key_labels, load_hierarchy
@@ -58,6 +59,7 @@ class Reading:
         return Reading(args.missing_values or MISSING, images, args.image_suffix, told)
 
 
+@retried
 def load_splits(
     name: str, config: str | None, files: Mapping[str, str | None], reading: Reading | None = None
 ) -> DatasetDict:
@@ -115,6 +117,7 @@ def _load_file(split: str, file: str, reading: Reading) -> Dataset:
     return rows
 
 
+@retried
 def open_table(file: str | Path, reading: Reading, what: str = "table") -> tuple[Dataset, TextTable]:
     """The rows of a table file, and the file as it was read; ValueError if it does not exist or cannot be read."""
     check_table_file(file, what)

@@ -16,6 +16,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..files import retried
+
 # What a complete file ends with; a file with another end may be complete too, so it is then decoded to find out.
 FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
@@ -30,6 +32,7 @@ class BadSampleError(ValueError):
     """An image that does not decode, found by the process that needed it."""
 
 
+@retried
 def load_image(source: bytes | str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file to RGB as a person would see it.
 
@@ -98,6 +101,7 @@ def _may_be_turned(jpeg: bytes) -> bool:
     return True
 
 
+@retried
 def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str, tuple[int, int]]:
     """Check an image file's header and end, and decode the image only if the file seems to be cut short.
 

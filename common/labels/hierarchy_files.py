@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from ..files import retried
 from ..model.hierarchy import Hierarchy
 from ..model.tree import fold_name
 from .encoding import LabelPath, clean_column, encode_path
@@ -19,6 +20,7 @@ from .table_files import TEXT_ENDINGS, blank_note, blank_words, read_table
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
+@retried
 def load_hierarchy(
     path: str | Path, levels: Sequence[str] | None = None, key: str | None = None
 ) -> tuple[Hierarchy, list[str]]:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
+from ..files import atomic_write
 from ..labels.hierarchy_files import StrictLoader
 
 Arguments = TypeVar("Arguments")
@@ -75,7 +76,8 @@ def changed(arguments: Any, name: str) -> bool:
 
 def save_arguments(arguments: Any, path: str | Path) -> None:
     """Write the resolved arguments as YAML; ``--config`` reads it."""
-    Path(path).write_text(yaml.safe_dump(asdict(arguments), sort_keys=False), encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write(yaml.safe_dump(asdict(arguments), sort_keys=False))
 
 
 def groups_of(kind: type) -> list[type]:

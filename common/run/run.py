@@ -20,7 +20,8 @@ from accelerate.utils import gather_object
 from ..checkpoint.run_checkpoints import RunCheckpoints
 from ..checkpoint.state import TrainState
 from ..data.rows import ProblemLog
-from ..files import append_history, read_history, write_json
+from ..files import append_history, naming, read_history, write_json
+from ..lock import RunLock
 from ..metrics.report_data import ReportData
 from ..metrics.results import flatten, is_better, results_table
 from ..model.modeling import LabelTreeModel
@@ -32,7 +33,6 @@ from ..report.image_examples import Picture
 from ..report.report import PLOTS, draw_report
 from ..report.summary import RunSummary
 from .arguments import save_arguments
-from .lock import RunLock
 from .options import CommonArguments
 from .processes import on_main_process, wait_for_all
 from .progress import Progress, banner, too_short
@@ -99,7 +99,8 @@ class Run:
             with self.status.of_run():
                 if self.is_main:
                     save_arguments(self.args, self.output_dir / "args.yaml")
-                    self.summary.hierarchy.save(self.output_dir / "hierarchy.json")
+                    with naming(self.output_dir / "hierarchy.json"):
+                        self.summary.hierarchy.save(self.output_dir / "hierarchy.json")
                 if self.state is not None:
                     self.checkpoints.restore(checkpoint, start_over=asked == "none")
                     self._start_clocks()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.files import retried
 from common.images.files import BAD_IMAGE, check_file, explain, find_form, lies_in, load_image
 from common.images.mask_files import read_mask
 
@@ -39,6 +40,7 @@ class ImageFile:
     content: bytes | str
     name: str
 
+    @retried
     def read(self) -> bytes:
         """Its bytes."""
         if isinstance(self.content, bytes):
@@ -62,7 +64,7 @@ def find_file(root: str, name: str) -> ImageFile:
     if not lies_in(root, path):
         raise BadRowError("outside of the root", f"it lies outside of the folder {root}")
     try:
-        kind = os.stat(path)
+        kind = retried(os.stat)(path)
     except OSError as error:
         raise BadRowError("missing", error.strerror or "there is no such file") from error
     if not stat.S_ISREG(kind.st_mode):
