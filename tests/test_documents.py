@@ -69,7 +69,7 @@ def test_files_exist(page):
 
 def test_options_exist(monkeypatch):
     """Each ``--option`` that stands in running text is one of a script, of accelerate or of sbatch."""
-    known = {"partition", "account", "signal", "time", "array", "cpus-per-task"}
+    known = {"partition", "account", "signal", "time", "array", "cpus-per-task", "shm-size"}
     for parser in (launch_command_parser(), *argparse_parsers(monkeypatch)):
         known |= {word.lstrip("-") for word in parser._option_string_actions}
     for kind in (predict.PredictArguments, *(kind for _, kind in TRAINERS.values())):
