@@ -1,11 +1,11 @@
 """Average the models of several runs with one label tree: model soups (Wortsman et al., ICML 2022).
 
     python average_runs.py output/seed_0 output/seed_1 output/seed_2 --output_dir output/soup
-    python average_runs.py output/seed_* --greedy --output_dir output/soup --max_eval_samples 2000
+    python average_runs.py output/seed_* --greedy --output_dir output/soup -- --max_eval_samples 2000
 
-Each folder is the --output_dir of a run; options that are not listed below go to its script's --eval_only evaluation,
-which otherwise is as in the first run. Runs that started from the same trained weights have a good average, others
-usually have not. ``predict.py --more_models`` averages what models answer instead, which needs no such start.
+Each folder is the --output_dir of a run. The average is evaluated as the first run was, with the script's own options
+after "--". Runs that started from the same trained weights have a good average, others usually have not.
+``predict.py --more_models`` averages what models answer instead, which needs no such start.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -54,59 +55,48 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="Output folder of a finished run.")
-    parser.add_argument("--output_dir", required=True, help="Folder for the averaged model.")
+    parser.add_argument("--output_dir", required=True, type=Path, help="Folder for the averaged model.")
     parser.add_argument("--greedy", action="store_true", help="Keep a run only if the average gets no worse by it.")
-    parser.add_argument(
-        "--batch_norm",
-        choices=("reestimate", "average"),
-        default="reestimate",
-        help="Statistics of BatchNorm: from the first run's training images, or averaged like the weights.",
-    )
-    args, words = parser.parse_known_args(argv)
+    argv = list(sys.argv[1:] if argv is None else argv)
+    own = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:own])
     models = load_models(args.folders)
     check_architectures(args.folders, models)
-    options = Path(args.folders[0]) / "args.yaml"
-    if not options.is_file():
+    saved = Path(args.folders[0]) / "args.yaml"
+    if not saved.is_file():
         raise ValueError(f"{args.folders[0]} has no args.yaml: it is not the output folder of a run.")
+    settings = {**yaml.safe_load(saved.read_text(encoding="utf-8")), "push_to_hub": False, "hub_model_id": None}
     dense = isinstance(models[0], LabelTreeForSemanticSegmentation)
     script = train_segmentation if dense else train_taxonomy
-    words = ["--config", str(options), "--no_report", "true", *words]
+    words = ["--config", str(saved), "--no_report", "true", *argv[own + 1 :]]
 
     def mixed(chosen: Sequence[int]) -> LabelTreeModel:
         model = average([models[index] for index in chosen])
-        if len(chosen) > 1 and any(True for _ in batch_norms(model)):
-            if args.batch_norm == "average":
-                logger.warning("BatchNorm's statistics are averaged, which fits no network; see --batch_norm.")
-            else:
-                reestimate(script, words, model)
+        if len(chosen) > 1 and batch_norms(model):
+            reestimate(script, words, model)
         return model
 
-    def evaluate(model: LabelTreeModel, folder: str | Path) -> dict[str, Any]:
+    def evaluate(model: LabelTreeModel, folder: Path) -> dict[str, Any]:
         save_model(model, AutoImageProcessor.from_pretrained(args.folders[0]), folder)
         return script.main([*words, "--eval_only", "--model_name_or_path", str(folder), "--output_dir", str(folder)])
 
     def score(chosen: Sequence[int]) -> float:
+        metric = settings["metric_for_best_model"]
         with tempfile.TemporaryDirectory(prefix="soup_") as folder:
-            value = dict(flatten(evaluate(mixed(chosen), folder)["eval"]))[metric]
+            value = dict(flatten(evaluate(mixed(chosen), Path(folder))["eval"]))[metric]
         return value if is_better(metric, 1, 0) else -value
 
-    settings = yaml.safe_load(options.read_text(encoding="utf-8"))
-    metric = settings["metric_for_best_model"]
-    chosen = list(range(len(models)))
-    if args.greedy:
-        chosen = greedy(len(models), score)
-    model, output_dir = mixed(chosen), Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
-    results = evaluate(model, output_dir)
+    chosen = greedy(len(models), score) if args.greedy else range(len(models))
+    model, names = mixed(chosen), ", ".join(Path(args.folders[index]).name for index in chosen)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    results = evaluate(model, args.output_dir)
     if not dense:
-        model.config.calibration = json.loads((output_dir / "calibration.json").read_text(encoding="utf-8"))
-        save_model(model, AutoImageProcessor.from_pretrained(args.folders[0]), output_dir)
-    names = ", ".join(Path(args.folders[index]).name for index in chosen)
+        model.config.calibration = json.loads((args.output_dir / "calibration.json").read_text(encoding="utf-8"))
+        model.config.save_pretrained(args.output_dir)
     facts = {"model": f"average of the weights of {len(chosen)} runs: {names}", "label tree": str(model.hierarchy)}
-    options = {**settings, "push_to_hub": False, "hub_model_id": None}
     unit = "pixels" if dense else "images"
-    write_card(RunSummary(output_dir, options, model.hierarchy, unit, script.MEASURES, facts, results))
-    logger.info("The average of %s is in %s.", names, output_dir)
+    write_card(RunSummary(args.output_dir, settings, model.hierarchy, unit, script.MEASURES, facts, results))
+    logger.info("The average of %s is in %s.", names, args.output_dir)
     return results
 
 
@@ -123,12 +113,10 @@ def check_architectures(folders: Sequence[str], models: Sequence[LabelTreeModel]
 def average(models: Sequence[LabelTreeModel]) -> LabelTreeModel:
     """A new model with the mean of the weights and buffers, summed in float64; counters are the first model's."""
     states = [model.state_dict() for model in models]
-    mean = {
-        name: torch.stack([state[name].double() for state in states]).mean(0).to(value)
-        if value.is_floating_point()
-        else value
-        for name, value in states[0].items()
-    }
+    mean = dict(states[0])
+    for name, value in mean.items():
+        if value.is_floating_point():
+            mean[name] = torch.stack([state[name].double() for state in states]).mean(0).to(value)
     model = type(models[0])(models[0].config)
     model.load_state_dict(mean)
     return model.eval()
@@ -160,11 +148,10 @@ def reestimate(script: ModuleType, words: Sequence[str], model: LabelTreeModel) 
     data, spec = script.load_data(args, accelerator), model.config.backbone
     sampler = make_sampler(args, accelerator, len(data.train.rows))
     loader = script.make_train_loader(args, accelerator, data.train, spec, sampler)
-    normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
-    update_bn(
-        (normalize(batch["pixels"].to(accelerator.device)) for batch in islice(loader, BATCHES)),
-        model.to(accelerator.device),
-    )
+    normalize = Normalize(spec["mean"], spec["std"])
+    logger.info("The average's BatchNorm statistics are estimated on at most %d training batches.", BATCHES)
+    pixels = (normalize(batch["pixels"]) for batch in islice(loader, BATCHES))
+    update_bn(pixels, model.to(accelerator.device), accelerator.device)
     model.cpu().eval()
 
 

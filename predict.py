@@ -264,6 +264,7 @@ def idle_options(args: PredictArguments, inputs: ImageInputs, dense: bool) -> li
         ("image_column", files, "the inputs are image files"),
         ("split", files or table, "the inputs are not a data set"),
         ("image_root", not table, "there is no table with paths"),
+        ("image_suffix", not table, "there is no table with paths"),
         ("calibration", args.target_precision is None, "there is no --target_precision"),
         ("level_columns", dense, "the model predicts masks"),
         *((entry.name, dense, "the model predicts masks") for entry in fields(ClassArguments)),

@@ -184,7 +184,11 @@ class TaxonomyArguments(
         return bool(self.mixup or self.cutmix)
 
     def idle(self) -> list[tuple[str, bool, str]]:
-        return [*super().idle(), ("mix_probability", not self.mixes, "mixup and cutmix are off")]
+        return [
+            *super().idle(),
+            ("mix_probability", not self.mixes, "mixup and cutmix are off"),
+            ("conflicts", bool(self.hierarchy) or self.eval_only, "the label tree comes from elsewhere"),
+        ]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -86,6 +87,7 @@ def dies(server) -> Callable[..., int]:
         name: str,
         call: int,
         signals: Sequence[int] = (signal.SIGKILL,),
+        after: float = 0.0,
         **environment: str,
     ) -> int:
         request = {
@@ -95,6 +97,7 @@ def dies(server) -> Callable[..., int]:
             "name": name,
             "call": call,
             "signals": [int(number) for number in signals],
+            "after": after,
             "environment": environment,
         }
         server.stdin.write(json.dumps(request) + "\n")
@@ -126,6 +129,22 @@ def test_killed_anywhere_ends_as_if_nothing_had_happened(script, words, tmp_path
     assert set(statuses) <= {-signal.SIGKILL, 0} and statuses.count(-signal.SIGKILL) >= 4  # some come after the end
     SCRIPTS[script].main(command)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_with_batch_norm(script, words, tmp_path, dies):
+    """Thirty times in one run after the other, whatever it is doing; byte for byte, running statistics included."""
+    settings = {"model_name_or_path": "timm/test_resnet", "checkpointing_steps": 1}
+    SCRIPTS[script].main(words(**settings, output_dir=tmp_path / "whole"))
+    draw, kills, runs = random.Random(0), 0, 0
+    while kills < 30:
+        command, status, runs = words(**settings, output_dir=tmp_path / f"cut {runs}"), -1, runs + 1
+        while status:
+            status = dies(script, command, SCRIPTS[script], "main", 0, after=draw.uniform(0.3, 3.0))
+            assert status in (0, -signal.SIGALRM)
+            kills += status != 0
+        assert outcome(tmp_path / f"cut {runs - 1}") == outcome(tmp_path / "whole")
+    print(f"{kills} kills in {runs} runs")
 
 
 def test_workers_do_not_matter(script, words, tmp_path, dies):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import unicodedata
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -19,6 +20,7 @@ from common.labels.hierarchy_files import key_labels, load_hierarchy
 from common.labels.table import hierarchy_from_table
 from common.labels.table_files import read_table
 from common.model.tree import fold_name
+from common.run.setup import _draw_validation
 from data_prep.rows.tables import read_tables
 
 EXCEL = [("slægt", "art"), ("Ærtetrøffel", "første"), ("Boletus", "cèpe")]
@@ -103,8 +105,8 @@ def test_quotes_enclose_fields_but_not_between_tabs(tmp_path):
 
 def test_rows_that_do_not_fit_are_named_by_their_lines(tmp_path):
     path = write(tmp_path / "t.tsv", [("a", "b"), ("1", "2"), (), ("3",), ("4", "5", "6"), ("7", "8")], "\t")
-    table = open_table(path, Reading())
-    assert table.rows["a"][:] == ["1", "7"] and table.numbers.tolist() == [0, 3]
+    rows, table = open_table(path, Reading())
+    assert rows["a"][:] == ["1", "7"] and table.numbers.tolist() == [0, 3]
     assert {row: told.split("ends in ")[1] for row, told in table.malformed.items()} == {1: "line 4)", 2: "line 5)"}
     with pytest.raises(ValueError, match=r"2 rows of the train file .*row 1.*line 4"):
         load_splits("unused", None, {"train": str(path)})
@@ -156,10 +158,10 @@ def test_a_key_column_names_paths(tmp_path):
         datasets.Dataset.from_dict({"code": ["AM.VI", None]}), tree, "train"
     )
     assert labels.tolist() == [[0, 0, 1], [-100] * 3]
+    assert load_hierarchy(path, key="species")[0].levels == rows[0]
     write(path, [*rows, ("AM.MU", "F", "A", "a v")])
     with pytest.raises(ValueError, match="row 4: code 'AM.MU' has more than one path"):
         key_labels(path, "code", tree)
-    assert load_hierarchy(path, key="species")[0].levels == rows[0]
 
 
 def test_doubtful_orders_are_asked_about():
@@ -184,8 +186,8 @@ def test_one_odd_parent_is_probably_a_mistake():
 
 def test_placeholders_are_asked_about():
     genera = [f"g{n}" for n in range(3)]
-    report = hierarchy_from_table({"genus": genera, "species": ["Unknown"] * 3})[1]
-    assert "if it means that the species is not known" in report[0] and "--missing_values NA" in report[0]
+    report = " ".join(hierarchy_from_table({"genus": genera, "species": ["Unknown"] * 3})[1])
+    assert "if it means that the species is not known" in report and "--missing_values NA" in report
     assert not [line for line in hierarchy_from_table({"g": genera, "s": ["alba"] * 3})[1] if "--missing" in line]
     assert all(fold_name(word) == word for word in PLACEHOLDERS)
 
@@ -202,3 +204,19 @@ def test_drawn_splits_keep_groups_and_classes():
     drawn = draw_splits(groups, paths, (0.2,), seed=0)
     assert not set(groups[drawn == 0]) & set(groups[drawn == 1]) and set(paths[drawn == 0]) == set(paths)
     assert 20 <= drawn.sum() <= 50
+
+
+def test_validation_is_drawn_from_training_by_groups(caplog):
+    columns = {"image": [f"{n}.jpg" for n in range(60)], "obs": [str(n // 2) for n in range(60)], "s": ["a", "b"] * 30}
+    args = SimpleNamespace(
+        train_split="train", validation_split="validation", group_column="obs", image_column="image", seed=0,
+        level_columns=["s"], label_column=None,
+    )  # fmt: skip
+    splits = datasets.DatasetDict(train=datasets.Dataset.from_dict(columns), test=datasets.Dataset.from_dict(columns))
+    drawn = _draw_validation(args, splits)
+    assert not set(drawn["train"]["obs"]) & set(drawn["validation"]["obs"])
+    assert len(drawn["train"]) + len(drawn["validation"]) == 60 and 2 <= len(drawn["validation"]) <= 8
+    assert "training images were drawn for it, by obs" in caplog.text
+    few = splits["train"].remove_columns("obs").add_column("obs", ["x", "y"] * 30)
+    with pytest.raises(ValueError, match="the 2 groups of training are too few"):
+        _draw_validation(args, datasets.DatasetDict(train=few, test=few))

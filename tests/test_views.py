@@ -181,12 +181,14 @@ def test_the_average_of_two_runs_is_evaluated_and_saved(options, tmp_path: Path)
     assert json.loads((tmp_path / "soup" / "all_results.json").read_text())["eval"] == results["eval"]
     assert "average of the weights of 2 runs" in (tmp_path / "soup" / "README.md").read_text()
     assert soup.config.calibration
+    assert "AutoModelForImageClassification" in json.loads((tmp_path / "soup" / "config.json").read_text())["auto_map"]
 
 
 def test_a_greedy_soup_of_masks_is_scored_by_the_script(dense_options, tmp_path: Path):
     run = tmp_path / "a"
-    alone = train_segmentation.main(dense_options(output_dir=run, max_train_steps=2))["eval"]
-    words = [str(run), str(run), "--greedy", "--batch_norm", "average", "--output_dir", str(tmp_path / "soup")]
+    words = dense_options(output_dir=run, max_train_steps=2, model_name_or_path="timm/test_convnext")
+    alone = train_segmentation.main(words)["eval"]
+    words = [str(run), str(run), "--greedy", "--output_dir", str(tmp_path / "soup")]
     results = average_runs.main(words)["eval"]  # of a run with itself: nothing gets worse, or better
     assert results["loss"] == pytest.approx(alone["loss"], rel=1e-5)
     assert "average of the weights of 2 runs: a, a" in (tmp_path / "soup" / "README.md").read_text()

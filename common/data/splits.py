@@ -53,20 +53,10 @@ class Reading:
     def of(args: Any) -> Reading:
         """What the options of a script say."""
         found = vars(args).get
-        images = [name for name in (found("image_column"), found("mask_column")) if name]
+        images = [name for name in (args.image_column, found("mask_column")) if name]
         others = ("label_column", "group_column", "group_by", "id_column", "leave_out")
         told = [*images, *(found("level_columns") or ()), *(name for name in map(found, others) if name)]
-        return Reading(found("missing_values") or MISSING, images, found("image_suffix"), told)
-
-
-@dataclass
-class TableFile:
-    """A table that :func:`open_table` read; see :class:`common.labels.table_files.TextTable`."""
-
-    rows: Dataset
-    numbers: np.ndarray
-    malformed: dict[int, str]
-    notes: list[str]
+        return Reading(args.missing_values or MISSING, images, args.image_suffix, told)
 
 
 @retried
@@ -116,33 +106,33 @@ def load_splits(
 
 
 def _load_file(split: str, file: str, reading: Reading) -> Dataset:
-    table = open_table(file, reading, f"{split} file")
+    rows, table = open_table(file, reading, f"{split} file")
     for note in table.notes:
         logger.info("%s", note)
-    if table.malformed:
-        row, told = next(iter(table.malformed.items()))
+    for row, told in table.malformed.items():
         raise ValueError(
             f"{len(table.malformed)} rows of the {split} file {file} do not fit, such as row {row}: {told}. Mend "
             "them, or use data_prep/prepare_table.py, which leaves such rows out."
         )
-    return table.rows
+    return rows
 
 
 @retried
-def open_table(file: str | Path, reading: Reading, what: str = "table") -> TableFile:
-    """Read a table file; ValueError if it does not exist or cannot be read."""
+def open_table(file: str | Path, reading: Reading, what: str = "table") -> tuple[Dataset, TextTable]:
+    """The rows of a table file, and the file as it was read; ValueError if it does not exist or cannot be read."""
     check_table_file(file, what)
     if Path(file).suffix.lower() == ".parquet":
         try:  # datasets copies the file to memory-mapped Arrow once, so that workers can open it anywhere
             rows = load_dataset("parquet", data_files={"rows": glob.escape(str(file))}, split="rows")
         except Exception as error:  # datasets wraps whatever the parser said
             raise ValueError(f"Cannot read the {what} {file}: {error.__cause__ or error}") from error
-        text = TextTable(rows.data.table, np.arange(len(rows)))
+        table = TextTable(rows.data.table, np.arange(len(rows)))
     else:
-        text = read_table(file)
-        rows = Dataset(text.columns, fingerprint=hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16])
+        table = read_table(file)
+        rows = Dataset(table.columns, fingerprint=hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16])
     rows, notes = _settle_cells(rows, reading, str(file))
-    return TableFile(rows, text.numbers, text.malformed, [*text.notes, *notes])
+    table.notes += notes
+    return rows, table
 
 
 def _settle_cells(dataset: Dataset, reading: Reading, where: str) -> tuple[Dataset, list[str]]:
@@ -159,7 +149,8 @@ def _settle_cells(dataset: Dataset, reading: Reading, where: str) -> tuple[Datas
             column = pc.replace_substring(column, "\\", "/")
             if reading.suffix and name == reading.images[0]:
                 named = pc.ends_with(column, reading.suffix, ignore_case=True)
-                column = pc.if_else(named, column, pc.binary_join_element_wise(column, reading.suffix, ""))
+                ending, nothing = (pa.scalar(text, column.type) for text in (reading.suffix, ""))
+                column = pc.if_else(named, column, pc.binary_join_element_wise(column, ending, nothing))
         if not column.equals(cells.column(name)):
             changed[name] = column
     notes = blank_note(where, blanks)

@@ -19,7 +19,7 @@ MANY_PARENTS = 5
 """A name under so many parents is asked about whatever it is"""
 
 ODD_SHARE = 0.1
-"""A parent that at most this share of a name's rows have is probably a mistake"""
+"""If at most this share of a name's rows have another parent than the rest, that is probably a mistake"""
 
 Moves = dict[LabelPath, LabelPath]
 """Beginning of a path with an odd parent, folded -> the same with the usual one"""
@@ -27,8 +27,9 @@ Moves = dict[LabelPath, LabelPath]
 
 def doubtful_order(levels: Sequence[str], rows: Mapping[LabelPath, Sequence[int]]) -> list[str]:
     """A question if the first level has more names than the last one, or a name for each path as a key has."""
-    count = [len({path[at] for path in rows} - {None}) for at in range(len(levels))]
-    if count[0] > count[-1] or (count[0] == len(rows) > 2 and count[0] > count[min(1, len(count) - 1)]):
+    full = [path for path in rows if None not in path]
+    count = [len({path[at] for path in full}) for at in range(len(levels))]
+    if count[0] > count[-1] or (count[0] == len(full) > 2 and count[0] > count[min(1, len(count) - 1)]):
         names = " > ".join(f"{level} {number}" for level, number in zip(levels, count, strict=True))
         return [
             f"the levels have names: {names}: are they coarse to fine? (A column of keys for the labels is no level; "
@@ -80,8 +81,9 @@ def find_odd_parents(
                 parents[path[depth]][path[:depth]] += numbers
         for name, found in parents.items():
             usual = max(found, key=lambda parent: len(found[parent]))
-            enough = ODD_SHARE * sum(map(len, found.values()))
-            for parent in [parent for parent, numbers in found.items() if len(numbers) <= enough]:
+            total = sum(map(len, found.values()))
+            odd = [parent for parent in found if parent != usual]
+            for parent in odd if total - len(found[usual]) <= ODD_SHARE * total else ():
                 if conflicts == "majority":
                     moves[tuple(map(fold_name, (*parent, name)))] = (*usual, name)
                 told.append(

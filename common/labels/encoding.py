@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import islice
@@ -46,7 +45,9 @@ def text_of(cell: Any) -> str | None:
 
 def group_key(cell: str | None) -> str | None:
     """The form in which groups are compared: ``1008.0``, which pandas writes beside blanks, is ``1008``."""
-    return cell and normalize("NFC", re.sub(r"^(-?\d+)\.0$", r"\1", cell))
+    if cell and cell.endswith(".0") and cell[:-2].isdecimal():
+        cell = cell[:-2]
+    return cell if cell is None or cell.isascii() else normalize("NFC", cell)
 
 
 def path_text(path: LabelPath) -> str:

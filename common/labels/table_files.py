@@ -174,7 +174,7 @@ def _read_workbook(path: Path) -> TextTable:
 def _read_json(path: Path) -> TextTable:
     """One JSON object a line, or one list of them."""
     text, notes = _decode(path)
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in text.split("\n") if line.strip()]
     entries = list(map(_parse, lines))
     if entries and (len(entries) == 1 or not isinstance(entries[0], dict)):
         whole = _parse(text)
@@ -234,4 +234,6 @@ def blank_note(where: str, counts: Mapping[str, Mapping[str, int]]) -> list[str]
         for name, words in counts.items()
         if set(words) - {""}
     ]
-    return [f"{where}: cells taken as blank: {short_list(told)}; --missing_values changes the words."] if told else []
+    return (
+        [f"{where}: cells taken as blank: {', '.join(told[:20])}; --missing_values changes the words."] if told else []
+    )

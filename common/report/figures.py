@@ -83,6 +83,7 @@ def draw_learning_rates(path: str | Path, rates: Sequence[float], losses: Sequen
     low, high = min(finite), max(finite[: max(len(finite) // 3, 1)])
     margin = 0.1 * (high - low) + 1e-3
     axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + 3 * margin))
+    axes.xaxis.set_major_formatter("{x:.0e}")  # powers in text, not in TeX
     axes.spines[["top", "right"]].set_visible(False)
     save_figure(figure, path)
 

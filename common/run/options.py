@@ -303,6 +303,7 @@ class CommonArguments(
             ("level_weights", bool(self.curriculum), "--curriculum has weights of its own"),
             ("class_weight_max_ratio", self.class_weighting == "none", "--class_weighting is none"),
             ("image_root", not self._holds_paths(), "images come with the data set"),
+            ("image_suffix", not self._holds_paths(), "images come with the data set"),
             ("dataset_config_name", bool(self.validation_file), "files are given"),
             ("trust_remote_code", self.model_name_or_path.startswith(TIMM_PREFIXES), "timm runs no remote code"),
             ("no_pretrained", bool(self.backbone_weights), "--backbone_weights are loaded"),

@@ -37,12 +37,11 @@ def read_tables(
     reading = replace(reading or Reading(), images=image_columns, told=[*columns, *optional])
     parts = []
     for split, file in files.items():
-        table = open_table(file, reading)
-        if len(table.rows) or table.rows.column_names:
-            check_names(columns, table.rows.column_names, str(file))
-        names = [name for name in (*columns, *optional) if name in table.rows.column_names]
-        held = any(not isinstance(table.rows.features[name], Value) for name in image_columns)
-        part = from_dataset(DatasetDict({split: table.rows}), names, image_columns, held)
+        dataset, table = open_table(file, reading)
+        check_names(columns, dataset.column_names, str(file))
+        names = [name for name in (*columns, *optional) if name in dataset.column_names]
+        held = any(not isinstance(dataset.features[name], Value) for name in image_columns)
+        part = from_dataset(DatasetDict({split: dataset}), names, image_columns, held)
         part.frame[SPLIT], part.frame[ROW] = split, table.numbers
         part.problems += [Problem(split, row, "", "malformed", told) for row, told in table.malformed.items()]
         part.notes += table.notes

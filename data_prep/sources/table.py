@@ -108,6 +108,9 @@ def _check(args: argparse.Namespace) -> None:
     idle = {
         "split_column": args.split_column and (any(by_split) or args.image_folder),
         "image_root": args.image_root and args.image_folder,
+        "image_suffix": args.image_suffix and args.image_folder,
+        "missing_values": args.missing_values and args.image_folder,
+        "conflicts": args.conflicts != "keep" and args.taxonomy,
         "seed": args.seed and (any(by_split) or args.split_column),
     }
     for name in [name for name, no_effect in idle.items() if no_effect]:
