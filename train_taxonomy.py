@@ -558,7 +558,7 @@ def evaluate_model(
 ) -> Evaluation:
     """Results over all processes; a collective."""
     model.eval()
-    hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
+    hierarchy, device = model.hierarchy, accelerator.device
     answer = averaged([model], args.tta)
     metrics = TaxonomyMetrics(hierarchy, device, top_k=args.top_k)
     predictions = PredictionTable(hierarchy, device, complete=args.save_predictions)
@@ -568,11 +568,11 @@ def evaluate_model(
         with accelerator.autocast():
             logits = answer(normalize(batch["pixels"].to(device, non_blocking=True)), logits_only=True)
         sums += torch.stack([loss_fn.level_sums(logits, labels), loss_fn.label_weights(labels)])
-        log_probs, leaf_logits = heads.log_probs(logits), heads.leaf_logits(logits)
-        leaf = heads.path_scores(logits, log_probs, args.decoding).argmax(1)
-        path = hierarchy.lift(leaf)
-        metrics.add_batch(predictions={"log_probs": log_probs, "path": path}, references=labels)
-        predictions.add(batch["rows"], labels, log_probs, leaf_logits, leaf)
+        output = model.complete(logits)
+        answers = model.decode(output)
+        predicted = {"log_probs": output.log_probs, "path": answers.path.unbind(1)}
+        metrics.add_batch(predictions=predicted, references=labels)
+        predictions.add(batch["rows"], labels, output.log_probs, output.logits, answers.leaf)
     metrics.reduce(lambda counts: accelerator.reduce(counts, "sum"))
     predictions.gather(accelerator)
     report_data = ReportData.of_predictions(predictions)

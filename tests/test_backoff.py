@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.metrics.backoff import UNKNOWN, answer_levels, answer_text, find_labels, is_right, path_probabilities
+from common.metrics.backoff import UNKNOWN, find_labels, is_right
+from common.model.answers import answer_levels, answer_text, path_probabilities
 from common.model.hierarchy import Hierarchy
 from common.model.tree import IGNORE
 
@@ -23,8 +24,10 @@ def test_path_probabilities():
 
 
 def test_answer_is_the_finest_level_that_reaches_its_threshold():
-    chances = np.array([[0.9, 0.8, 0.7], [0.9, 0.8, 0.6], [0.9, 0.5, 0.1], [0.5, 0.4, 0.1], [0.2, 0.9, 0.3]])
-    path = np.zeros((5, 3), dtype=int)
+    chances = torch.tensor(
+        [[0.9, 0.8, 0.7], [0.9, 0.8, 0.6], [0.9, 0.5, 0.1], [0.5, 0.4, 0.1], [0.2, 0.9, 0.3]], dtype=torch.float64
+    )
+    path = torch.zeros((5, 3), dtype=torch.long)
     assert answer_levels(chances, path, [0.9, 0.8, 0.7]).tolist() == [2, 1, 0, -1, 1]
     assert answer_levels(chances, path, [0.9, None, 0.7]).tolist() == [2, 0, 0, -1, -1]
     assert answer_levels(chances, path, [None] * 3).tolist() == [-1] * 5

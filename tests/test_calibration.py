@@ -4,9 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binomtest
 
-from common.metrics.backoff import UNKNOWN, answer_levels
+from common.metrics.backoff import UNKNOWN
 from common.metrics.calibration import (
     ERROR,
     NUM_STARTS,
@@ -16,6 +17,7 @@ from common.metrics.calibration import (
     read_calibration,
 )
 from common.metrics.prediction_table import PredictionTable
+from common.model.answers import answer_levels
 from common.model.hierarchy import Hierarchy
 from common.model.tree import IGNORE
 
@@ -29,6 +31,11 @@ def overconfident(num_images, rng):
     chance = np.stack([middle + (1 - middle) * rng.beta(2, 1, num_images), middle, finest], 1)
     right = rng.random((num_images, 1)) < chance
     return np.sqrt(chance), right
+
+
+def answered_levels(chances, thresholds):
+    path = torch.zeros(chances.shape, dtype=torch.long)
+    return answer_levels(torch.from_numpy(chances), path, thresholds).numpy()
 
 
 def table_of(chances, right) -> PredictionTable:
@@ -51,7 +58,7 @@ def test_promise_is_kept_on_unseen_images(head):
             chances, unseen = (part * rng.uniform(0.9, 1, part.shape) for part in (chances, unseen))
         calibration = calibrate(table_of(chances, right), "leaf")
         for target in (0.8, 0.9, 0.95):
-            answered = answer_levels(unseen, np.zeros(unseen.shape, int), calibration.for_target(target)[1])
+            answered = answered_levels(unseen, calibration.for_target(target)[1])
             given = answered >= 0
             good = truth[np.arange(len(answered)), answered][given]
             kept += binomtest(good.sum(), len(good), target, alternative="less").pvalue > 0.01
@@ -66,7 +73,7 @@ def test_precision_holds_at_each_level(num_images=20_000):
     calibration = calibrate(table_of(chances, right), "leaf")
     _, thresholds = calibration.for_target(0.9)
     unseen, truth = overconfident(200_000, rng)
-    answered = answer_levels(unseen, np.zeros(unseen.shape, int), thresholds)
+    answered = answered_levels(unseen, thresholds)
     for level in range(3):
         assert truth[answered == level, level].mean() >= 0.9
         shown = calibration.coverage[level][calibration.targets.index(0.9)]

@@ -1,11 +1,10 @@
-"""Back-off: an answer at the finest level that is probable enough, "Amanita sp." rather than a wrong species."""
+"""Which answers are right: labels by name, and what they can judge."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 
 from ..labels.encoding import LabelPath, encode_path
 from ..model.hierarchy import Hierarchy
@@ -13,35 +12,6 @@ from ..model.tree import IGNORE
 
 UNKNOWN = -1
 """Label of something that is named, but that the label tree has no class for"""
-
-
-def path_probabilities(log_probs: Sequence[torch.Tensor], path: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Probability of the path's class at every level, float32 (batch, levels); 0 where the path has none.
-
-    Args:
-        log_probs: per level (batch, classes).
-        path: per level (batch,) class numbers, IGNORE where there is none.
-    """
-    return torch.stack(
-        [
-            torch.where(label >= 0, level.gather(1, label.clamp(min=0)[:, None])[:, 0].exp(), 0)
-            for level, label in zip(log_probs, path, strict=True)
-        ],
-        1,
-    )
-
-
-def answer_levels(probabilities: np.ndarray, path: np.ndarray, thresholds: Sequence[float | None]) -> np.ndarray:
-    """The finest level of each path whose probability reaches the level's threshold; -1 where none does.
-
-    Args:
-        probabilities, path: (n, levels).
-        thresholds: per level; ``None`` for levels that are never answered.
-    """
-    bounds = np.array([np.inf if threshold is None else threshold for threshold in thresholds])
-    reached = (probabilities >= bounds) & (path >= 0)
-    finest = probabilities.shape[1] - 1 - reached[:, ::-1].argmax(1)
-    return np.where(reached.any(1), finest, -1)
 
 
 def is_right(path: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,22 +42,3 @@ def find_labels(hierarchy: Hierarchy, columns: Sequence[Sequence[str | None]]) -
         ]
     rows = [known[path] for path in zip(*columns, strict=True)]
     return np.array(rows, dtype=np.int64).reshape(-1, hierarchy.num_levels)
-
-
-def answer_text(hierarchy: Hierarchy, path: Sequence[int], level: int) -> str:
-    """An answer as people write it: a name of the last level as it is, "Amanita sp." for a genus, otherwise both.
-
-    A species that is only an epithet is written behind its genus. Without an answer (level -1): "not identified".
-    """
-    if level < 0:
-        return "not identified"
-    kind, name = hierarchy.levels[level], hierarchy.names[level][path[level]]
-    if kind.lower() == "genus":
-        return f"{name} sp."
-    if level < hierarchy.num_levels - 1:
-        return f"{kind} {name}"
-    above = [label.lower() for label in hierarchy.levels[:level]]
-    if kind.lower() == "species" and name.islower() and " " not in name and "genus" in above:
-        genus = path[above.index("genus")]
-        return name if genus < 0 else f"{hierarchy.names[above.index('genus')][genus]} {name}"
-    return name

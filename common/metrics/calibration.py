@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.special import bdtrc
 
+from ..model.answers import thresholds_for
 from ..model.hierarchy import Hierarchy
 from .backoff import is_right
 from .prediction_table import PredictionTable
@@ -65,10 +66,7 @@ class Calibration:
         Raises:
             ValueError: if that is more than any.
         """
-        for index, target in enumerate(self.targets):
-            if target >= precision:
-                return target, [column[index] for column in self.thresholds]
-        raise ValueError(f"The model is calibrated for precisions up to {max(self.targets)}, not {precision}.")
+        return thresholds_for(asdict(self), precision)
 
     @classmethod
     def from_dict(cls, content: Mapping[str, Any], hierarchy: Hierarchy) -> Calibration:

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from ..files import atomic_write
+from ..model.answers import path_probabilities
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE
-from .backoff import path_probabilities
 
 TOP_LEAVES = 5
 

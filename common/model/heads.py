@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .answers import path_scores
 from .hierarchy import Hierarchy
 from .tree import IGNORE
 
@@ -52,6 +53,9 @@ class LevelHeads(nn.Module):
         num_outputs = hierarchy.num_leaves if kind == "flat" else sum(hierarchy.num_classes)
         self.weight = nn.Parameter(torch.empty(num_outputs, in_features))
         self.bias = nn.Parameter(torch.empty(num_outputs))
+        counts, ancestors = hierarchy.num_classes, hierarchy.ancestors.T
+        offsets = torch.tensor([sum(counts[:level]) for level in range(len(counts))], device="cpu")
+        self._nodes = torch.where(ancestors == IGNORE, sum(counts), ancestors + offsets[:, None])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -105,16 +109,15 @@ class LevelHeads(nn.Module):
         return total * (self.hierarchy.num_levels / num_values).view(1, -1, *(1,) * (total.dim() - 2))
 
     def path_scores(self, logits: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str) -> torch.Tensor:
-        """(batch, leaves, ...): the best path ends in the leaf with the highest of these.
+        """(batch, leaves, ...): the best path ends in the leaf with the highest of these; see :func:`.answers.decode`.
 
         Args:
             logits: (batch, outputs, ...).
-            log_probs: of every level, from the same logits.
-            decoding: ``leaf`` for the most probable leaf, ``levels`` for the path with the most levels expected right.
+            log_probs: of every level, from the same logits; only ``levels`` needs them.
+            decoding: ``leaf`` or ``levels``.
         """
-        if decoding == "levels":
-            return self.hierarchy.path_scores([level.exp() for level in log_probs])
-        return self.leaf_logits(logits)
+        leaf_logits = logits if decoding == "levels" else self.leaf_logits(logits)
+        return path_scores(self.hierarchy, leaf_logits, log_probs, decoding)
 
     def normalized(self, logits: torch.Tensor) -> torch.Tensor:
         """The same logits shifted, in float32, so that they are the log-probabilities of each softmax."""
@@ -182,11 +185,7 @@ class LevelHeads(nn.Module):
 
     def _path_nodes(self, device: torch.device) -> torch.Tensor:
         """(levels, leaves): row of each path's class at each level; the row after the last where it has none."""
-        cached = getattr(self, "_nodes", None)
-        if cached is None or cached.device != device:
-            ancestors = self.hierarchy.ancestors.T
-            counts = self.hierarchy.num_classes
-            offsets = torch.tensor([sum(counts[:level]) for level in range(len(counts))], device="cpu")
-            nodes = torch.where(ancestors == IGNORE, sum(counts), ancestors + offsets[:, None])
-            self._nodes = cached = nodes.to(device)
-        return cached
+        nodes = self._nodes.to(device)
+        if type(nodes) is torch.Tensor:  # not of a tracer, which would stay in the model
+            self._nodes = nodes
+        return nodes

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,11 @@ class Hierarchy:
             [self._paths[level][index] for level, index in self.leaves], dtype=torch.long, device="cpu"
         )
         self.has_gaps = (self.ancestors < 0).any(0).tolist()
-        self._tables: dict[Any, torch.Tensor] = {}
+        nodes = torch.tensor([path for level in self._paths for path in level], dtype=torch.long, device="cpu")
+        self._tables = {
+            (kind, "cpu"): torch.cat([rows, rows.new_full((1, self.num_levels), IGNORE)]).T.contiguous()
+            for kind, rows in (("lift", self.ancestors), ("nodes", nodes))
+        }
 
     # ---- what it is made of
 
@@ -90,10 +95,14 @@ class Hierarchy:
             shown.append(f"{name} ({' > '.join(above) or 'root'})" if name in twice else name)
         return shown
 
+    @cached_property
+    def shown_names(self) -> list[list[str]]:
+        """:meth:`display_names` of every level."""
+        return [self.display_names(level) for level in range(self.num_levels)]
+
     def leaf_names(self) -> list[str]:
         """Display name of every leaf."""
-        shown = [self.display_names(level) for level in range(self.num_levels)]
-        return [shown[level][index] for level, index in self.leaves]
+        return [self.shown_names[level][index] for level, index in self.leaves]
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Hierarchy) and self.to_dict() == other.to_dict()
@@ -212,14 +221,12 @@ class Hierarchy:
         return (total[:, :num_classes].log() + top[:, :num_classes]).contiguous()
 
     def _table(self, kind: str, device: torch.device) -> torch.Tensor:
-        """Look-up tables (num_levels, entries + 1), made once per device; the last column is IGNORE."""
-        key = (kind, device)
-        if key not in self._tables:
-            nodes = [path for level in self._paths for path in level]
-            rows = self.ancestors if kind == "lift" else torch.tensor(nodes, dtype=torch.long, device="cpu")
-            ignore = rows.new_full((1, self.num_levels), IGNORE)
-            self._tables[key] = torch.cat([rows, ignore]).T.contiguous().to(device)
-        return self._tables[key]
+        """Look-up tables (num_levels, entries + 1), on this device; the last column is IGNORE."""
+        key = (kind, str(device))
+        found = self._tables[key] if key in self._tables else self._tables[kind, "cpu"].to(device)
+        if type(found) is torch.Tensor:  # not of a tracer, which would stay in the model
+            self._tables[key] = found
+        return found
 
     # ---- looking classes up by name
 

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from ..images.transforms import EvaluationTransform, Normalize
-from ..metrics.backoff import answer_levels, answer_text, is_right, path_probabilities
+from ..metrics.backoff import is_right
 from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeForImageClassification
 from .lines import AnswerCounts, counts_table, line_writer
@@ -31,7 +31,7 @@ class ClassPredictor:
         batch_size: images in a forward pass.
         top_k: how many of the most probable leaves are listed.
         formats: of the tables, see :data:`FORMATS`.
-        thresholds: per level, for back-off (:func:`common.metrics.backoff.answer_levels`); ``None`` for no answers.
+        thresholds: per level, for back-off (:func:`common.model.answers.answer_levels`); ``None`` for no answers.
         groups: of every row, for answers about several photographs of one thing.
         labels: int64 (rows, levels), see :func:`common.metrics.backoff.find_labels`; ``None`` if nothing is known.
 
@@ -61,7 +61,6 @@ class ClassPredictor:
         self.groups, self.labels = groups, labels
         self.hierarchy: Hierarchy = model.hierarchy
         self.top_k = min(top_k, self.hierarchy.num_leaves)
-        self.names = [self.hierarchy.display_names(level) for level in range(self.hierarchy.num_levels)]
         self.leaf_names = self.hierarchy.leaf_names()
         spec, evaluation = model.config.backbone, model.config.evaluation
         self.decoding, self.tta = evaluation["decoding"], tta
@@ -123,47 +122,25 @@ class ClassPredictor:
 
     def describe(self, logits: torch.Tensor, labels: np.ndarray | None) -> list[dict[str, Any]]:
         """What is written about logits (n, outputs): path, probabilities, most probable leaves, and the answer."""
-        log_probs = self.heads.log_probs(logits)
-        path = self.hierarchy.lift(self.heads.path_scores(logits, log_probs, self.decoding).argmax(1))
-        top = self.heads.leaf_logits(logits).float().softmax(1).topk(self.top_k)
-        chosen = path_probabilities(log_probs, path).cpu().numpy()
-        paths = torch.stack(path, 1).cpu().numpy()
+        output = self.model.complete(logits)
+        answers = self.model.decode(output, thresholds=self.thresholds)
+        top = output.logits.float().softmax(1).topk(self.top_k)
         leaves, shares = top.indices.tolist(), top.values.tolist()
-        right = None if labels is None else np.where(*is_right(paths, labels), None).tolist()
-        answered = None if self.thresholds is None else answer_levels(chosen, paths, self.thresholds)
-        lines = []
-        for index in range(len(paths)):
-            known = None if right is None else right[index]
-            line = {"levels": self._levels(paths[index], chosen[index], known)}
+        judged = None if labels is None else np.where(*is_right(answers.path.cpu().numpy(), labels), None).tolist()
+        lines = answers.describe()
+        for index, (line, level) in enumerate(zip(lines, answers.level.tolist(), strict=True)):
+            if judged is not None:
+                for entry, right in zip(line["levels"].values(), judged[index], strict=True):
+                    entry["right"] = right
+                line["answer"]["right"] = None if level < 0 else judged[index][level]
+            answer = line.pop("answer")
             line["top"] = [
                 {"leaf": self.leaf_names[leaf], "probability": round(share, 6)}
                 for leaf, share in zip(leaves[index], shares[index], strict=True)
             ]
-            if answered is not None:
-                line["answer"] = self._answer(paths[index], chosen[index], int(answered[index]), known)
-            lines.append(line)
+            if self.thresholds is not None:
+                line["answer"] = answer
         return lines
-
-    def _levels(self, path: np.ndarray, chosen: np.ndarray, right: list[bool | None] | None) -> dict[str, Any]:
-        levels = {}
-        for level, name in enumerate(self.hierarchy.levels):
-            label = int(path[level])
-            entry: dict[str, Any] = {
-                "name": None if label < 0 else self.names[level][label],
-                "probability": round(float(chosen[level]), 6),
-            }
-            levels[name] = entry if right is None else {**entry, "right": right[level]}
-        return levels
-
-    def _answer(
-        self, path: np.ndarray, chosen: np.ndarray, level: int, right: list[bool | None] | None
-    ) -> dict[str, Any]:
-        answer: dict[str, Any] = {
-            "level": None if level < 0 else self.hierarchy.levels[level],
-            "text": answer_text(self.hierarchy, path.tolist(), level),
-            "probability": None if level < 0 else round(float(chosen[level]), 6),
-        }
-        return answer if right is None else {**answer, "right": None if level < 0 else right[level]}
 
     def merge(self, lines: Iterable[Mapping[str, Any]], output_dir: Path) -> dict[str, Any]:
         """Write predictions.*, with groups also groups.*, and return what summary.json says about them."""

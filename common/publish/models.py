@@ -71,7 +71,7 @@ def load_saved_model(name: str) -> LabelTreeModel:
         kind = kinds.get((content.get("architectures") or [None])[0])
         if content.get("model_type") != LabelTreeConfig.model_type or kind is None:
             raise ValueError(f"{name} holds no model that train_taxonomy.py or train_segmentation.py wrote.")
-        return kind.from_pretrained(name)
+        return kind.from_pretrained(name, dtype=torch.float32)
     except OSError as error:
         raise ValueError(f"Cannot load the model {name}: {first_line(error)}.") from error
 
@@ -82,7 +82,7 @@ def load_weights(model: LabelTreeModel, folder: str | Path, accelerator: Acceler
     A collective: every process calls it.
     """
     if accelerator.is_main_process:
-        model.load_state_dict(type(model).from_pretrained(folder).state_dict())
+        model.load_state_dict(type(model).from_pretrained(folder, dtype=torch.float32).state_dict())
     if accelerator.num_processes > 1:
         with torch.no_grad():
             for value in model.state_dict().values():

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from datasets import DatasetDict
 from torch import nn
@@ -218,7 +219,7 @@ def start_from(
             image_mean=args.image_mean,
             image_std=args.image_std,
         )
-    model = kind.from_pretrained(name)
+    model = kind.from_pretrained(name, dtype=torch.float32)  # also one saved in half precision
     size = model.config.backbone["image_size"]
     if args.image_size not in (None, size):
         raise ValueError(f"--image_size {args.image_size} differs from the saved model's {size}.")
