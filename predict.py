@@ -31,7 +31,10 @@ from tqdm.auto import tqdm
 
 from common.data.problems import Problem, write_problems
 from common.data.rows import Samples, make_loader
+from common.data.splits import Reading
 from common.files import write_json
+from common.labels.encoding import group_key
+from common.lock import RunLock
 from common.metrics.backoff import find_labels
 from common.metrics.calibration import Calibration, read_calibration
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
@@ -39,11 +42,11 @@ from common.predict.images import FORMATS, ClassPredictor
 from common.predict.inputs import ImageInputs, open_inputs
 from common.predict.masks import MaskPredictor
 from common.predict.parts import PredictionParts, check_output_dir, plan_parts
+from common.predict.views import IMAGE_VIEWS, MASK_VIEWS, load_models
 from common.predict.windows import check_windows
-from common.publish.models import load_saved_model
 from common.run.arguments import changed, option, out_of_range, parse_command
 from common.run.command import run
-from common.run.lock import RunLock
+from common.run.options import MISSING_VALUES
 from common.run.processes import make_accelerator, num_workers
 
 logger = logging.getLogger(__name__)
@@ -69,10 +72,26 @@ class InputArguments:
 
     image_column: str = option("image", "Column with the images, or their paths, in a table or data set.")
     image_root: str | None = option(None, "Folder that paths in a table lie in; by default that of the table.")
+    image_suffix: str | None = option(None, "Ending to add to image paths in a table that lack it, for example .jpg.")
+    missing_values: list[str] | None = option(None, MISSING_VALUES)
     split: str | None = option(None, "Split of a data set with several.")
     level_columns: list[str] | None = option(
         None,
         "Columns with true class names, one per level, to measure accuracy; by default those named as the levels.",
+    )
+
+
+@dataclass
+class AnswerArguments:
+    """What answers."""
+
+    _argument_group_name = "Models and views"
+
+    more_models: list[str] | None = option(
+        None, "More models of the same label tree, head and pixels: probabilities are averaged over all."
+    )
+    tta: Literal[tuple(dict.fromkeys((*IMAGE_VIEWS, *MASK_VIEWS)))] | None = option(
+        None, "Average over views of each image: mirrored, five crops, or the eight turns of a mask; as in evaluation."
     )
 
 
@@ -133,7 +152,7 @@ class PredictionRunArguments:
 
 
 @dataclass
-class PredictArguments(InputArguments, ClassArguments, MaskArguments, PredictionRunArguments):
+class PredictArguments(InputArguments, AnswerArguments, ClassArguments, MaskArguments, PredictionRunArguments):
     """The options of this script."""
 
     model: str = option("", "The first word of the command line.")
@@ -172,12 +191,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     main_process = accelerator.is_main_process
     if main_process:
         check_output_dir(args.output_dir)
-    inputs = open_inputs(args.inputs, args.image_column, args.image_root, args.split)
-    model = load_saved_model(args.model).to(accelerator.device).eval()
-    predictor = make_predictor(args, accelerator, model, inputs)
+    inputs = open_inputs(args.inputs, args.image_column, args.image_root, args.split, Reading.of(args))
+    models = [model.to(accelerator.device).eval() for model in load_models([args.model, *(args.more_models or [])])]
+    predictor = make_predictor(args, accelerator, models, inputs)
 
     plan = plan_parts(len(inputs), predictor.largest_part, predictor.groups)
-    settings = fingerprint(args, accelerator, model, inputs, predictor) if main_process else {}
+    settings = fingerprint(args, accelerator, models, inputs, predictor) if main_process else {}
     parts = PredictionParts(args.output_dir, len(plan), settings)
     summary: dict[str, Any] = {}
     with RunLock(args.output_dir) if main_process else nullcontext():
@@ -200,17 +219,21 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def make_predictor(
-    args: PredictArguments, accelerator: Accelerator, model: LabelTreeModel, inputs: ImageInputs
+    args: PredictArguments, accelerator: Accelerator, models: list[LabelTreeModel], inputs: ImageInputs
 ) -> Predictor:
     """The predictor for the kind of model, with the settings of options, table and model."""
+    model, *more_models = models
     dense = isinstance(model, LabelTreeForSemanticSegmentation)
     for line in idle_options(args, inputs, dense):
         logger.warning("%s", line)
     evaluation = model.config.evaluation
     if not evaluation or "decoding" not in evaluation:
         raise ValueError(f"{args.model} was written by an earlier version, without its evaluation settings.")
+    known = MASK_VIEWS if dense else IMAGE_VIEWS
+    if args.tta and args.tta not in known:
+        raise ValueError(f"--tta of this kind of model is one of {', '.join(known)}, not {args.tta}.")
     if dense:
-        given = {name: getattr(args, name) for name in ("eval_crop", "eval_stride", "resize_longer")}
+        given = {name: getattr(args, name) for name in ("eval_crop", "eval_stride", "resize_longer", "tta")}
         return MaskPredictor(
             model,
             accelerator,
@@ -218,6 +241,7 @@ def make_predictor(
             output_dir=args.output_dir,
             evaluation={**evaluation, **{name: value for name, value in given.items() if value is not None}},
             overlay_size=args.overlay_size,
+            more_models=more_models,
         )
     return ClassPredictor(
         model,
@@ -226,8 +250,10 @@ def make_predictor(
         top_k=args.top_k,
         formats=args.format,
         thresholds=thresholds(args, model),
-        groups=inputs.column(args.group_by) if args.group_by else None,
+        groups=[group_key(cell) for cell in inputs.column(args.group_by)] if args.group_by else None,
         labels=true_labels(args, model, inputs),
+        more_models=more_models,
+        tta=args.tta or evaluation.get("tta", "none"),
     )
 
 
@@ -238,6 +264,7 @@ def idle_options(args: PredictArguments, inputs: ImageInputs, dense: bool) -> li
         ("image_column", files, "the inputs are image files"),
         ("split", files or table, "the inputs are not a data set"),
         ("image_root", not table, "there is no table with paths"),
+        ("image_suffix", not table, "there is no table with paths"),
         ("calibration", args.target_precision is None, "there is no --target_precision"),
         ("level_columns", dense, "the model predicts masks"),
         *((entry.name, dense, "the model predicts masks") for entry in fields(ClassArguments)),
@@ -296,11 +323,15 @@ def true_labels(args: PredictArguments, model: LabelTreeModel, inputs: ImageInpu
 
 
 def fingerprint(
-    args: PredictArguments, accelerator: Accelerator, model: LabelTreeModel, inputs: ImageInputs, predictor: Predictor
+    args: PredictArguments,
+    accelerator: Accelerator,
+    models: list[LabelTreeModel],
+    inputs: ImageInputs,
+    predictor: Predictor,
 ) -> dict[str, Any]:
     """What the results depend on, by its name in messages."""
     return {
-        "the model": hash_model(model),
+        "the model": " ".join(map(hash_model, models)),
         "the images": inputs.fingerprint(),
         "--mixed_precision": accelerator.mixed_precision,
         **{f"--{name}": getattr(args, name) for name in ("group_by", "level_columns")},

@@ -36,7 +36,6 @@ from common.images.mask_transforms import (
     Geometry,
     MaskEvaluationTransform,
     MaskTrainTransform,
-    resize_pair,
 )
 from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
@@ -52,6 +51,7 @@ from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
+from common.predict.views import MASK_VIEWS, averaged
 from common.predict.windows import Resampler, check_windows, dense_labels, image_logits, labels_at_stride
 from common.publish.models import load_weights, save_model
 from common.report.mask_examples import ExampleKeeper, MaskExample, draw_plots, keep_for_plots
@@ -61,7 +61,7 @@ from common.run import command
 from common.run.arguments import option, parse_arguments
 from common.run.dry_run import dry_run
 from common.run.evaluation import EvaluationBatches
-from common.run.identity import run_facts, run_identity
+from common.run.identity import as_begun, run_facts, run_identity
 from common.run.mask_setup import cached_rows, look_at_masks
 from common.run.options import (
     AugmentationArguments,
@@ -80,6 +80,7 @@ from common.run.setup import (
     image_root,
     make_sampler,
     open_splits,
+    settle,
     start_from,
     test_split,
 )
@@ -88,7 +89,7 @@ from common.run.stopping import StopRequest
 logger = logging.getLogger(__name__)
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "segmentation_demo.yaml"
-EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "decoding")  # kept by a saved model
+EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "tta", "decoding")  # saved
 MEASURES = ("mean_iou", "mean_f1")  # of every level, in report, card and with intervals
 LOSSES = ("dice_focal", "cross_entropy", "dice")
 
@@ -107,7 +108,8 @@ class SegmentationDataArguments(DataArguments):
     mask_column: str = option("mask", "Column with the masks, or their paths; pixel value v is class v, 255 ignored.")
     mask_palette: str | None = option(None, "YAML file with a colour per class, for masks that are coded by colour.")
     cache_decoded: bool = option(
-        False, "Decode everything once into a file that all processes of a node share; for slow decoding."
+        False,
+        "Decode once, into a file of 4 bytes a pixel that all processes of a node share; changes nothing but time.",
     )
 
 
@@ -119,6 +121,9 @@ class SegmentationAugmentationArguments(AugmentationArguments):
 
     resize_mode: Literal[MASK_RESIZE_MODES] = option(
         "squash", "Show the whole image squashed to a square, or fit into it."
+    )
+    tta: Literal[MASK_VIEWS] = option(
+        "none", "Answer from several views of each image in evaluation, by mean probabilities; slower by their number."
     )
     eval_crop: int | None = option(
         None,
@@ -225,6 +230,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(SegmentationArguments, argv, __doc__, DEMO_CONFIG)
     args = evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
+    args = as_begun(args, accelerator)
     device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
 
     # ------------------------------------------------------------------------------------------------------------ data
@@ -345,6 +351,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             run.log_step(total_loss, nonfinite, args.learning_rate * rate)
 
         # ----------------------------------------------------------------------------------------------------- results
+        if args.find_learning_rate:
+            return run.finish_range_test()
         run.save_end()
         results = {"train": run.train_results(), "eval": state.best_results}
         if data.test is not None:  # once, by the best model
@@ -422,7 +430,7 @@ def load_data(args: SegmentationArguments, accelerator: Accelerator) -> Segmenta
 
 def draw_demo() -> Path:
     """The folder of the demo data, drawn if it is not there yet."""
-    from demo.artworks_set import make_artworks  # only the demo needs what draws it
+    from demo.sets import make_artworks  # only the demo needs what draws it
 
     return make_artworks(Path(HF_HOME) / "label_tree_demo" / "artworks")
 
@@ -435,9 +443,8 @@ def make_train_loader(
     sampler: GlobalBatchSampler,
 ) -> DataLoader:
     """Augmented batches with ``pixels`` (uint8), ``labels`` (masks) and ``problems``, in the sampler's order."""
-    shown = geometry(args, spec["image_size"])
     transform = MaskTrainTransform(
-        shown,
+        geometry(args, spec["image_size"]),
         scale_jitter=args.scale_jitter,
         rare_crop=args.rare_crop,
         hflip=args.hflip,
@@ -446,14 +453,7 @@ def make_train_loader(
         color_jitter=args.color_jitter,
         mean=spec["mean"],
     )
-    largest = max(args.scale_jitter)
-    rows = cached_rows(
-        args,
-        accelerator,
-        part.images,
-        lambda image, mask: resize_pair(image, mask, shown.largest(*mask.shape, largest)),
-        f"train {shown} {largest}",
-    )
+    rows = cached_rows(args, accelerator, part.images)
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
     images = Samples(rows, part.rows, transform, seed=args.seed, on_bad_sample=on_bad_sample)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
@@ -464,13 +464,7 @@ def make_eval_loader(
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     shown = geometry(args, args.eval_crop or spec["image_size"])
-    rows = cached_rows(
-        args,
-        accelerator,
-        part.images,
-        lambda image, mask: (resize_pair(image, mask, shown.resized(*mask.shape))[0], mask),
-        f"evaluation {shown}",
-    )
+    rows = cached_rows(args, accelerator, part.images)
     images = Samples(rows, part.rows, MaskEvaluationTransform(shown, spec["mean"]), on_bad_sample="drop")
     batch_size = 1 if shown.windows else args.per_device_eval_batch_size
     sampler = EvaluationBatchSampler(len(images), batch_size, accelerator.process_index, accelerator.num_processes)
@@ -505,6 +499,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
     model, backbone, _ = start_from(
         args, LabelTreeForSemanticSegmentation, hierarchy, "decoder", "decoder_channels", pyramid=True
     )
+    settle(args, hierarchy, model, backbone)
     evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
     if model is not None:
         model.config.evaluation = evaluation
@@ -514,6 +509,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
         hierarchy,
         args.head,
         dropout=args.dropout,
+        head_scale=args.head_scale,
         decoder=args.decoder,
         decoder_channels=args.decoder_channels,
         evaluation=evaluation,
@@ -559,7 +555,7 @@ def random_loss(
     with accelerator.autocast():
         logits = model(pixels, logits_only=True)
     labels = torch.randint(data.hierarchy.num_leaves, (len(pixels), *pixels.shape[2:]), device=pixels.device)
-    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits.float(), labels)
+    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits, labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -590,6 +586,7 @@ def evaluate_model(
     """Results over all processes; a collective."""
     model.eval()
     hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
+    answer = averaged([model], args.tta)
     metrics = SegmentationMetrics(hierarchy, device, keep_counts=True)
     masks = PredictionFolder(Path(args.output_dir) / f"predictions{part.suffix}", hierarchy, args.save_predictions)
     masks.start(accelerator)
@@ -602,7 +599,7 @@ def evaluate_model(
         labels = masks_to_labels(batch["labels"].to(device, non_blocking=True))
         with accelerator.autocast():
             logits = image_logits(
-                model,
+                answer,
                 batch["pixels"],
                 lambda pixels: normalize(pixels.to(device, non_blocking=True)),
                 eval_crop=args.eval_crop,

@@ -53,6 +53,7 @@ from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
+from common.predict.views import IMAGE_VIEWS, averaged, shown_size
 from common.publish.models import image_processor, load_weights, save_model
 from common.report.image_examples import load_pictures
 from common.report.summary import RunSummary
@@ -60,7 +61,7 @@ from common.run import command
 from common.run.arguments import option, parse_arguments
 from common.run.dry_run import dry_run
 from common.run.evaluation import EvaluationBatches
-from common.run.identity import run_facts, run_identity
+from common.run.identity import as_begun, run_facts, run_identity
 from common.run.options import AugmentationArguments, CommonArguments, DataArguments, LossArguments, ModelArguments
 from common.run.processes import make_accelerator, num_workers, sync_buffers
 from common.run.run import Run
@@ -71,6 +72,7 @@ from common.run.setup import (
     image_root,
     make_sampler,
     open_splits,
+    settle,
     start_from,
     test_split,
 )
@@ -79,7 +81,7 @@ from common.run.stopping import StopRequest
 logger = logging.getLogger(__name__)
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "taxonomy_demo.yaml"
-EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "decoding")  # a saved model keeps them, and is shown images so
+EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "tta", "decoding")  # a saved model keeps them, and is shown images so
 MEASURES = ("accuracy", "macro_f1")  # of every level, in report, card and with intervals
 
 
@@ -96,6 +98,9 @@ class TaxonomyDataArguments(DataArguments):
 
     level_columns: list[str] | None = option(None, "One column per level of the label tree, coarse to fine.")
     label_column: str | None = option(None, "One column that names a class of the tree in the file --hierarchy.")
+    conflicts: Literal["keep", "majority", "error"] = option(
+        "keep", "A name with another parent than in nine of ten of its rows: two classes, moved there, or an error."
+    )
 
 
 @dataclass
@@ -104,10 +109,15 @@ class TaxonomyAugmentationArguments(AugmentationArguments):
 
     _argument_group_name = "Images and augmentation"
 
-    resize_mode: Literal[IMAGE_RESIZE_MODES] = option(
-        "center", "In evaluation: cut out the centre, or squash the image."
+    resize_mode: Literal[IMAGE_RESIZE_MODES] | None = option(
+        None, "In evaluation: cut out the centre, or squash the image; by default as the backbone was evaluated."
     )
-    crop_pct: float = option(1.0, "Share of the resized image that evaluation keeps.", "over 0 and up to 1")
+    crop_pct: float | None = option(
+        None, "Share of the resized image that evaluation keeps; by default the backbone's own.", "over 0 and up to 1"
+    )
+    tta: Literal[IMAGE_VIEWS] = option(
+        "none", "Answer from several views of each image in evaluation, by mean probabilities; slower by their number."
+    )
     crop_scale: float = option(
         0.25, "Smallest share of the image's area that a random crop keeps in training.", "over 0 and up to 1"
     )
@@ -174,7 +184,11 @@ class TaxonomyArguments(
         return bool(self.mixup or self.cutmix)
 
     def idle(self) -> list[tuple[str, bool, str]]:
-        return [*super().idle(), ("mix_probability", not self.mixes, "mixup and cutmix are off")]
+        return [
+            *super().idle(),
+            ("mix_probability", not self.mixes, "mixup and cutmix are off"),
+            ("conflicts", bool(self.hierarchy) or self.eval_only, "the label tree comes from elsewhere"),
+        ]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -187,6 +201,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     args = parse_arguments(TaxonomyArguments, argv, __doc__, DEMO_CONFIG)
     args = evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
+    args = as_begun(args, accelerator)
     device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
 
     # ------------------------------------------------------------------------------------------------------------ data
@@ -311,6 +326,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             run.log_step(total_loss, nonfinite, args.learning_rate * rate)
 
         # ----------------------------------------------------------------------------------------------------- results
+        if args.find_learning_rate:
+            return run.finish_range_test()
         run.save_end()
         results = {"train": run.train_results(), "eval": state.best_results}
         if data.test is not None:  # once, by the best model
@@ -352,7 +369,7 @@ class TaxonomyData:
 def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> TaxonomyData:
     """Data set, label tree, labels of every level, and all checks that need no model."""
     splits, _ = open_splits(args, accelerator, draw_demo)
-    columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy)
+    columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy, args.conflicts)
     validation = get_split(splits, args.validation_split, "--validation_split")
     if args.eval_only:
         hierarchy = LabelTreeForImageClassification.read_hierarchy(args.model_name_or_path)
@@ -404,7 +421,7 @@ def sampling(args: TaxonomyArguments, data: TaxonomyData) -> dict[str, Any]:
 
 def draw_demo() -> Path:
     """The folder of the demo data, drawn if it is not there yet."""
-    from demo.fungarium_set import make_taxonomy  # only the demo needs what draws it
+    from demo.sets import make_taxonomy  # only the demo needs what draws it
 
     return make_taxonomy(Path(HF_HOME) / "label_tree_demo" / "taxonomy")
 
@@ -439,7 +456,7 @@ def make_eval_loader(
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     transform = EvaluationTransform(
-        spec["image_size"],
+        shown_size(spec["image_size"], args.tta),
         resize_mode=args.resize_mode,
         crop_pct=args.crop_pct,
         interpolation=spec["interpolation"],
@@ -461,12 +478,13 @@ def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForIm
     model, backbone, classifier = start_from(
         args, LabelTreeForImageClassification, hierarchy, "init_leaf_from_classifier"
     )
+    settle(args, hierarchy, model, backbone)
     evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
     if model is not None:
         model.config.evaluation = evaluation
         return model
     model = LabelTreeForImageClassification.build(
-        backbone, hierarchy, args.head, dropout=args.dropout, evaluation=evaluation
+        backbone, hierarchy, args.head, dropout=args.dropout, head_scale=args.head_scale, evaluation=evaluation
     )
     if args.init_leaf_from_classifier:
         if classifier is None:
@@ -510,7 +528,7 @@ def random_loss(
         logits = model(pixels, logits_only=True)
     leaf = torch.randint(data.hierarchy.num_leaves, (len(pixels),), device=pixels.device)
     labels = torch.stack(data.hierarchy.lift(leaf), 1)
-    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits.float(), labels)
+    return make_loss(args, data, model, [1.0] * data.hierarchy.num_levels).to(pixels.device)(logits, labels)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -541,13 +559,14 @@ def evaluate_model(
     """Results over all processes; a collective."""
     model.eval()
     hierarchy, device = model.hierarchy, accelerator.device
+    answer = averaged([model], args.tta)
     metrics = TaxonomyMetrics(hierarchy, device, top_k=args.top_k)
     predictions = PredictionTable(hierarchy, device, complete=args.save_predictions)
     sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=device)
     for batch in batches:
         labels = batch["labels"].to(device, non_blocking=True)
         with accelerator.autocast():
-            logits = model(normalize(batch["pixels"].to(device, non_blocking=True)), logits_only=True)
+            logits = answer(normalize(batch["pixels"].to(device, non_blocking=True)), logits_only=True)
         sums += torch.stack([loss_fn.level_sums(logits, labels), loss_fn.label_weights(labels)])
         output = model.complete(logits)
         answers = model.decode(output)

@@ -64,7 +64,7 @@ def groups_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Group
 
 
 def measure(
-    folder: Path, rounds: int, accelerator: Accelerator, groups: Callable[[], Groups]
+    folder: Path, rounds: int, accelerator: Accelerator, groups: Callable[[], Groups], only_ours: bool = False
 ) -> dict[str, list[float]]:
     """Seconds of every kind of save, a list entry per round; the first round, with fresh memory, is apart."""
     checkpointer = Checkpointer(folder / "ours")
@@ -87,6 +87,8 @@ def measure(
         timed("ours", lambda step=step: checkpointer.save(step, groups(), {"step": step}))
         checkpointer.wait()
         seconds.setdefault("ours, until durable", []).append(time.perf_counter() - started)
+        if only_ours:
+            continue
         os.sync()
         timed("accelerator.save_state", lambda: accelerator.save_state(folder / "theirs"))
         os.sync()

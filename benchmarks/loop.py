@@ -92,15 +92,18 @@ def run_script(case: dict, folder: Path) -> float:
     return statistics.median(map(float, re.findall(r"([\d,.]+) images/s", done.stderr)[1:]))
 
 
-def build(case: dict) -> torch.nn.Module:
-    """The script's own model, with its defaults."""
+def build(case: dict, pyramid: bool = False) -> torch.nn.Module:
+    """The script's own model, with its defaults; for pixels with a pyramid."""
     from common.model.backbones import load_backbone
     from common.model.hierarchy import Hierarchy
-    from common.model.modeling import LabelTreeForImageClassification
+    from common.model.modeling import LabelTreeForImageClassification, LabelTreeForSemanticSegmentation
 
     torch.set_num_threads(1)
-    backbone, _ = load_backbone(case["model"], pretrained=False, image_size=case["image_size"])
+    backbone, _ = load_backbone(case["model"], pretrained=False, image_size=case["image_size"], pyramid=pyramid)
     tree = Hierarchy(["species"], [[f"class{index}" for index in range(NUM_CLASSES)]], [[None] * NUM_CLASSES])
+    if pyramid:
+        options = {"decoder": "upernet", "decoder_channels": 256}
+        return LabelTreeForSemanticSegmentation.build(backbone, tree, "tree", **options).train()
     return LabelTreeForImageClassification.build(backbone, tree, "tree").train()
 
 
@@ -122,17 +125,28 @@ class Files(torch.utils.data.Dataset):
 
 def run_bare(case: dict, folder: Path) -> float:
     model = build(case)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    pixels = torch.randn(case["batch"], 3, case["image_size"], case["image_size"])
-    labels = torch.arange(case["batch"]) % NUM_CLASSES
+    return bare_loop(case, model, torch.optim.AdamW(model.parameters(), fused=True))
+
+
+def bare_loop(
+    case: dict, model: torch.nn.Module, optimizer: torch.optim.Optimizer, device: str = "cpu", bf16: bool = False
+) -> float:
+    """Images per second of forward, backward and step on one batch."""
+    pixels = torch.randn(case["batch"], 3, case["image_size"], case["image_size"], device=device)
+    labels = torch.arange(case["batch"], device=device) % NUM_CLASSES
     speeds = []
     for _ in range(case["steps"] // case["every"]):
         started = time.perf_counter()
         for _ in range(case["every"]):
-            torch.nn.functional.cross_entropy(model(pixels, logits_only=True), labels).backward()
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                logits = model(pixels, logits_only=True).float()
+            where = labels.view(-1, *[1] * (logits.dim() - 2)).expand(-1, *logits.shape[2:])
+            torch.nn.functional.cross_entropy(logits, where).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
+        if device == "cuda":
+            torch.cuda.synchronize()
         speeds.append(case["every"] * case["batch"] / (time.perf_counter() - started))
     return statistics.median(speeds[1:])
 

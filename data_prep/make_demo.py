@@ -17,9 +17,8 @@ from pathlib import Path
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from demo.artworks_contact import draw_artworks_sheet
-from demo.artworks_set import make_artworks
-from demo.fungarium_set import draw_fungarium_sheet, make_taxonomy
+
+from demo.sets import draw_artworks_sheet, draw_fungarium_sheet, make_artworks, make_taxonomy
 
 __all__ = ["main", "make_artworks", "make_taxonomy"]
 

@@ -21,13 +21,14 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.run.command import run
+from data_prep.parts.reading import add_reading_options
 from data_prep.sources.options import add_options, add_table_options, parse
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data: one of these")
-    data.add_argument("--table", metavar="FILE", help="CSV, TSV, Parquet or JSON lines; one row per image")
+    data.add_argument("--table", metavar="FILE", help="CSV, TSV, XLSX, Parquet or JSON lines; one row per image")
     data.add_argument("--train_table", metavar="FILE", help="the same, one table per split")
     data.add_argument("--validation_table", metavar="FILE")
     data.add_argument("--test_table", metavar="FILE")
@@ -50,6 +51,14 @@ def _parser() -> argparse.ArgumentParser:
     splits.add_argument("--validation_share", type=float, default=0.1, help="of the images (default: %(default)s)")
     splits.add_argument("--test_share", type=float, default=0.1, help="of the images (default: %(default)s)")
     splits.add_argument("--seed", type=int, default=0, help="of the random splits (default: %(default)s)")
+    add_reading_options(columns)
+    columns.add_argument(
+        "--conflicts",
+        choices=("keep", "majority", "error"),
+        default="keep",
+        help="rows in which a name has another parent than nine in ten of its rows: two classes (default), moved to "
+        "the others' parent, or an error",
+    )
     add_table_options(parser)
     add_options(parser)
     parser.add_argument("--title", help="of the data set card")

@@ -28,7 +28,7 @@ TRAINERS = {
     "train_taxonomy.py": (train_taxonomy, train_taxonomy.TaxonomyArguments),
     "train_segmentation.py": (train_segmentation, train_segmentation.SegmentationArguments),
 }
-OTHER_PROGRAMS = {"cat", "cd", "export", "git", "hf", "pytest", "python3.11", "rsync", "source", "squeue", "tail"}
+OTHER_PROGRAMS = {"cat", "cd", "export", "git", "hf", "pytest", "python3", "rsync", "source", "squeue", "tail"}
 
 
 # ---- reading
@@ -145,6 +145,7 @@ def argparse_parsers(monkeypatch: pytest.MonkeyPatch) -> list[argparse.ArgumentP
     monkeypatch.chdir(REPOSITORY)
     with monkeypatch.context() as patch:
         patch.setattr(argparse.ArgumentParser, "parse_args", keep)
+        patch.setattr(argparse.ArgumentParser, "parse_known_args", keep)
         for script in scripts:
             if "__main__" in script.read_text() and script.name not in (*TRAINERS, "predict.py"):
                 with pytest.raises(Parsed):

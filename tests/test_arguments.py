@@ -30,16 +30,17 @@ def config(tmp_path, text, name="config.yaml"):
 # Golden: adding, renaming or removing an option means editing these lists and the README.
 # fmt: off
 SHARED = [
-    "dataset_name", "dataset_config_name", "train_file", "validation_file", "image_root", "train_split",
+    "dataset_name", "dataset_config_name", "train_file", "validation_file", "image_root", "image_suffix",
+    "missing_values", "train_split",
     "validation_split", "test_split", "test_file", "image_column", "hierarchy", "group_column", "max_train_samples",
-    "max_eval_samples", "on_bad_sample", "exclude_rows", "image_size", "resize_mode", "hflip", "vflip",
-    "color_jitter", "model_name_or_path", "no_pretrained", "backbone_weights", "head", "dropout", "drop_path_rate",
-    "trust_remote_code", "level_weights", "curriculum", "curriculum_schedule", "class_weighting",
-    "class_weight_max_ratio", "num_train_epochs", "max_train_steps", "global_batch_size",
-    "per_device_train_batch_size", "per_device_eval_batch_size", "optimizer", "learning_rate", "head_lr_scale",
-    "momentum", "weight_decay", "adam_beta1", "adam_beta2", "layer_decay", "lr_scheduler_type", "warmup_ratio",
-    "plateau_factor", "plateau_patience", "max_grad_norm", "batch_norm", "ema_decay", "output_dir", "seed",
-    "deterministic", "mixed_precision", "channels_last", "compile", "dataloader_num_workers", "logging_steps",
+    "max_eval_samples", "on_bad_sample", "exclude_rows", "image_size", "image_mean", "image_std", "resize_mode",
+    "hflip", "vflip", "color_jitter", "model_name_or_path", "no_pretrained", "backbone_weights", "head", "head_scale",
+    "dropout", "drop_path_rate", "trust_remote_code", "level_weights", "curriculum", "curriculum_schedule",
+    "class_weighting", "class_weight_max_ratio", "num_train_epochs", "max_train_steps", "global_batch_size",
+    "per_device_train_batch_size", "per_device_eval_batch_size", "optimizer", "learning_rate", "find_learning_rate",
+    "head_lr_scale", "momentum", "weight_decay", "adam_beta1", "adam_beta2", "layer_decay", "lr_scheduler_type",
+    "warmup_ratio", "plateau_factor", "plateau_patience", "max_grad_norm", "batch_norm", "ema_decay", "output_dir",
+    "seed", "deterministic", "mixed_precision", "channels_last", "compile", "dataloader_num_workers", "logging_steps",
     "eval_epochs", "metric_for_best_model", "early_stopping_patience", "eval_only", "decoding", "save_predictions",
     "export", "report_to", "checkpointing_steps", "checkpointing_seconds", "keep_last", "resume_from_checkpoint",
     "max_train_minutes", "max_skipped_steps", "watch", "no_report", "push_to_hub", "hub_model_id", "hub_private",
@@ -47,12 +48,12 @@ SHARED = [
 ]
 OPTIONS = {
     "train_taxonomy.py": [
-        *SHARED, "level_columns", "sampling", "top_k", "label_column", "crop_pct", "crop_scale", "aspect_ratio",
+        *SHARED, "tta", "level_columns", "sampling", "top_k", "label_column", "crop_pct", "crop_scale", "aspect_ratio",
         "auto_augment", "random_erasing", "mixup", "cutmix", "mix_probability", "init_leaf_from_classifier",
-        "logit_adjustment", "label_smoothing",
+        "logit_adjustment", "label_smoothing", "conflicts",
     ],
     "train_segmentation.py": [
-        *SHARED, "mask_column", "mask_palette", "cache_decoded", "eval_crop", "eval_stride", "resize_longer",
+        *SHARED, "tta", "mask_column", "mask_palette", "cache_decoded", "eval_crop", "eval_stride", "resize_longer",
         "scale_jitter", "rare_crop", "rot90", "decoder", "decoder_channels", "loss", "dice_weight", "focal_weight",
         "focal_gamma", "dice_over",
     ],
@@ -81,7 +82,7 @@ def test_no_option_is_dead(script):
     sources = [ROOT / script, *ROOT.glob("common/**/*.py")]
     text = "".join(path.read_text(encoding="utf-8") for path in sources)
     read = set(re.findall(r"\b(?:args|arguments|self)\.(?!args\b)(\w+)\b", text)) | set(
-        re.findall(r"options\[\"(\w+)\"\]", text)
+        re.findall(r"(?:options\[|found\()\"(\w+)\"", text)
     )
     assert set(OPTIONS[script]) <= read
 

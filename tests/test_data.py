@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import LEVELS, PATHS, make_split, png
 
@@ -40,8 +42,8 @@ def test_data_sets_that_are_not_there(tmp_path):
         with pytest.raises(ValueError, match="dataset_name"):
             load_splits(name, None, {})
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
-    (tmp_path / "table.xlsx").write_bytes(b"")
-    for name, message in (("broken.parquet", "Cannot read"), ("table.xlsx", "none of .csv"), ("no.csv", "not exist")):
+    (tmp_path / "table.ods").write_bytes(b"")
+    for name, message in (("broken.parquet", "Cannot read"), ("table.ods", "none of .csv"), ("no.csv", "not exist")):
         with pytest.raises(ValueError, match=message):
             load_splits("unused", None, {"train": str(tmp_path / name)})
     with pytest.raises(ValueError, match="No split 'val'.*there are: train"):
@@ -108,6 +110,18 @@ def test_samples_carry_row_numbers_of_the_whole_table(fruit):
     batch = collate(images.__getitems__([(0, 2), (0, 0)]))
     assert batch["rows"].tolist() == [20, 3] and batch["labels"].tolist() == [[20], [3]]
     assert (images[0, 1]["pixels"] == transform(png(split[8]["image"]))).all()
+
+
+def test_images_in_a_plain_struct_as_other_programs_write_them(fruit, tmp_path):
+    """pandas and polars write bytes and path without the words that make them an Image column."""
+    split = load_splits(str(fruit), None, {})["validation"].cast_column("image", datasets.Image(decode=False))
+    cells = [{"bytes": None, "path": None}] + split[:3]["image"]
+    pq.write_table(pa.table({"image": cells}), tmp_path / "a.parquet")
+    plain = load_splits("", None, {"train": str(tmp_path / "a.parquet")})["train"]
+    assert not isinstance(plain.features["image"], datasets.Image)
+    rows = ImageRows(plain, "image", "train")
+    assert rows.encoded([1, 3]) == [cells[1]["bytes"], cells[3]["bytes"]]
+    assert rows.check_headers() == ["row 0 of the train split: the row has no image"]
 
 
 def test_images_may_be_missing_or_of_another_kind(fruit):

@@ -1,9 +1,14 @@
 """The cache of decoded images and masks against the files it was made from."""
 
+import errno
+import fcntl
 import io
 import json
 import os
 import pickle
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import datasets
 import numpy as np
@@ -16,7 +21,7 @@ from common.data.decoded_cache import open_cache
 from common.data.masks import MaskedImageRows, MaskReader
 from common.data.rows import ImageRows, Samples, make_loader
 from common.images.files import BadSampleError
-from common.images.mask_transforms import Geometry, MaskEvaluationTransform, MaskTrainTransform, resize_pair
+from common.images.mask_transforms import Geometry, MaskEvaluationTransform, MaskTrainTransform
 from common.model.hierarchy import Hierarchy
 
 TREE = Hierarchy(["class"], [["a", "b", "c", "d"]], [[None] * 4])
@@ -68,18 +73,6 @@ def make_rows(dataset, root=None, reader=None, split="train"):
     return MaskedImageRows(images, masks, reader or MaskReader(TREE))
 
 
-def keep(image, mask):
-    return image, mask
-
-
-def halve(image, mask):
-    return resize_pair(image, mask, [-(-side // 2) for side in mask.shape])
-
-
-def image_only(image, mask):
-    return resize_pair(image, mask, (10, 12))[0], mask
-
-
 def load(rows, index):
     return rows.load(index, rows.encoded([index])[0])
 
@@ -104,16 +97,15 @@ def finished(root):
 # ---- content
 
 
-@pytest.mark.parametrize("shrink", [keep, halve, image_only])
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_the_same_as_from_the_files(tmp_path, shrink, num_workers):
+def test_the_same_as_from_the_files(tmp_path, num_workers):
     rows = byte_rows(*contents())
-    cache = open_cache(tmp_path, rows, shrink, shrink.__name__, num_workers)
+    cache = open_cache(tmp_path, rows, num_workers)
     assert len(cache) == len(rows) == 6
     assert cache.encoded([4, 0]) == [None, None]
     for index in (3, 0, 5, 1, 4, 2, 0):
         image, mask = load(cache, index)
-        expected = shrink(*load(rows, index))
+        expected = load(rows, index)
         assert image.dtype == mask.dtype == torch.uint8
         assert torch.equal(image, expected[0]) and torch.equal(mask, expected[1])
     image.zero_(), mask.zero_()  # what was handed over is a copy
@@ -122,7 +114,7 @@ def test_the_same_as_from_the_files(tmp_path, shrink, num_workers):
 
 def test_paths(tmp_path):
     rows = path_rows(tmp_path / "data")
-    cache = open_cache(tmp_path / "cache", rows, keep, "", 0)
+    cache = open_cache(tmp_path / "cache", rows, 0)
     for index in range(6):
         assert all(torch.equal(*pair) for pair in zip(load(cache, index), load(rows, index), strict=True))
 
@@ -142,7 +134,7 @@ def test_training_does_not_notice(tmp_path):
     )
     keys = [[(0, 3), (0, 1)], [(1, 0), (1, 5), (0, 2)]]
     expected = list(make_loader(Samples(rows, np.arange(6), transform, seed=1), keys, 0, False))
-    cache = open_cache(tmp_path, rows, keep, "", 0)
+    cache = open_cache(tmp_path, rows, 0)
     load(cache, 0)  # mapped in this process too
     for num_workers in (0, 2):
         batches = list(make_loader(Samples(cache, np.arange(6), transform, seed=1), keys, num_workers, False))
@@ -153,7 +145,7 @@ def test_training_does_not_notice(tmp_path):
 @pytest.mark.parametrize("geometry", [Geometry(16), Geometry(16, "fit"), Geometry(16, windows=True, resize_longer=25)])
 def test_evaluation_does_not_notice(tmp_path, geometry):
     rows = byte_rows(*contents())
-    cache = open_cache(tmp_path, rows, lambda i, m: (resize_pair(i, m, geometry.resized(*m.shape))[0], m), "", 0)
+    cache = open_cache(tmp_path, rows, 0)
     transform = MaskEvaluationTransform(geometry, (0.5, 0.5, 0.5))
     for key in [(0, row) for row in range(6)]:
         one, two = (Samples(source, np.arange(6), transform)[key] for source in (rows, cache))
@@ -161,31 +153,12 @@ def test_evaluation_does_not_notice(tmp_path, geometry):
         assert one["resized"] == two["resized"]
 
 
-@pytest.mark.parametrize("jitter", [(0.3, 0.5), (0.5, 1.0), (0.5, 2.0)])
-@pytest.mark.parametrize("geometry", [Geometry(16), Geometry(16, "fit"), Geometry(16, windows=True)])
-def test_shrinking_does_not_change_the_scale(tmp_path, geometry, jitter):
-    """A ramp, as the training script keeps it: windows span as much of it as without the cache."""
-    ramp = np.linspace(0, 255, 200).astype(np.uint8)[:, None].repeat(200, 1)
-    rows = byte_rows([png(ramp[..., None].repeat(3, 2))], [png(np.zeros((200, 200), np.uint8))])
-    most = max(jitter)
-    cache = open_cache(tmp_path, rows, lambda i, m: resize_pair(i, m, geometry.largest(*m.shape, most)), "", 0)
-    turns = {"rare_crop": 0.0, "hflip": 0.0, "vflip": 0.0, "rot90": 0.0, "color_jitter": 0.0}
-    transform = MaskTrainTransform(geometry, scale_jitter=jitter, **turns, mean=(0.0, 0.0, 0.0))
-    for epoch in range(5):
-        spans = []
-        for source in (rows, cache):
-            sample = Samples(source, np.arange(1), transform)[epoch, 0]
-            inside = sample["pixels"][0][sample["labels"] == 0].float()
-            spans.append((inside.max() - inside.min()).item())
-        assert spans[1] == pytest.approx(spans[0], abs=20)
-
-
 # ---- made once, and again after changes
 
 
 def test_made_once(tmp_path, made, monkeypatch):
     rows = byte_rows(*contents())
-    first = open_cache(tmp_path, rows, halve, "half", 0)
+    first = open_cache(tmp_path, rows, 0)
     expected = [load(first, index) for index in range(6)]
 
     def refuse(*args):
@@ -193,7 +166,7 @@ def test_made_once(tmp_path, made, monkeypatch):
 
     monkeypatch.setattr(MaskedImageRows, "load", refuse)
     monkeypatch.setattr(MaskReader, "__call__", refuse)
-    again = open_cache(tmp_path, byte_rows(*contents()), refuse, "half", 0)
+    again = open_cache(tmp_path, byte_rows(*contents()), 0)
     for index in range(6):
         assert all(torch.equal(*pair) for pair in zip(load(again, index), expected[index], strict=True))
     assert len(made) == 1 and len(finished(tmp_path)) == 1
@@ -204,7 +177,7 @@ def test_making_draws_no_random_number(tmp_path, made):
     torch.manual_seed(5)
     before = torch.get_rng_state()
     for num_workers in (0, 2):
-        open_cache(tmp_path, byte_rows(*contents()), keep, str(num_workers), num_workers)
+        open_cache(tmp_path / str(num_workers), byte_rows(*contents()), num_workers)
         assert torch.equal(torch.get_rng_state(), before)
     assert len(made) == 2
 
@@ -226,28 +199,27 @@ def shorter():
 @pytest.mark.parametrize(
     "change",
     [
-        lambda tmp_path: (changed_bytes(0), "half"),
-        lambda tmp_path: (changed_bytes(1), "half"),
-        lambda tmp_path: (swapped(), "half"),
-        lambda tmp_path: (shorter(), "half"),
-        lambda tmp_path: (byte_rows(*contents()), "other settings"),
-        lambda tmp_path: (byte_rows(*contents(), MaskReader(LARGER_TREE)), "half"),
-        lambda tmp_path: (byte_rows(*contents(), MaskReader(TREE, palette(tmp_path, 0))), "half"),
+        lambda tmp_path: changed_bytes(0),
+        lambda tmp_path: changed_bytes(1),
+        lambda tmp_path: swapped(),
+        lambda tmp_path: shorter(),
+        lambda tmp_path: byte_rows(*contents(), MaskReader(LARGER_TREE)),
+        lambda tmp_path: byte_rows(*contents(), MaskReader(TREE, palette(tmp_path, 0))),
     ],
 )
 def test_changes_make_another(tmp_path, made, change):
-    open_cache(tmp_path / "cache", byte_rows(*contents()), halve, "half", 0)
-    rows, settings = change(tmp_path)
-    cache = open_cache(tmp_path / "cache", rows, halve, settings, 0)
+    open_cache(tmp_path / "cache", byte_rows(*contents()), 0)
+    rows = change(tmp_path)
+    cache = open_cache(tmp_path / "cache", rows, 0)
     assert len(made) == len(finished(tmp_path / "cache")) == 2
     for index in range(len(rows)):
         try:
-            expected = halve(*load(rows, index))
+            expected = load(rows, index)
         except BadSampleError:  # colours that the palette does not have
             assert rows.reader.palette
             continue
         assert all(torch.equal(*pair) for pair in zip(load(cache, index), expected, strict=True))
-    open_cache(tmp_path / "cache", byte_rows(*contents()), halve, "half", 0)
+    open_cache(tmp_path / "cache", byte_rows(*contents()), 0)
     assert len(made) == 2  # the first is still there
 
 
@@ -260,48 +232,48 @@ def palette(folder, first):
 def test_another_palette_makes_another(tmp_path, made):
     for first in (0, 1, 0):
         rows = byte_rows(*contents(), MaskReader(TREE, palette(tmp_path, first)))
-        open_cache(tmp_path / "cache", rows, keep, "", 0)
+        open_cache(tmp_path / "cache", rows, 0)
     assert len(made) == 2
 
 
 @pytest.mark.parametrize("column", ["image", "mask"])
 def test_files_that_change(tmp_path, made, column):
     data, cache = tmp_path / "data", tmp_path / "cache"
-    open_cache(cache, path_rows(data), keep, "", 0)
-    open_cache(cache, path_rows(data), keep, "", 0)
+    open_cache(cache, path_rows(data), 0)
+    open_cache(cache, path_rows(data), 0)
     assert len(made) == 1
     path = data / column / "2.png"
     content, state = path.read_bytes(), os.stat(path)
     path.write_bytes(content + b" ")  # another size at the same time
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
-    open_cache(cache, path_rows(data), keep, "", 0)
+    open_cache(cache, path_rows(data), 0)
     assert len(made) == 2
     path.write_bytes(content)  # the same size at another time
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns + 1))
-    open_cache(cache, path_rows(data), keep, "", 0)
+    open_cache(cache, path_rows(data), 0)
     assert len(made) == 3
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # all as it was
-    open_cache(cache, path_rows(data), keep, "", 0)
+    open_cache(cache, path_rows(data), 0)
     assert len(made) == 3
 
 
 def test_the_content_of_a_changed_file_is_seen(tmp_path):
     data, cache = tmp_path / "data", tmp_path / "cache"
-    open_cache(cache, path_rows(data), keep, "", 0)
+    open_cache(cache, path_rows(data), 0)
     (data / "mask/0.png").write_bytes(png(np.full(SIZES[0], 3, np.uint8)))
-    assert (load(open_cache(cache, path_rows(data), keep, "", 0), 0)[1] == 3).all()
+    assert (load(open_cache(cache, path_rows(data), 0), 0)[1] == 3).all()
     (data / "mask/0.png").unlink()
     rows = path_rows(tmp_path / "other")
     rows.masks.rows = datasets.Dataset.from_dict({"mask": [str(data / f"mask/{row}.png") for row in range(6)]})
     with pytest.raises(BadSampleError, match="mask in row 0"):
-        load(open_cache(cache, rows, keep, "", 0), 0)
+        load(open_cache(cache, rows, 0), 0)
 
 
 def test_a_cache_does_not_open_what_lies_outside(tmp_path):
     """Made with a root that allows the files, it does not serve one that forbids them."""
     data, cache = tmp_path / "data", tmp_path / "cache"
-    load(open_cache(cache, path_rows(data, root=tmp_path), keep, "", 0), 0)
-    strict = open_cache(cache, path_rows(data, root=data / "image"), keep, "", 0)
+    load(open_cache(cache, path_rows(data, root=tmp_path), 0), 0)
+    strict = open_cache(cache, path_rows(data, root=data / "image"), 0)
     with pytest.raises(BadSampleError, match="outside of the folder"):
         load(strict, 0)
 
@@ -321,11 +293,11 @@ def broken_contents():
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_rows_go_back_to_the_files(tmp_path, num_workers):
     rows = byte_rows(*broken_contents())
-    cache = open_cache(tmp_path, rows, halve, "", num_workers)
+    cache = open_cache(tmp_path, rows, num_workers)
     assert [source is None for source in cache.encoded(range(6))] == [True, False, False, True, False, False]
     for index in range(6):
         if index in (0, 3):
-            assert all(torch.equal(*pair) for pair in zip(load(cache, index), halve(*load(rows, index)), strict=True))
+            assert all(torch.equal(*pair) for pair in zip(load(cache, index), load(rows, index), strict=True))
             continue
         messages = []
         for source in (rows, cache):
@@ -337,7 +309,7 @@ def test_broken_rows_go_back_to_the_files(tmp_path, num_workers):
 
 def test_broken_rows_are_skipped_alike(tmp_path):
     rows = byte_rows(*broken_contents())
-    cache = open_cache(tmp_path, rows, keep, "", 0)
+    cache = open_cache(tmp_path, rows, 0)
     transform = MaskEvaluationTransform(Geometry(16), (0.5, 0.5, 0.5))
     keys = [[(0, row) for row in range(6)]]
     (one,), (two,) = (
@@ -353,7 +325,7 @@ def test_broken_rows_are_skipped_alike(tmp_path):
 
 def test_nothing_but_broken_rows(tmp_path):
     rows = byte_rows([b"no image"] * 2, [png(np.zeros((2, 2), np.uint8))] * 2)
-    cache = open_cache(tmp_path, rows, keep, "", 0)
+    cache = open_cache(tmp_path, rows, 0)
     for index in range(2):
         with pytest.raises(BadSampleError, match=f"row {index}"):
             load(cache, index)
@@ -363,23 +335,29 @@ def test_nothing_but_broken_rows(tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_interrupted_making(tmp_path, made, error):
-    rows = byte_rows(*contents())
+def test_interrupted_making_goes_on_where_it_stopped(tmp_path, monkeypatch, error):
+    monkeypatch.setattr(decoded_cache, "CHUNK", 2)
+    rows, load_row, loaded = byte_rows(*broken_contents()), MaskedImageRows.load, []
+    whole = open_cache(tmp_path / "whole", rows, 0)
 
-    def interrupt(image, mask):
-        if image.shape[1:] == SIZES[3]:
+    def interrupt(rows, index, source):
+        loaded.append(index)
+        if loaded.count(3) == 1 and index == 3:
             raise error("in the middle")
-        return image, mask
+        return load_row(rows, index, source)
 
-    with pytest.raises(error, match="in the middle"):
-        open_cache(tmp_path, rows, interrupt, "", 0)
-    assert finished(tmp_path) == [] and list(tmp_path.iterdir()) == []
-    cache = open_cache(tmp_path, rows, keep, "", 0)
-    assert len(made) == 2 and len(finished(tmp_path)) == 1
-    assert torch.equal(load(cache, 3)[0], load(rows, 3)[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(MaskedImageRows, "load", interrupt)
+        with pytest.raises(error, match="in the middle"):
+            open_cache(tmp_path / "cut", rows, 0)
+        assert finished(tmp_path / "cut") == []
+        cache = open_cache(tmp_path / "cut", rows, 0)
+    assert loaded == [0, 1, 2, 3, 2, 3, 4, 5]
+    assert (cache.folder / "pixels.bin").read_bytes() == (whole.folder / "pixels.bin").read_bytes()
+    np.testing.assert_array_equal(cache.index, whole.index)
 
 
-@pytest.mark.parametrize("name", ["save", "replace"])
+@pytest.mark.parametrize("name", ["fsync", "replace"])
 def test_interrupted_at_the_end(tmp_path, monkeypatch, name):
     rows = byte_rows(*contents())
 
@@ -387,37 +365,58 @@ def test_interrupted_at_the_end(tmp_path, monkeypatch, name):
         raise OSError("disk full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(np if name == "save" else os, name, fail)
+        patch.setattr(os, name, fail)
         with pytest.raises(OSError, match="disk full"):
-            open_cache(tmp_path, rows, keep, "", 0)
-    assert list(tmp_path.iterdir()) == []
-    assert torch.equal(load(open_cache(tmp_path, rows, keep, "", 0), 3)[0], load(rows, 3)[0])
+            open_cache(tmp_path, rows, 0)
+    assert finished(tmp_path) == []
+    assert torch.equal(load(open_cache(tmp_path, rows, 0), 3)[0], load(rows, 3)[0])
 
 
-def test_killed_makings_are_passed_over(tmp_path, made):
-    """A process that was killed cannot tidy up; what it left is not taken for a cache, even under its name."""
+@pytest.mark.parametrize("left", [b"half", None])
+def test_pixels_that_a_power_cut_took_are_made_again(tmp_path, made, left):
     rows = byte_rows(*contents())
-    open_cache(tmp_path, rows, keep, "", 0)
-    (name,) = finished(tmp_path)
-    (tmp_path / name / "done.json").unlink()
-    (tmp_path / name / "pixels.bin").write_bytes(b"half")
-    (tmp_path / ".making-abc").mkdir()
-    (tmp_path / ".making-abc" / "pixels.bin").write_bytes(b"half")
-    cache = open_cache(tmp_path, rows, keep, "", 0)
-    assert len(made) == 2 and finished(tmp_path) == [name]
+    folder = open_cache(tmp_path, rows, 0).folder
+    (folder / "done.json").unlink()
+    (folder / "pixels.bin").unlink()
+    if left is not None:
+        (folder / "pixels.bin").write_bytes(left)
+    cache = open_cache(tmp_path, rows, 0)
+    assert len(made) == 2 and finished(tmp_path) == [folder.name]
     assert torch.equal(load(cache, 5)[1], load(rows, 5)[1])
 
 
-def test_another_process_was_faster(tmp_path, monkeypatch):
+def test_two_at_once_make_one(tmp_path, made, monkeypatch):
+    """Two nodes that share a disk, or two runs: the second waits, and finds it done."""
+    rows, write, started = byte_rows(*contents()), decoded_cache._write, threading.Event()
+
+    def slow(*args):
+        started.set()
+        time.sleep(0.5)
+        write(*args)
+
+    monkeypatch.setattr(decoded_cache, "_write", slow)
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(open_cache, tmp_path, rows, 0)
+        started.wait()
+        second = open_cache(tmp_path, rows, 0)
+    assert len(made) == 1 and first.result().folder == second.folder
+    assert torch.equal(load(second, 0)[0], load(rows, 0)[0])
+
+
+def test_without_locks_each_makes_its_own(tmp_path, monkeypatch):
     rows, write = byte_rows(*contents()), decoded_cache._write
+
+    def no_locks(*args):
+        raise OSError(errno.ENOLCK, "No locks available")
 
     def slow(*args):
         monkeypatch.setattr(decoded_cache, "_write", write)
-        open_cache(tmp_path, rows, keep, "", 0)
+        open_cache(tmp_path, rows, 0)
         return write(*args)
 
+    monkeypatch.setattr(fcntl, "flock", no_locks)
     monkeypatch.setattr(decoded_cache, "_write", slow)
-    cache = open_cache(tmp_path, rows, keep, "", 0)
+    cache = open_cache(tmp_path, rows, 0)
     assert len(finished(tmp_path)) == len(list(tmp_path.iterdir())) == 1
     assert torch.equal(load(cache, 0)[0], load(rows, 0)[0])
 
@@ -434,7 +433,7 @@ def test_pickles_do_not_carry_the_pixels(tmp_path):
             {name: [str(tmp_path / f"{name}.png")] * 3 for name in ("image", "mask")},
         )
     )
-    cache = open_cache(tmp_path / "cache", rows, keep, "", 0)
+    cache = open_cache(tmp_path / "cache", rows, 0)
     expected = load(cache, 1)  # mapped
     pickled = pickle.dumps(cache)
     assert len(pickled) < 100_000 < image.size

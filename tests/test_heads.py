@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 
-from common.model.heads import HEAD_KINDS, LevelHeads
+from common.model.heads import HEAD_KINDS, LevelHeads, default_scale
 from common.model.hierarchy import Hierarchy
 from common.model.tree import IGNORE
 
@@ -128,18 +128,22 @@ def test_leaf_logits_of_a_softmax_over_leaves_are_the_logits(kind):
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
-def test_float32_out_under_autocast(kind):
+def test_autocast_rounds_no_logits(kind):
+    """The same float32 logits and gradients, whatever the precision of what comes before the heads."""
     for dtype in [torch.bfloat16, torch.float16]:
         for shape in [(), (2, 2)]:
-            heads, x = make_heads(kind), features(*shape)
-            expected = heads.log_probs(heads(x))
+            heads, x = make_heads(kind), features(*shape).to(dtype)
+            expected = heads(x.float())
+            expected.square().sum().backward()
+            gradients = [parameter.grad.clone() for parameter in heads.parameters()]
+            heads.zero_grad()
             with torch.autocast("cpu", dtype):
                 logits = heads(x)
-                log_probs = heads.log_probs(logits)
-            assert logits.dtype == dtype
-            for level, reference in zip(log_probs, expected, strict=True):
-                assert level.dtype == torch.float32
-                torch.testing.assert_close(level, reference, atol=0.15, rtol=0.05)
+            logits.square().sum().backward()
+            assert logits.dtype == torch.float32 and torch.equal(logits, expected)
+            assert all(torch.equal(p.grad, old) for p, old in zip(heads.parameters(), gradients, strict=True))
+            assert torch.equal(copy.deepcopy(heads).to(dtype)(x), copy.deepcopy(heads).to(dtype).float()(x.float()))
+            assert heads.double()(x.double()).dtype == torch.float64
 
 
 @pytest.mark.parametrize("kind", HEAD_KINDS)
@@ -208,6 +212,30 @@ def test_logit_offsets():
     assert make_heads("independent").logit_offsets(per_level).tolist() == [0, 1, 2, 10, 11, 12, *leaves[:6]]
     for kind in ("tree", "flat"):
         assert make_heads(kind).logit_offsets(per_level).tolist() == leaves
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5, default_scale("tree", 3)])
+def test_scale_of_a_tree(scale):
+    """Logits are scaled sums over paths, leaves from a classifier are that classifier, and models remember it."""
+    torch.manual_seed(0)
+    plain, scaled = LevelHeads(GAPS, CHANNELS, "tree"), LevelHeads(GAPS, CHANNELS, "tree", scale)
+    plain.bias.data.normal_()
+    scaled.load_state_dict(plain.state_dict())
+    features = torch.randn(5, CHANNELS)
+    torch.testing.assert_close(scaled(features), scale * plain(features))
+    classifier = torch.nn.Linear(CHANNELS, GAPS.num_leaves)
+    scaled.init_leaves(classifier.weight, classifier.bias, list(range(GAPS.num_classes[-1])))
+    last = slice(0, GAPS.num_classes[-1])
+    torch.testing.assert_close(scaled(features)[:, last], classifier(features)[:, last])
+    assert LevelHeads(GAPS, CHANNELS, "flat", scale).scale == 1.0 == default_scale("flat", 3)
+
+
+def test_a_new_tree_head_starts_as_a_flat_one():
+    tree = Hierarchy(["a", "b", "c"], [["x"], ["y"], [str(i) for i in range(50)]], [[None], [0], [0] * 50])
+    torch.manual_seed(0)
+    features = torch.randn(400, 300)
+    flat, new = (LevelHeads(tree, 300, kind, default_scale(kind, 3)) for kind in ("flat", "tree"))
+    assert new(features).std().item() == pytest.approx(flat(features).std().item(), rel=0.1)
 
 
 def test_unknown_kind():

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
+from common.data.splits import read_groups
 from common.predict.inputs import list_images, open_inputs
 
 
@@ -61,7 +62,7 @@ def test_tables(photos, kind):
         case _:
             table.to_csv(path, index=False, sep="\t" if kind == "tsv" else ",")
     inputs = open_inputs([str(path)], "file")
-    assert inputs.names == ["b.jpg", "sub/c.tif"] and inputs.column("plot") == ["7", None]
+    assert inputs.names == ["b.jpg", "sub/c.tif"] and read_groups(inputs.rows, "plot") == ["7", None]
     assert inputs.images.load(1, inputs.images.encoded([1])[0]).size == (4, 3)
     with pytest.raises(ValueError, match="no column 'file2'.*Did you mean 'file'"):
         open_inputs([str(path)], "file2")

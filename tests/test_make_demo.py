@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 
 from data_prep.make_demo import main, make_taxonomy
-from demo import fungarium_set
-from demo.files import quiet_unless_terminal, write_atomically
-from demo.fungarium import LEVELS, all_species
-from demo.fungarium_set import specimen_counts
+from demo import sets
+from demo.fungi import LEVELS, all_species
+from demo.sets import specimen_counts, write_atomically
 
 SMALL = {"num_train": 200, "num_validation": 100}
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -120,7 +119,7 @@ def test_another_seed_draws_other_specimens_of_the_same_species(demo, tmp_path):
 
 
 def test_finished_folder_is_returned_at_once(folder, monkeypatch):
-    monkeypatch.setattr(fungarium_set, "Studio", refuse)
+    monkeypatch.setattr(sets, "Studio", refuse)
     before = files(folder)
     assert make_taxonomy(str(folder), num_train=5, seed=9) == folder
     assert files(folder) == before
@@ -178,7 +177,7 @@ def test_least_size_named_in_the_error_works():
         with pytest.raises(ValueError, match="at least") as caught:
             specimen_counts(split, 1)
         least = int(str(caught.value).split("at least ")[1].split()[0])
-        assert len(fungarium_set.plan_split(split, least, 0)) == least
+        assert len(sets.plan_specimens(split, least, 0)) == least
 
 
 def test_other_files_are_never_replaced(tmp_path):
@@ -188,20 +187,6 @@ def test_other_files_are_never_replaced(tmp_path):
     with pytest.raises(ValueError, match="not a folder"):
         make_taxonomy(tmp_path / "thesis.txt", **SMALL)
     assert (tmp_path / "thesis.txt").read_text() == "years of work"
-
-
-@pytest.mark.parametrize("disabled", [False, True])
-@pytest.mark.parametrize("terminal", [False, True])
-def test_progress_bars_are_restored(monkeypatch, disabled, terminal):
-    was_disabled = datasets.are_progress_bars_disabled()
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal, raising=False)
-    (datasets.disable_progress_bars if disabled else datasets.enable_progress_bars)()
-    try:
-        with quiet_unless_terminal():
-            assert datasets.are_progress_bars_disabled() == (disabled or not terminal)
-        assert datasets.are_progress_bars_disabled() == disabled
-    finally:
-        (datasets.disable_progress_bars if was_disabled else datasets.enable_progress_bars)()
 
 
 def test_command_line(folder, tmp_path, capsys):

@@ -1,6 +1,5 @@
 """The artworks demo data: photographs whose masks say exactly what damage was painted."""
 
-import dataclasses
 import io
 import subprocess
 import sys
@@ -14,11 +13,10 @@ from PIL import Image
 
 from common.labels.hierarchy_files import load_hierarchy
 from data_prep.make_demo import main
-from demo import artworks_set
-from demo.artworks import MATERIALS, SCENES, Artwork, Gallery, Shot
-from demo.artworks_damage import HABITS, Damage
-from demo.artworks_set import HIERARCHY, make_artworks, plan_artworks
-from demo.artworks_sheet import BACKGROUND, CLASSES, Sheet, View
+from demo import sets
+from demo.artworks import BACKGROUND, CLASSES, HABITS, MATERIALS, SCENES, Artwork, Damage, Gallery, Sheet, Shot, Spot
+from demo.sets import HIERARCHY, draw_artworks, make_artworks, plan_artworks
+from demo.shapes import Pen
 
 SMALL = {"num_train": 32, "num_validation": 16}
 LEAST = {"num_train": 16, "num_validation": 16}
@@ -89,6 +87,15 @@ def test_even_small_splits_show_every_class(demo):
         assert seen == {*range(len(CLASSES)), BACKGROUND}
 
 
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("size", [16, 19, 24])
+def test_few_artworks_show_every_class_at_any_seed(gallery, size, seed):
+    for split in SPLITS:
+        artworks = [artwork._replace(shots=artwork.shots[:1]) for artwork in plan_artworks(split, size, seed)]
+        masks = [mask for *_, mask in draw_artworks(artworks, gallery)]
+        assert {value for mask in masks for value in np.unique(mask).tolist()} == {*range(len(CLASSES)), BACKGROUND}
+
+
 def test_most_pixels_are_clean_and_some_are_outside(demo):
     values = np.concatenate([np.asarray(mask).ravel() for split in demo.values() for mask in stored(split, "mask")])
     assert 0.6 < np.mean(values[values != BACKGROUND] == 0) < 0.9
@@ -144,16 +151,18 @@ def test_readme_tells_the_shares(folder):
 
 
 def test_default_plan(plans):
-    for split, groups in plans.items():
-        sizes = [len(group.shots) for group in groups]
+    for split, artworks in plans.items():
+        sizes = [len(artwork.shots) for artwork in artworks]
         assert sum(sizes) == SPLITS[split] and set(sizes) == {1, 2, 3, 4}
-        assert set(Counter(group.artwork.content for group in groups)) == set(SCENES)
-        kinds = Counter(kind for group in groups for kind in {damage.kind for damage in group.artwork.damages})
+        assert {artwork.content for artwork in artworks} == set(SCENES)
+        kinds = Counter(kind for artwork in artworks for kind in {damage.kind for damage in artwork.damages})
         assert set(kinds) == set(HABITS) and min(kinds.values()) >= 3
         assert max(kinds.values()) > 3 * min(kinds.values())
-        assert any(not group.artwork.damages for group in groups)
-        assert all(group.shots[0].whole and group.shots[0].age == 1 for group in groups), "all damage is seen once"
-    assert len({group.artwork.seed for groups in plans.values() for group in groups}) == sum(map(len, plans.values()))
+        assert any(not artwork.damages for artwork in artworks)
+        assert all(artwork.shots[0].whole and artwork.shots[0].age == 1 for artwork in artworks), (
+            "all damage is seen once"
+        )
+    assert len({artwork.seed for artworks in plans.values() for artwork in artworks}) == sum(map(len, plans.values()))
 
 
 def test_every_damage_has_its_habit():
@@ -165,7 +174,7 @@ def test_every_damage_has_its_habit():
 
 def photograph(gallery: Gallery, artwork: Artwork, shot: Shot, damages=()) -> tuple[np.ndarray, np.ndarray]:
     painting = gallery.paint(artwork)
-    image, mask = gallery.photograph(painting, dataclasses.replace(artwork, damages=tuple(damages)), shot)
+    image, mask = gallery.photograph(painting, artwork._replace(damages=tuple(damages)), shot)
     return np.asarray(image, int), mask
 
 
@@ -217,15 +226,15 @@ def test_damage_begins_and_grows(gallery):
 
 
 def test_half_covered_pixels_are_damaged():
-    view = View((40, 40), np.array([[20.0, 0], [0, 20.0]]), np.array([20.0, 20.0]))
-    sheet = Sheet(np.zeros((40, 40, 3), np.float32), view, (0.5, 0.5), "oil")
+    view = Pen(None, np.array([20.0, 20.0]), 20 * np.eye(2))
+    sheet = Sheet(np.zeros((40, 40, 3), np.float32), view, Artwork("portrait", "oil", 1.0, ()))
     assert (sheet.mask != BACKGROUND).sum() == 20 * 20
     for reach, columns in ((10.3, 10), (10.7, 11)):
         # From x = 0 to reach / 40 in pixels, which are 20 a unit.
         x = (reach - 10) / 20
-        patch = sheet.stencil().fill([(-0.5, -0.4), (x, -0.4), (x, 0.4), (-0.5, 0.4)]).patch()
-        sheet.mark(patch, "Peel")
-        assert (sheet.mask == CLASSES.index("Peel")).sum() == columns * 16
+        habit = HABITS["Peel"]._replace(shape=f"P w -.5,-.4 {x},-.4 {x},.4 -.5,.4", effects="all 255,255,255 1")
+        damaged = Spot(sheet, (0, 0), 1.0, 9, 0.0).paint(habit, np.random.default_rng(0))
+        assert damaged.sum() == columns * 16
 
 
 # ---- folder and command line
@@ -251,7 +260,7 @@ def test_finished_folder_is_returned_and_an_unfinished_one_replaced(folder, tmp_
     made = make_artworks(tmp_path / "demo", **LEAST)
     assert len(datasets.load_from_disk(str(made))["train"]) == 16
     assert (made / "hierarchy.yaml").read_bytes() == HIERARCHY.read_bytes()
-    monkeypatch.setattr(artworks_set, "Gallery", None)
+    monkeypatch.setattr(sets, "Gallery", None)
     before = files(folder)
     assert make_artworks(str(folder), num_train=16, seed=9) == folder
     assert files(folder) == before

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from conftest import counted_randomness
 from torchvision import tv_tensors
+from torchvision.transforms import v2
 
 from common.data.rows import Samples, make_loader
 from common.images.files import BadSampleError
@@ -18,7 +19,6 @@ from common.images.mask_transforms import (
     RandomRot90,
     ScaledCrop,
     nearest,
-    resize_pair,
 )
 
 MEAN = (0.5, 0.4, 0.3)
@@ -357,29 +357,6 @@ def test_the_longer_side_always_fits():
             assert Geometry(size, "fit").resized(longer, max(1, longer // 3))[0] == size
 
 
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_what_a_cache_may_shrink_to(geometry):
-    """Never beyond the original; enough for the largest scale; and evaluation's scale stays what it was."""
-    for most in [0.5, 1.0, 2.0]:
-        for size in [*SIZES, (500, 333), (333, 500), (1, 300)]:
-            largest = geometry.largest(*size, most)
-            resized = geometry.resized(*size)
-            for kept, side, shown in zip(largest, size, resized, strict=True):
-                assert 1 <= kept <= side and kept >= min(side, shown * most)
-            assert max(abs(a - b) for a, b in zip(geometry.resized(*largest), resized, strict=True)) <= 1
-        if geometry.windows is False:
-            assert max(geometry.largest(500, 333, most)) <= 32 * most
-
-
-def test_resize_pair():
-    image, mask = blobs(60, 40)
-    same = resize_pair(image, mask, (60, 40))
-    assert torch.equal(same[0], image) and torch.equal(same[1], mask)
-    pixels, labels = resize_pair(image, mask, (31, 77))
-    assert pixels.shape == (3, 31, 77) and labels.shape == (31, 77) and labels.dtype == torch.uint8
-    assert_aligned(pixels, labels)
-
-
 def test_nearest_takes_the_pixel_under_the_centre():
     rng = np.random.default_rng(0)
     for _ in range(40):
@@ -408,25 +385,13 @@ def test_evaluation(geometry):
         assert torch.equal(sample["truth"], before) and torch.equal(mask, before)
         assert pixels.dtype == labels.dtype == torch.uint8 and pixels.shape[1:] == labels.shape
         assert labels.shape == (max(32, height), max(32, width))
-        expected = resize_pair(image, mask, (height, width))
-        assert torch.equal(pixels[:, :height, :width], expected[0])
-        assert torch.equal(labels[:height, :width], expected[1])
+        assert torch.equal(pixels[:, :height, :width], v2.functional.resize(image, [height, width], antialias=True))
+        assert torch.equal(labels[:height, :width], nearest(mask, (height, width)))
         outside = torch.ones(labels.shape, dtype=torch.bool)
         outside[:height, :width] = False
         assert (labels[outside] == 255).all() and (pixels[:, outside] == FILL[:, None]).all()
         again = MaskEvaluationTransform(geometry, MEAN)(image, mask)
         assert torch.equal(again["pixels"], pixels) and torch.equal(again["labels"], labels)
-
-
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_evaluation_of_an_image_shrunk_before(geometry):
-    """As it comes out of the cache: the mask has kept its size, and nothing is resized twice."""
-    image, mask = blobs(70, 45)
-    sample = MaskEvaluationTransform(geometry, MEAN)(image, mask)
-    shrunk = resize_pair(image, mask, geometry.resized(70, 45))[0]
-    again = MaskEvaluationTransform(geometry, MEAN)(shrunk, mask)
-    assert sample.keys() == again.keys() and sample["resized"] == again["resized"]
-    assert all(torch.equal(sample[name], again[name]) for name in ("pixels", "labels", "truth"))
 
 
 # ---- data sets

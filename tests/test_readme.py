@@ -30,6 +30,7 @@ SMALL = {
     "train_segmentation.py": f"{SMALL_TRAINING} --model_name_or_path timm/test_resnet --image_size 64 "
     "--decoder_channels 16",
     "predict.py": "--dataloader_num_workers 0",
+    "average_runs.py": f"-- {SMALL_EVALUATION}",
     "data_prep/make_demo.py": "--num_train 200 --num_validation 100",
     "data_prep/prepare_table.py": "--num_proc 1",
     "data_prep/make_subset.py": "--num_classes 3 --num_train_per_class 2",
@@ -96,7 +97,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for output in ("output/fungarium", "output/damage"):
             run(*our_script(next(words for words in trained if words[-1] == output)))
         no_checkpoints = shutil.ignore_patterns("checkpoints")
-        for name in ("mine", "independent", "tree"):
+        for name in ("mine", "independent", "tree", "seed_0", "seed_1", "seed_2"):
             shutil.copytree("output/fungarium", f"output/{name}", ignore=no_checkpoints)
         for name in ("fold_a", "fold_b", "artefact_segformer_b3"):
             shutil.copytree("output/damage", f"output/{name}", ignore=no_checkpoints)
@@ -176,8 +177,8 @@ def own_clone(clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
 
 def test_the_two_commands_stand_in_the_readme():
     lines = "".join(blocks("README.md", "bash")).splitlines()
-    assert "pip install -r requirements.txt && accelerate launch train_taxonomy.py" in lines
-    assert "pip install -r requirements-dev.txt && pytest" in lines
+    assert "pip install -r requirements.txt -c constraints.txt && accelerate launch train_taxonomy.py" in lines
+    assert "pip install -r requirements-dev.txt -c constraints.txt && pytest" in lines
 
 
 @pytest.mark.parametrize("page", PAGES)

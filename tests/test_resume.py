@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ import train_taxonomy
 from common.checkpoint.checkpointer import Checkpointer
 from common.checkpoint.state import TrainState
 from common.images.transforms import MixImages
-from common.run.lock import RunLock
+from common.lock import RunLock
 from common.run.stopping import STOPPED_STATUS
 
 RANDOM = {
@@ -86,6 +87,7 @@ def dies(server) -> Callable[..., int]:
         name: str,
         call: int,
         signals: Sequence[int] = (signal.SIGKILL,),
+        after: float = 0.0,
         **environment: str,
     ) -> int:
         request = {
@@ -95,6 +97,7 @@ def dies(server) -> Callable[..., int]:
             "name": name,
             "call": call,
             "signals": [int(number) for number in signals],
+            "after": after,
             "environment": environment,
         }
         server.stdin.write(json.dumps(request) + "\n")
@@ -126,6 +129,22 @@ def test_killed_anywhere_ends_as_if_nothing_had_happened(script, words, tmp_path
     assert set(statuses) <= {-signal.SIGKILL, 0} and statuses.count(-signal.SIGKILL) >= 4  # some come after the end
     SCRIPTS[script].main(command)
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_with_batch_norm(script, words, tmp_path, dies):
+    """Thirty times in one run after the other, whatever it is doing; byte for byte, running statistics included."""
+    settings = {"model_name_or_path": "timm/test_resnet", "checkpointing_steps": 1}
+    SCRIPTS[script].main(words(**settings, output_dir=tmp_path / "whole"))
+    draw, kills, runs = random.Random(0), 0, 0
+    while kills < 30:
+        command, status, runs = words(**settings, output_dir=tmp_path / f"cut {runs}"), -1, runs + 1
+        while status:
+            status = dies(script, command, SCRIPTS[script], "main", 0, after=draw.uniform(0.3, 3.0))
+            assert status in (0, -signal.SIGALRM)
+            kills += status != 0
+        assert outcome(tmp_path / f"cut {runs - 1}") == outcome(tmp_path / "whole")
+    print(f"{kills} kills in {runs} runs")
 
 
 def test_workers_do_not_matter(script, words, tmp_path, dies):
@@ -292,6 +311,7 @@ def test_a_broken_checkpoint_is_passed_over(options, tmp_path, capfd):
 
 
 def test_a_full_disk_ends_the_run_and_spares_what_is_there(words, script, tmp_path, monkeypatch):
+    """At the second save that fails; the first is a warning."""
     SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
     points: list[str] = []
 
@@ -303,7 +323,7 @@ def test_a_full_disk_ends_the_run_and_spares_what_is_there(words, script, tmp_pa
     with monkeypatch.context() as patch:
         patch.setattr(Checkpointer, "_at", full)
         with pytest.raises(
-            OSError, match="step 6 could not be saved.*the disk is full.*checkpoint-00000004, is intact"
+            OSError, match="step 8 could not be saved.*the disk is full.*checkpoint-00000004, is intact"
         ):
             SCRIPTS[script].main(words(output_dir=tmp_path / "cut"))
     assert json.loads((tmp_path / "cut" / "run_status.json").read_text())["status"] == "failed"

@@ -411,7 +411,7 @@ def test_wrong_masks_are_skipped_and_listed(dense_options, tiles, tmp_path):
         ({"hierarchy": "missing.yaml"}, "No hierarchy file at missing.yaml"),
         ({"level_weights": ["1", "2"]}, "has 2 numbers for 3 levels"),
         ({"curriculum": ["1=1,0"]}, "--curriculum has 2 numbers for 3 levels"),
-        ({"metric_for_best_model": "levels.fine.miou"}, "not among the results: loss,.*levels.fine.mean_iou"),
+        ({"metric_for_best_model": "levels.fine.miou"}, "not among the results. Did you mean levels.fine.mean_iou"),
         ({"mask_palette": "missing.yaml"}, "No palette file"),
         ({"group_column": "image"}, "not one value a row"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import weakref
@@ -12,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from ..files import REASONS, StorageError, error_number, retried
 from .content import Checkpoint, Job, contents, holds, read_checkpoint
 from .host_memory import HostMemory, Tensors
 from .layouts import Layout, hidden, manifests, remove, sync_folder
@@ -20,14 +20,6 @@ from .manifest import BadCheckpointError, Manifest, check_sizes, looks_complete,
 
 logger = logging.getLogger(__name__)
 
-REASONS = {
-    errno.ENOSPC: "the disk is full",
-    errno.EDQUOT: "the quota is used up",
-    errno.EROFS: "the folder is read-only",
-    errno.EACCES: "the folder may not be written",
-    errno.EPERM: "the folder may not be written",
-}
-
 
 class Checkpointer:
     """Saves and loads the checkpoints of a run.
@@ -35,7 +27,8 @@ class Checkpointer:
     A save copies the tensors to host memory and returns; a thread then writes a hidden folder, hashes and syncs its
     files, renames it, lets the link name it, and only after all that deletes older ones. A kill between any two of
     these leaves the previous checkpoint or the new one. Every process may load, and only the main process may save.
-    At the interpreter's exit a save under way is finished first.
+    At the interpreter's exit a save under way is finished first. One that fails while an older checkpoint is intact is
+    a warning, unless the one before it failed, too.
 
     Args:
         root: the folder of the checkpoints; made by the first save.
@@ -52,6 +45,7 @@ class Checkpointer:
         self.root, self.keep_last, self.layout = Path(root), keep_last, layout or Layout()
         self._memory = HostMemory()
         self._damaged: set[Path] = set()
+        self._failed = False  # the last save
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: list[Future[None]] = []
         weakref.finalize(self, _report, self._pending)
@@ -83,7 +77,7 @@ class Checkpointer:
 
         Raises:
             ValueError, TypeError: the content cannot be saved.
-            OSError: the save before this one failed, or this one and ``wait`` is set.
+            OSError, StorageError: the save before this one failed, or this one and ``wait`` is set.
         """
         self.wait()
         files = contents(state, extra_files or {}, self._memory.copy(tensors))
@@ -92,7 +86,7 @@ class Checkpointer:
             self.wait()
 
     def wait(self) -> None:
-        """Until the last save is on the disk; OSError if it failed."""
+        """Until the last save is on the disk; OSError or StorageError if it failed."""
         while self._pending:
             future = self._pending[0]
             try:
@@ -102,7 +96,7 @@ class Checkpointer:
                     self._pending.remove(future)
 
     def close(self) -> None:
-        """Finish the last save; OSError if it failed."""
+        """Finish the last save; OSError or StorageError if it failed."""
         try:
             self.wait()
         finally:
@@ -114,19 +108,29 @@ class Checkpointer:
     def _write(self, job: Job) -> None:
         previous = self.layout.linked(self.root)
         try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            self.layout.sweep(self.root)
-            self._at("swept")
-            useless = self._publish(job)
-        except OSError as error:
+            useless = self._try(job)
+        except (OSError, StorageError) as error:
             with contextlib.suppress(OSError):
                 self.layout.sweep(self.root)
-            raise self._explained(job, error, previous) from error
+            explained, intact = self._explained(job, error, previous)
+            if self._failed or not intact:
+                raise explained from error
+            self._failed = True
+            logger.warning("%s The run goes on; if the next one cannot be saved either, it ends.", explained)
+            return
+        self._failed = False
         try:
             for path in [*useless, *self._outdated()]:
                 self._delete(path)
         except OSError as error:  # the new checkpoint stands
             logger.warning("Old checkpoints in %s could not be deleted: %s", self.root, error)
+
+    @retried
+    def _try(self, job: Job) -> list[Path]:
+        self.root.mkdir(parents=True, exist_ok=True)
+        self.layout.sweep(self.root)
+        self._at("swept")
+        return self._publish(job)
 
     def _publish(self, job: Job) -> list[Path]:
         """Bring the folder about, with its link; returns what it makes useless."""
@@ -188,14 +192,18 @@ class Checkpointer:
         remove(path)
         self._at("deleted")
 
-    def _explained(self, job: Job, error: OSError, previous: Path | None) -> OSError:
-        reason = f"{REASONS[error.errno]} ({error})" if error.errno in REASONS else str(error)
+    def _explained(self, job: Job, error: Exception, previous: Path | None) -> tuple[Exception, bool]:
+        """The error with all that is known, and whether the previous checkpoint is intact."""
+        number = error_number(error)
+        reason = f"{REASONS[number]} ({error})" if number in REASONS else str(error)
         text = f"The checkpoint of step {job.step} could not be saved in {self.root}: {reason}."
-        if previous is not None and previous not in self._damaged and looks_complete(previous):
+        intact = previous is not None and previous not in self._damaged and looks_complete(previous)
+        if intact:
             text += f" The previous checkpoint, {previous.name}, is intact."
-        explained = OSError(text)
-        explained.errno = error.errno
-        return explained
+        explained = type(error)(text)
+        if isinstance(explained, OSError):
+            explained.errno = number
+        return explained, intact
 
     # ---- loading
 

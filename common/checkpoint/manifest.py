@@ -10,9 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..files import StorageError, retried
+
 NAME = "manifest.json"
 FORMAT = 1
 CHUNK = 8 << 20
+
+_read_file = retried(Path.read_bytes)
 
 Buffer = bytes | memoryview
 Content = tuple[Buffer, ...]
@@ -66,11 +70,11 @@ class Manifest:
         try:
             if not folder.is_dir():
                 raise BadCheckpointError("it is not a folder")
-            data = (folder / NAME).read_bytes()
+            data = _read_file(folder / NAME)
         except FileNotFoundError:
             raise BadCheckpointError(f"it has no {NAME}: it is incomplete or no checkpoint of this program") from None
-        except OSError as error:
-            raise BadCheckpointError(f"{NAME} cannot be read: {error.strerror}") from error
+        except (OSError, StorageError) as error:
+            raise BadCheckpointError(f"{NAME} cannot be read: {error}") from error
         return _decode(data)
 
 
@@ -126,9 +130,9 @@ def verified_files(folder: Path, manifest: Manifest) -> Iterator[tuple[str, byte
     check_sizes(folder, manifest)
     for name, entry in manifest.files.items():
         try:
-            data = (folder / name).read_bytes()
-        except OSError as error:
-            raise BadCheckpointError(f"{name} cannot be read: {error.strerror}") from error
+            data = _read_file(folder / name)
+        except (OSError, StorageError) as error:
+            raise BadCheckpointError(f"{name} cannot be read: {error}") from error
         if describe([data]) != entry:
             raise BadCheckpointError(f"{name} is damaged: its SHA-256 is not the one in {NAME}")
         yield name, data

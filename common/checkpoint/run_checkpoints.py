@@ -11,11 +11,13 @@ Where a run starts, the first that holds:
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 
 from .checkpointer import Checkpointer
-from .content import Checkpoint
-from .layouts import ArtifactLayout
+from .content import STATE, Checkpoint
+from .layouts import ArtifactLayout, Layout
 from .state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,23 @@ LENGTH = {"num_train_epochs", "max_train_steps"}
 # The parts of the output folder that a checkpoint on the ISC brings along, because nothing else is shipped.
 INSIDE = {"weights.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json"}
 BEST_MODEL = ("*.safetensors", "*.json", "*.jsonl", "*.py", "*.yaml", "*.npz")
+
+
+def identity_to_resume(output_dir: str | Path, asked: str) -> dict[str, Any] | None:
+    """The identity in the checkpoint that a run would continue from, by the list at the top; ``None`` if it begins.
+
+    A look at what is probably there, without the tensors: :meth:`RunCheckpoints.find` checks it.
+    """
+    if asked == "none":
+        return None
+    artifact = os.environ.get("CHECKPOINT_ARTIFACT_PATH")
+    roots = [(Path(artifact), ArtifactLayout()) if artifact else (Path(output_dir) / CHECKPOINTS, Layout())]
+    roots += [(Path(asked) / CHECKPOINTS, Layout())] if asked != "auto" else []
+    folders = [folder for root, layout in roots for folder in (layout.linked(root), *layout.folders(root)[::-1])]
+    for folder in filter(None, [*folders, Path(asked)]):
+        with suppress(OSError, ValueError, KeyError):
+            return json.loads((folder / STATE).read_text(encoding="utf-8"))["identity"]
+    return None
 
 
 class RunCheckpoints:

@@ -8,7 +8,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,19 @@ import xxhash
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
+from ..files import naming, retried, write_json
+from ..lock import RunLock
+from ..workers import start_worker
 from .masks import MaskedImageRows
-from .rows import Samples, leave_signals_to_main_process
+from .rows import Samples
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 3
 """Of the file format and of how images are decoded; caches of other versions are not used."""
 
-Shrink = Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
+CHUNK = 256
+"""Rows after which a cache that is being made is safe on the disk"""
 
 
 class DecodedCache(MaskedImageRows):
@@ -40,7 +44,7 @@ class DecodedCache(MaskedImageRows):
     def __init__(self, folder: Path, rows: MaskedImageRows) -> None:
         super().__init__(rows.images, rows.masks, rows.reader)
         self.folder = folder
-        self.index = np.load(folder / "index.npy")
+        self.index = _read_index(folder)
         self._pixels: np.ndarray | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -52,47 +56,47 @@ class DecodedCache(MaskedImageRows):
         return [None if self.index[index, 0] >= 0 else encoded([index])[0] for index in indices]
 
     def load(self, index: int, source: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 image (3, height, width) and mask (height, width), which may be of another size."""
+        """The same pixels as from the files."""
         if source is not None:
             return super().load(index, source)
         if self._pixels is None:
             self._pixels = np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
-        start, height, width, mask_height, mask_width = self.index[index].tolist()
-        middle = start + 3 * height * width
+        start, height, width = self.index[index].tolist()
+        middle, end = start + 3 * height * width, start + 4 * height * width
         image = self._pixels[start:middle].reshape(height, width, 3)
-        mask = self._pixels[middle : middle + mask_height * mask_width].reshape(mask_height, mask_width)
+        mask = self._pixels[middle:end].reshape(height, width)
         return torch.from_numpy(image.copy()).permute(2, 0, 1), torch.from_numpy(mask.copy())
 
 
-def open_cache(root: Path, rows: MaskedImageRows, shrink: Shrink, settings: str, num_workers: int) -> DecodedCache:
+def open_cache(root: Path, rows: MaskedImageRows, num_workers: int) -> DecodedCache:
     """The cache of these rows, which is made if it does not exist; one process of a node at a time should call this.
 
-    Its name is a hash of the encoded files, of ``settings`` and of how masks are read, so that a change of any makes
-    another one. It appears when it is complete: an interrupted one is never used.
+    It keeps pixels at their own size, so that training is the same with and without it. Its name is a hash of the
+    encoded files and of how masks are read, so that a change of any makes another one. It appears when it is complete;
+    making one that was interrupted goes on where it stopped. Runs and nodes that share ``root`` wait for each other.
 
     Args:
         root: folder for caches.
         rows: images and masks.
-        shrink: image and mask -> what the cache keeps of them.
-        settings: everything that ``shrink`` depends on.
         num_workers: processes that decode.
     """
-    folder = root / _key(rows, settings)
+    folder = root / _key(rows)
     if not (folder / "done.json").is_file():
-        root.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
-        try:
-            _write(staging, rows, shrink, num_workers)
-            if not (folder / "done.json").is_file():
+        with RunLock(folder, wait=True) as lock, naming(folder):
+            if (folder / "done.json").is_file():  # another process was at work
+                pass
+            elif lock.exclusive:
+                _write(folder, rows, num_workers)
+            else:  # each makes its own, and one wins
+                staging = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
+                _write(staging, rows, num_workers)
                 shutil.rmtree(folder, ignore_errors=True)
                 os.replace(staging, folder)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
     return DecodedCache(folder, rows)
 
 
-def _key(rows: MaskedImageRows, settings: str) -> str:
-    digest = xxhash.xxh3_128(json.dumps([VERSION, settings, rows.reader.num_leaves]).encode())
+def _key(rows: MaskedImageRows) -> str:
+    digest = xxhash.xxh3_128(json.dumps([VERSION, rows.reader.num_leaves]).encode())
     digest.update(json.dumps(sorted((rows.reader.palette or {}).items())).encode())
     digest.update(json.dumps([rows.images.root, rows.masks.root]).encode())  # they decide which paths are allowed
     for start in range(0, len(rows), 64):
@@ -104,37 +108,64 @@ def _key(rows: MaskedImageRows, settings: str) -> str:
 
 
 def _file_state(path: str | None) -> bytes:
-    if path is None or not os.path.exists(path):
+    try:
+        state = retried(os.stat)(path)
+    except (OSError, TypeError):
         return str(path).encode()
-    state = os.stat(path)
     return f"{path} {state.st_size} {state.st_mtime_ns}".encode()
 
 
-def _write(folder: Path, rows: MaskedImageRows, shrink: Shrink, num_workers: int) -> None:
+def _read_index(folder: Path) -> np.ndarray:
+    """int64 (rows so far, 3): where a row's pixels start, height and width; -1 for rows that do not decode."""
+    file = folder / "index.bin"
+    numbers = np.fromfile(file, dtype=np.int64) if file.is_file() else np.empty(0, np.int64)
+    return numbers[: len(numbers) // 3 * 3].reshape(-1, 3)
+
+
+def _write(folder: Path, rows: MaskedImageRows, num_workers: int) -> None:
+    """Make a cache, or go on where an earlier call was interrupted."""
+
     def pack(image: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        image, mask = shrink(image, mask)
         return {"pixels": image.permute(1, 2, 0).contiguous(), "mask": mask.contiguous()}
 
+    index, pixels = _read_index(folder), folder / "pixels.bin"
+    start, height, width = max(index.tolist(), default=(-1, 0, 0))
+    position = start + 4 * height * width if start >= 0 else 0
+    if not pixels.is_file() or pixels.stat().st_size < position:
+        index, position = index[:0], 0
+    for file, size in ((folder / "index.bin", index.nbytes), (pixels, position)):
+        file.touch()
+        os.truncate(file, size)
     # Its own generator: a loader draws a seed for its workers, which must not change the run that makes the cache.
     decoded = DataLoader(
         Samples(rows, np.arange(len(rows)), pack, on_bad_sample="drop"),
         batch_size=None,
-        sampler=[(0, row) for row in range(len(rows))],
+        sampler=[(0, row) for row in range(len(index), len(rows))],
         num_workers=num_workers,
         generator=torch.Generator(),
-        worker_init_fn=leave_signals_to_main_process,
+        worker_init_fn=start_worker,
     )
-    live = sys.stderr.isatty()
-    index = np.full((len(rows), 5), -1, dtype=np.int64)
-    position = 0
-    with (folder / "pixels.bin").open("wb") as file:
-        for row, sample in enumerate(tqdm(decoded, desc="decoding", unit="image", disable=not live, total=len(rows))):
-            if sample["pixels"] is None:
-                continue
-            image, mask = sample["pixels"], sample["mask"]
-            index[row] = position, *image.shape[:2], *mask.shape
-            position += file.write(image.numpy().tobytes()) + file.write(mask.numpy().tobytes())
+    bar = tqdm(
+        decoded,
+        desc="decoding",
+        unit="image",
+        disable=not sys.stderr.isatty(),
+        total=len(rows),
+        initial=len(index),
+    )
+    entries: list[tuple[int, ...]] = []
+    with pixels.open("ab") as file, (folder / "index.bin").open("ab") as index_file:
+        for row, sample in enumerate(bar, start=len(index)):
+            entries.append((-1, 0, 0))
+            if sample["pixels"] is not None:
+                entries[-1] = position, *sample["mask"].shape
+                position += sum(file.write(sample[name].numpy().tobytes()) for name in ("pixels", "mask"))
+            if len(entries) == CHUNK or row == len(rows) - 1:
+                file.flush()
+                os.fsync(file.fileno())  # the index never names what is not there
+                index_file.write(np.array(entries, dtype=np.int64).tobytes())
+                index_file.flush()
+                entries.clear()
         file.write(b"\0")  # an empty file cannot be mapped
-    np.save(folder / "index.npy", index)
-    (folder / "done.json").write_text(json.dumps({"rows": len(rows), "bytes": position}))
+    write_json(folder / "done.json", {"rows": len(rows), "bytes": position})
     logger.info("decoded %d images into %s, %.1f GB", len(rows), folder.parent, position / 1e9)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,8 +16,10 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader, default_collate
 
+from ..files import retried
 from ..images.encoded import EncodedImage
-from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain, lies_in, load_image, upright_size
+from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain, find_form, lies_in, load_image, upright_size
+from ..workers import start_worker
 from .sampling import Key, generators_kept, seed_sample
 from .splits import check_columns
 
@@ -39,7 +39,7 @@ class ImageRows:
     """Random access to the encoded images of a data set: bytes or checked paths, by row number.
 
     Args:
-        dataset: holds ``column`` as HF ``Image`` feature, or as path strings.
+        dataset: holds ``column`` as HF ``Image`` feature, as plain struct of bytes and path, or as path strings.
         column: the image column.
         split: named in messages.
         root: folder that paths must lie in; relative ones start there.
@@ -49,7 +49,7 @@ class ImageRows:
         check_columns(dataset, [column], split)
         feature = dataset.features[column]
         plain = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-        if not plain and not isinstance(feature, Image):
+        if not plain and not isinstance(feature, Image) and not is_image_struct(feature):
             raise ValueError(f"Column {column!r} of the {split} split holds {feature}, neither images nor paths.")
         rows = dataset.select_columns([column])
         self.rows = rows if plain else rows.cast(Features({column: Image(decode=False)}))
@@ -65,7 +65,7 @@ class ImageRows:
 
     def _source(self, cell: Any) -> bytes | str | None:
         if isinstance(cell, str):
-            return os.path.join(self.root, cell) if self.root else cell
+            return find_form(self.root, cell)
         return None if cell is None else cell["bytes"] or cell["path"]
 
     def load(self, index: int, source: bytes | str | None) -> PILImage.Image:
@@ -99,6 +99,7 @@ class ImageRows:
         path = cell if isinstance(cell, str) else (cell or {}).get("path")
         return f"row {index} of the {self.split} split" + (f", file {path}" if path else "")
 
+    @retried
     def size(self, source: bytes | str) -> tuple[int, int]:
         """Width and height as a person would see the image, without decoding it."""
         with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
@@ -122,6 +123,11 @@ class ImageRows:
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
         """A message for each broken image among those that :meth:`headers` looks at."""
         return [header.problem for header in self.headers(num_rows) if header.problem]
+
+
+def is_image_struct(feature: Any) -> bool:
+    """Whether a column holds images as Parquet files of other programs do: a plain struct of bytes and path."""
+    return isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
 
 
 class Samples(torch.utils.data.Dataset):
@@ -210,28 +216,8 @@ def make_loader(dataset: Samples, batch_sampler: Any, num_workers: int, pin_memo
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
         prefetch_factor=4 if num_workers else None,
-        worker_init_fn=leave_signals_to_main_process,
+        worker_init_fn=start_worker,
     )
-
-
-def leave_signals_to_main_process(worker: int = 0) -> None:
-    """In a loader's worker: ignore the signals that ask the run to stop; the step in progress still needs the worker.
-
-    Launchers, Slurm and Ctrl-C signal all processes of a run. The main process ends workers that hang by SIGTERM, so
-    that signal counts if it comes from there; a thread checks who sent it.
-    """
-    for number in (signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    if not hasattr(signal, "sigwaitinfo"):  # macOS
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def wait() -> None:
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class ProblemLog:

@@ -2,78 +2,173 @@
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import ClassLabel, Dataset, DatasetDict, load_dataset, load_from_disk
+import pyarrow.compute as pc
+from datasets import ClassLabel, Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets.fingerprint import Hasher
 
-from ..labels.encoding import clean_column, encode_names, encode_paths
-from ..labels.hierarchy_files import load_hierarchy
+from ..files import retried
+from ..labels.doubts import Moves, move_rows
+from ..labels.encoding import encode_names, encode_paths, group_key, short_list, text_of
+from ..labels.hierarchy_files import key_labels, load_hierarchy
 from ..labels.table import hierarchy_from_table
+from ..labels.table_files import MISSING, TextTable, blank_note, blank_words, check_table_file, read_table
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE
-from .prepared import read_source, select_rows
+from .prepared import read_prepared, read_source, select_rows
 
-FILE_FORMATS = {".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+logger = logging.getLogger(__name__)
 
 
 # ---- splits and columns
 
 
-def load_splits(name: str, config: str | None, files: Mapping[str, str | None]) -> DatasetDict:
+@dataclass
+class Reading:
+    """How the cells of a data set are read.
+
+    Args:
+        missing: words that mean blank, in every column of text, but for prepared folders, where it is settled.
+        images: columns with paths of images; backslashes there divide folders.
+        suffix: added to the paths of the first of these that do not end in it.
+        told: columns whose blank words are counted aloud; all of them by default.
+    """
+
+    missing: Sequence[str] = MISSING
+    images: Sequence[str] = ()
+    suffix: str | None = None
+    told: Sequence[str] = ()
+
+    @staticmethod
+    def of(args: Any) -> Reading:
+        """What the options of a script say."""
+        found = vars(args).get
+        images = [name for name in (args.image_column, found("mask_column")) if name]
+        others = ("label_column", "group_column", "group_by", "id_column", "leave_out")
+        told = [*images, *(found("level_columns") or ()), *(name for name in map(found, others) if name)]
+        return Reading(args.missing_values or MISSING, images, args.image_suffix, told)
+
+
+@retried
+def load_splits(
+    name: str, config: str | None, files: Mapping[str, str | None], reading: Reading | None = None
+) -> DatasetDict:
     """Load a data set.
 
     Args:
         name: a folder written by ``save_to_disk``, or with a selection (:mod:`common.data.prepared`); a folder or
             Hub id that ``load_dataset`` understands.
         config: its configuration on the Hub.
-        files: split name -> CSV, TSV, JSON lines or Parquet file; if any is given, these are the data set.
+        files: split name -> table (:mod:`common.labels.table_files`); if any is given, these are the data set.
+        reading: how cells are read.
 
     Raises:
         ValueError: if it does not exist or cannot be read.
     """
+    reading = reading or Reading()
     files = {split: file for split, file in files.items() if file}
     if files:
-        return _load_files(files)
+        return DatasetDict({split: _load_file(split, file, reading) for split, file in files.items()})
     folder = Path(name)
     source = read_source(folder)
     if source:
-        splits = load_splits(source.dataset_name or "", source.dataset_config_name, source.files)
+        splits = load_splits(source.dataset_name or "", source.dataset_config_name, source.files, reading)
         return select_rows(folder, source, splits)
     try:
         if (folder / "dataset_dict.json").is_file():
-            return load_from_disk(name)
-        if (folder / "state.json").is_file():
-            return DatasetDict(train=load_from_disk(name))
-        if not folder.exists() and name.startswith((".", "/", "~")):
+            splits = load_from_disk(name)
+        elif (folder / "state.json").is_file():
+            splits = DatasetDict(train=load_from_disk(name))
+        elif not folder.exists() and name.startswith((".", "/", "~")):
             raise ValueError(f"No data set at {name} (--dataset_name).")
-        return load_dataset(name, config)
+        else:
+            splits = load_dataset(name, config)
     except (OSError, RuntimeError, ConnectionError) as error:
         raise ValueError(
             f"Cannot load the data set {name!r} (--dataset_name): {str(error).splitlines()[0]}"
         ) from error
+    if read_prepared(folder) is not None:
+        return splits
+    settled = {split: _settle_cells(rows, reading, f"split {split}") for split, rows in splits.items()}
+    for note in [note for _, notes in settled.values() for note in notes]:
+        logger.info("%s", note)
+    return DatasetDict({split: rows for split, (rows, _) in settled.items()})
 
 
-def _load_files(files: Mapping[str, str]) -> DatasetDict:
-    loaded = DatasetDict()
-    for split, file in files.items():
-        kind = FILE_FORMATS.get(Path(file).suffix.lower())
-        if kind is None or not Path(file).is_file():
-            raise ValueError(
-                f"The {split} file {file} "
-                + ("does not exist." if kind else f"is none of {', '.join(FILE_FORMATS)}, by its ending.")
-            )
-        options = {"delimiter": "\t"} if Path(file).suffix.lower() == ".tsv" else {}
-        try:
-            loaded[split] = load_dataset(kind, data_files={split: file}, split=split, **options)
+def _load_file(split: str, file: str, reading: Reading) -> Dataset:
+    rows, table = open_table(file, reading, f"{split} file")
+    for note in table.notes:
+        logger.info("%s", note)
+    for row, told in table.malformed.items():
+        raise ValueError(
+            f"{len(table.malformed)} rows of the {split} file {file} do not fit, such as row {row}: {told}. Mend "
+            "them, or use data_prep/prepare_table.py, which leaves such rows out."
+        )
+    return rows
+
+
+@retried
+def open_table(file: str | Path, reading: Reading, what: str = "table") -> tuple[Dataset, TextTable]:
+    """The rows of a table file, and the file as it was read; ValueError if it does not exist or cannot be read."""
+    check_table_file(file, what)
+    if Path(file).suffix.lower() == ".parquet":
+        try:  # datasets copies the file to memory-mapped Arrow once, so that workers can open it anywhere
+            rows = load_dataset("parquet", data_files={"rows": glob.escape(str(file))}, split="rows")
         except Exception as error:  # datasets wraps whatever the parser said
-            raise ValueError(f"Cannot read the {split} file {file}: {error.__cause__ or error}") from error
-    return loaded
+            raise ValueError(f"Cannot read the {what} {file}: {error.__cause__ or error}") from error
+        table = TextTable(rows.data.table, np.arange(len(rows)))
+    else:
+        table = read_table(file)
+        rows = Dataset(table.columns, fingerprint=hashlib.sha256(Path(file).read_bytes()).hexdigest()[:16])
+    rows, notes = _settle_cells(rows, reading, str(file))
+    table.notes += notes
+    return rows, table
+
+
+def _settle_cells(dataset: Dataset, reading: Reading, where: str) -> tuple[Dataset, list[str]]:
+    """The rows with words that mean blank as null, and with paths as they are here; and what to tell about it."""
+    names = [name for name, feature in dataset.features.items() if feature in (Value("string"), Value("large_string"))]
+    cells = dataset.select_columns(names).with_format("arrow")[:]
+    changed, blanks = {}, {}
+    for name in names:
+        column, counts = blank_words(cells.column(name), reading.missing)
+        if not reading.told or name in reading.told:
+            blanks[name] = counts
+        if name in reading.images:
+            _refuse_addresses(name, column)
+            column = pc.replace_substring(column, "\\", "/")
+            if reading.suffix and name == reading.images[0]:
+                named = pc.ends_with(column, reading.suffix, ignore_case=True)
+                ending, nothing = (pa.scalar(text, column.type) for text in (reading.suffix, ""))
+                column = pc.if_else(named, column, pc.binary_join_element_wise(column, ending, nothing))
+        if not column.equals(cells.column(name)):
+            changed[name] = column
+    notes = blank_note(where, blanks)
+    if not changed:
+        return dataset, notes
+    others = [name for name in dataset.column_names if name not in changed]
+    new = Dataset(pa.table(changed), fingerprint=Hasher.hash([dataset._fingerprint, reading]))
+    whole = concatenate_datasets([dataset.select_columns(others), new], axis=1) if others else new
+    return whole.select_columns(dataset.column_names), notes
+
+
+def _refuse_addresses(name: str, column: pa.ChunkedArray) -> None:
+    addresses = column.filter(pc.match_substring_regex(column, "^https?://"))
+    if len(addresses):
+        raise ValueError(
+            f"Column {name!r} holds addresses on the web, such as {short_list([addresses[0].as_py()])}: download the "
+            "images first, and name the files."
+        )
 
 
 def get_split(splits: DatasetDict, split: str, option: str) -> Dataset:
@@ -87,25 +182,27 @@ def get_split(splits: DatasetDict, split: str, option: str) -> Dataset:
 
 def check_columns(dataset: Dataset, columns: Sequence[str], split: str) -> None:
     """ValueError, with the nearest name, if a column is missing."""
-    for column in columns:
-        if column not in dataset.column_names:
-            near = get_close_matches(column, dataset.column_names, 1)
-            raise ValueError(
-                f"The {split} split has no column {column!r}; it has: {', '.join(dataset.column_names)}."
-                + (f" Did you mean {near[0]!r}?" if near else "")
-            )
+    check_names(columns, dataset.column_names, f"The {split} split")
+
+
+def check_names(wanted: Sequence[str], present: Sequence[str], where: str) -> None:
+    """ValueError, with the nearest name, if a column is missing."""
+    for name in wanted:
+        if name not in present:
+            near = get_close_matches(name, present, 1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{where} has no column {name!r}; it has: {short_list(present)}.{hint}")
 
 
 def check_groups(train: Dataset, validation: Dataset, column: str) -> None:
     """ValueError if a group (an observation, an artwork) is in both splits: its images are not independent."""
     check_columns(train, [column], "training")
     check_columns(validation, [column], "validation")
-    known = {value for value in read_cells(train, column) if value not in (None, "")}
-    shared = sorted({str(value) for value in read_cells(validation, column) if value in known})
+    shared = sorted(set(read_groups(train, column)) & set(read_groups(validation, column)) - {None})
     if shared:
         raise ValueError(
             f"{len(shared)} values of --group_column {column} stand in training and validation, for example "
-            f"{', '.join(shared[:5])}: validation would measure memorization. Split by group."
+            f"{short_list(shared[:5])}: validation would measure memorization. Split by group."
         )
 
 
@@ -115,33 +212,30 @@ def group_numbers(dataset: Dataset, column: str | None) -> np.ndarray | None:
         return None
     check_columns(dataset, [column], "evaluation")
     numbers: dict[Any, int] = {}
-    cells = enumerate(column_cells(dataset, column))
+    cells = enumerate(read_groups(dataset, column))
     return np.array([numbers.setdefault(row if cell is None else cell, len(numbers)) for row, cell in cells])
 
 
-def column_cells(dataset: Dataset, column: str) -> list[str | None]:
-    """A column as clean text, ``None`` where blank; class numbers become their names."""
-    return clean_column(read_cells(dataset, column))
+def read_groups(dataset: Dataset, column: str) -> list[str | None]:
+    """A column as groups, which are compared across splits: see :func:`common.labels.encoding.group_key`."""
+    return [group_key(cell) for cell in read_cells(dataset, column)]
 
 
-def read_cells(dataset: Dataset, column: str) -> list[Any]:
-    """A column as Python values, class numbers replaced by their names."""
-    values = _to_list(dataset.select_columns([column]).with_format("arrow")[:].column(column))
-    feature = dataset.features[column]
-    if values and isinstance(next((value for value in values if value is not None), None), list | dict):
+def read_cells(dataset: Dataset, column: str) -> list[str | None]:
+    """A column as text, ``None`` where blank; class numbers become their names, other numbers see ``text_of``.
+
+    Equal cells are one object, which takes a fraction of the time and memory.
+    """
+    cells = dataset.select_columns([column]).with_format("arrow")[:].column(column)
+    feature, kind = dataset.features[column], cells.type
+    if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         raise ValueError(f"Column {column!r} holds {feature}, not one value a row.")
+    encoded = cells.combine_chunks().dictionary_encode()
+    words: list[Any] = encoded.dictionary.to_pylist()
     if isinstance(feature, ClassLabel):
-        return [None if value is None or value < 0 else feature.int2str(value) for value in values]
-    return values
-
-
-def _to_list(column: pa.ChunkedArray) -> list[Any]:
-    """As ``to_pylist``, but equal strings are one object, which takes a fraction of the time and memory."""
-    if not (pa.types.is_string(column.type) or pa.types.is_large_string(column.type)):
-        return column.to_pylist()
-    encoded = column.cast(pa.large_string()).combine_chunks().dictionary_encode()
-    words = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
-    return words[encoded.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)].tolist()
+        words = [None if value < 0 else feature.int2str(value) for value in words]
+    known = np.array([*map(text_of, words), None], dtype=object)
+    return known[encoded.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)].tolist()
 
 
 # ---- labels
@@ -154,6 +248,8 @@ class LabelColumns:
     level_columns: Sequence[str] | None = None
     label_column: str | None = None
     hierarchy_file: str | None = None
+    conflicts: str = "keep"
+    moves: Moves = field(default_factory=dict)  # which rows' paths change, known from the training rows
 
     def columns(self) -> list[str]:
         """Names of the columns."""
@@ -174,8 +270,9 @@ class LabelColumns:
     def read_hierarchy(self, train: Dataset) -> tuple[Hierarchy, list[str]]:
         """The tree from its file, or from the training rows, and the report of what was resolved."""
         if self.hierarchy_file:
-            return load_hierarchy(self.hierarchy_file)
-        return hierarchy_from_table({column: read_cells(train, column) for column in self.columns()})
+            return load_hierarchy(self.hierarchy_file, key=self.label_column)
+        columns = {column: read_cells(train, column) for column in self.columns()}
+        return hierarchy_from_table(columns, conflicts=self.conflicts, moves=self.moves)
 
     def read_labels(self, dataset: Dataset, hierarchy: Hierarchy, split: str) -> np.ndarray:
         """int64 (rows, levels); ValueError for names that the tree does not have."""
@@ -185,10 +282,11 @@ class LabelColumns:
             if self.label_column and hierarchy.num_levels == 1:
                 return encode_paths(hierarchy, {hierarchy.levels[0]: columns[self.label_column]})
             if self.label_column:
-                return encode_names(hierarchy, columns[self.label_column])
+                keys = key_labels(self.hierarchy_file, self.label_column, hierarchy) if self.hierarchy_file else {}
+                return encode_names(hierarchy, columns[self.label_column], keys)
             if list(columns) != list(hierarchy.levels):
                 raise ValueError(f"the levels of the tree are {list(hierarchy.levels)}")
-            return encode_paths(hierarchy, columns)
+            return encode_paths(hierarchy, move_rows(columns, self.moves) if self.moves else columns)
         except ValueError as error:
             raise ValueError(f"Labels of the {split} split, {' and '.join(columns)}: {error}") from error
 

@@ -19,10 +19,14 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
+from ..files import retried
 from .files import ORIENTATION, load_image, plain_jpeg_size
 
 # Bytes of pixels that are decoded into reused memory; for larger images new memory costs little in comparison.
 SCRATCH_LIMIT = 2**24
+
+
+_read_file = retried(Path.read_bytes)
 
 
 class EncodedImage:
@@ -40,10 +44,7 @@ class EncodedImage:
     """
 
     def __init__(self, source: bytes | str | Path) -> None:
-        self.content = source
-        if not isinstance(source, bytes):
-            with open(source, "rb") as file:
-                self.content = file.read()
+        self.content = source if isinstance(source, bytes) else _read_file(Path(source))
         self.decoded: torch.Tensor | None = None
         size = plain_jpeg_size(self.content)
         self.is_jpeg = self.is_upright = self.is_plain = size is not None

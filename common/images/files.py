@@ -10,10 +10,13 @@ import math
 import os
 from contextlib import suppress
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import simplejpeg
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from ..files import retried
 
 # What a complete file ends with; a file with another end may be complete too, so it is then decoded to find out.
 FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
@@ -29,6 +32,7 @@ class BadSampleError(ValueError):
     """An image that does not decode, found by the process that needed it."""
 
 
+@retried
 def load_image(source: bytes | str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file to RGB as a person would see it.
 
@@ -97,6 +101,7 @@ def _may_be_turned(jpeg: bytes) -> bool:
     return True
 
 
+@retried
 def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str, tuple[int, int]]:
     """Check an image file's header and end, and decode the image only if the file seems to be cut short.
 
@@ -136,6 +141,13 @@ def upright_size(image: Image.Image, thorough: bool = False) -> tuple[int, int]:
         return image.size
     exif = image.getexif() if thorough else Image.Image.getexif(image)
     return image.size[::-1] if exif.get(ORIENTATION, 1) >= 5 else image.size
+
+
+def find_form(root: str | None, name: str) -> str:
+    """The path of a file in a folder, its name in the Unicode form (NFC or NFD) in which the disk has it."""
+    forms = [name] if name.isascii() else [name, *(normalize(form, name) for form in ("NFC", "NFD"))]
+    paths = [os.path.join(root, form) if root else form for form in forms]
+    return paths[0] if len(paths) == 1 else next(filter(os.path.exists, paths), paths[0])
 
 
 def lies_in(root: str, path: str) -> bool:

@@ -11,6 +11,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image, ImageOps
 
+from ..files import retried
+
 IGNORED_PIXEL = 255
 """Value of a pixel without a label, in mask files and in the masks that data loaders return."""
 
@@ -28,6 +30,7 @@ def read_mask(source: bytes | str, num_classes: int) -> np.ndarray:
     return read_mask_file(source, lambda image, raw_mode: _checked(image, raw_mode, num_classes))
 
 
+@retried
 def read_mask_file(source: bytes | str, interpret: Callable[[Image.Image, str], np.ndarray]) -> np.ndarray:
     """Decode a mask, apply its EXIF orientation, and call ``interpret`` with it and Pillow's raw mode of the file.
 

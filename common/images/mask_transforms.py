@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -44,18 +43,6 @@ class Geometry:
         else:
             scale = self.size / longer
         return max(1, round(height * scale)), max(1, round(width * scale))
-
-    def largest(self, height: int, width: int, most: float) -> tuple[int, int]:
-        """The same at ``most`` times that scale, the largest of augmentation, but never larger than the image."""
-        if self.windows and not self.resize_longer:  # scales are multiples of the image's own
-            return height, width
-        resized = self.resized(height, width)
-        return min(height, math.ceil(resized[0] * most)), min(width, math.ceil(resized[1] * most))
-
-
-def resize_pair(image: torch.Tensor, mask: torch.Tensor, size: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Resize image (3, h, w), bilinearly with antialiasing, and mask (h, w), by the nearest pixel."""
-    return F.resize(image, list(size), antialias=True), nearest(mask, size)
 
 
 def nearest(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
@@ -211,9 +198,8 @@ class ImageEvaluationTransform:
         self.geometry = geometry
         self.fill = [round(255 * value) for value in mean]
 
-    def __call__(self, image: torch.Tensor, size: Sequence[int] | None = None) -> dict[str, Any]:
-        """``size`` is the image's own height and width, if it is not that of the pixels given."""
-        resized = self.geometry.resized(*(size or image.shape[1:]))
+    def __call__(self, image: torch.Tensor) -> dict[str, Any]:
+        resized = self.geometry.resized(*image.shape[1:])
         pixels, padding = F.resize(image, list(resized), antialias=True), self.padding(resized)
         if any(padding):
             pixels = F.pad_image(pixels, padding, fill=self.fill)
@@ -231,7 +217,7 @@ class MaskEvaluationTransform(ImageEvaluationTransform):
     """
 
     def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
-        shown = super().__call__(image, mask.shape)
+        shown = super().__call__(image)
         labels, padding = nearest(mask, shown["resized"]), self.padding(shown["resized"])
         if any(padding):
             labels = F.pad_image(labels[None], padding, fill=IGNORED_PIXEL)[0]

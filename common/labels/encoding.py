@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 
@@ -23,22 +25,40 @@ logger = logging.getLogger(__name__)
 
 
 def clean_column(cells: Sequence[Any]) -> list[str | None]:
-    """Cells as names: spacing collapsed, whole numbers without a decimal point, ``None`` for blank and NaN."""
+    """Cells as names: :func:`text_of` with spacing collapsed."""
     known: dict[Any, str | None] = {}
     return [known[cell] if cell in known else known.setdefault(cell, _clean(cell)) for cell in cells]
 
 
 def _clean(cell: Any) -> str | None:
+    return " ".join((text_of(cell) or "").split()) or None
+
+
+def text_of(cell: Any) -> str | None:
+    """A cell as text: numbers in full, whole ones without a decimal point; ``None`` for blank, ``None`` and NaN."""
     if cell is None or cell != cell:  # NaN is the one value that differs from itself
         return None
     if isinstance(cell, float) and cell.is_integer():
         cell = int(cell)  # a column of integers with blanks is read as floats
-    return " ".join(str(cell).split()) or None
+    return str(cell).strip() or None
+
+
+def group_key(cell: str | None) -> str | None:
+    """The form in which groups are compared: ``1008.0``, which pandas writes beside blanks, is ``1008``."""
+    if cell and cell.endswith(".0") and cell[:-2].isdecimal():
+        cell = cell[:-2]
+    return cell if cell is None or cell.isascii() else normalize("NFC", cell)
 
 
 def path_text(path: LabelPath) -> str:
     """A path for messages."""
     return " > ".join(part or "-" for part in path)
+
+
+def short_list(names: Collection[Any]) -> str:
+    """Names for messages that fit a screen: the first few, each cut, and how many there are."""
+    shown = [text if len(text := str(name)) <= 80 else f"{text[:77]}..." for name in islice(names, 20)]
+    return ", ".join(shown) + (f", ... ({len(names):,})" if len(names) > len(shown) else "")
 
 
 def row_list(numbers: Sequence[int]) -> str:
@@ -98,8 +118,15 @@ def _agreed(values: set[str | None]) -> str | None:
     return values.pop() if len(values) == 1 else None
 
 
-def encode_names(tree: Hierarchy, values: Sequence[Any]) -> np.ndarray:
+def encode_names(
+    tree: Hierarchy, values: Sequence[Any], keys: Mapping[str, Sequence[int]] | None = None
+) -> np.ndarray:
     """Labels of every level for a column that names the leaf, or any class whose name is unique in the tree.
+
+    Args:
+        tree: the label tree.
+        values: the column.
+        keys: labels of names that go before those of the tree, folded.
 
     Returns:
         int64 (rows, levels); a blank cell is IGNORE at every level, a class that is not a leaf at the finer ones.
@@ -118,6 +145,8 @@ def encode_names(tree: Hierarchy, values: Sequence[Any]) -> np.ndarray:
     def find(name: str | None) -> Sequence[int] | None:
         if name is None:
             return (IGNORE,) * tree.num_levels
+        if keys and fold_name(name) in keys:
+            return keys[fold_name(name)]
         found = leaves.get(fold_name(name)) or nodes.get(fold_name(name), [])
         return tree.path(*found[0]) if len(found) == 1 else None
 

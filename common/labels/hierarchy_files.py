@@ -1,8 +1,7 @@
-"""Label trees from files: JSON, YAML written by hand, CSV and TSV."""
+"""Label trees from files: JSON, YAML written by hand, tables."""
 
 from __future__ import annotations
 
-import csv
 import json
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
@@ -11,44 +10,91 @@ from typing import Any
 
 import yaml
 
+from ..files import retried
 from ..model.hierarchy import Hierarchy
 from ..model.tree import fold_name
-from .encoding import LabelPath
+from .encoding import LabelPath, clean_column, encode_path
 from .table import hierarchy_from_paths, hierarchy_from_table
+from .table_files import TEXT_ENDINGS, blank_note, blank_words, read_table
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def load_hierarchy(path: str | Path, levels: Sequence[str] | None = None) -> tuple[Hierarchy, list[str]]:
-    """Read a label tree from JSON (:meth:`Hierarchy.save`), YAML (written by hand) or CSV/TSV (a row per leaf).
+@retried
+def load_hierarchy(
+    path: str | Path, levels: Sequence[str] | None = None, key: str | None = None
+) -> tuple[Hierarchy, list[str]]:
+    """Read a label tree from JSON (:meth:`Hierarchy.save`), YAML (written by hand) or a table (a row per leaf).
 
     Args:
-        path: the file; its suffix tells the format.
-        levels: for CSV/TSV, the columns to use, coarse to fine; all of them in file order by default.
+        path: the file; its suffix tells the format. What configs/ name is found from any folder.
+        levels: for a table, the columns to use, coarse to fine; all of them in file order by default.
+        key: a column that is no level unless it is the last: data name its cells instead of leaves, see
+            :func:`key_labels`.
 
     Returns:
         The tree, and the report: what had to be resolved, one sentence per entry.
 
     Raises:
-        ValueError: if the file is missing or is not a tree, with the rows or classes at fault. In CSV and
-            YAML a leaf under two parents is an error too, because labels are names of leaves.
+        ValueError: if the file is missing or is not a tree, with the rows or classes at fault. In tables without a
+            key and in YAML a leaf under two parents is an error too, because labels are names of leaves.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"No hierarchy file at {path}.")
+    path = _find(path)
     suffix = path.suffix.lower()
+    keyed = False
     try:
-        if suffix in {".csv", ".tsv"}:
-            tree, report = _from_csv(path, levels)
+        if suffix in TEXT_ENDINGS:
+            columns, report = _read_columns(path)
+            keyed = _is_key(columns, key)
+            levels = list(levels or (name for name in columns if not (keyed and name == key)))
+            missing = [level for level in levels if level not in columns]
+            if missing:
+                raise ValueError(f"no column {missing}; the columns are {list(columns)}.")
+            tree, told = hierarchy_from_table({level: columns[level] for level in levels}, first_row=2)
+            report += told
         elif suffix in {".yaml", ".yml"}:
             tree, report = _from_yaml(yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)), []
         elif suffix == ".json":
             tree, report = Hierarchy.from_dict(json.loads(path.read_text(encoding="utf-8-sig"))), []
         else:
-            raise ValueError("its ending is none of .json, .yaml, .yml, .csv, .tsv.")
-    except (ValueError, yaml.YAMLError, csv.Error) as error:
+            raise ValueError(f"its ending is none of .json, .yaml, .yml, {', '.join(TEXT_ENDINGS)}.")
+    except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"Hierarchy file {path}: {error}") from error
-    if suffix != ".json":  # what Hierarchy.save wrote may come from level columns, where paths tell leaves apart
+    if (
+        suffix != ".json" and not keyed
+    ):  # what Hierarchy.save wrote may come from level columns: paths tell leaves apart
         _refuse_ambiguous_leaves(tree, path)
     return tree, report
+
+
+def key_labels(path: str | Path, key: str, tree: Hierarchy) -> dict[str, Sequence[int]]:
+    """Labels of every level by the folded cells of a table's key column; none if it has no such column.
+
+    Raises:
+        ValueError: a key has two paths, or one that is not in the tree.
+    """
+    path = _find(path)
+    columns = _read_columns(path)[0] if path.suffix.lower() in TEXT_ENDINGS else {}
+    if not _is_key(columns, key):
+        return {}
+    index, found = tree.node_index(), {}
+    names = clean_column(columns[key])
+    for row, label_path in enumerate(zip(*(clean_column(columns[level]) for level in tree.levels), strict=True)):
+        labels = encode_path(tree, index, label_path)
+        if names[row] and (labels is None or found.setdefault(fold_name(names[row]), labels) != labels):
+            raise ValueError(f"Hierarchy file {path}: row {row + 2}: {key} {names[row]!r} has more than one path.")
+    return found
+
+
+def _is_key(columns: Mapping[str, Sequence[Any]], key: str | None) -> bool:
+    return key in columns and key != list(columns)[-1]
+
+
+def _find(path: str | Path) -> Path:
+    found = next((place for place in (Path(path), REPOSITORY / path) if place.is_file()), None)
+    if found is None:
+        raise ValueError(f"No hierarchy file at {path}.")
+    return found
 
 
 def find_hierarchy(folder: str | Path) -> Path:
@@ -59,19 +105,20 @@ def find_hierarchy(folder: str | Path) -> Path:
     raise ValueError(f"Say what the labels are: --hierarchy FILE (there is no hierarchy.yaml or .json in {folder}).")
 
 
-def _from_csv(path: Path, levels: Sequence[str] | None) -> tuple[Hierarchy, list[str]]:
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
-        rows = list(reader)
-        header = [column for column in reader.fieldnames or [] if column]
-    twice = sorted(column for column, count in Counter(header).items() if count > 1)
+def _read_columns(path: Path) -> tuple[dict[str, list[str | None]], list[str]]:
+    """Column -> cells, and what to tell about them; ValueError without rows, or if one does not fit."""
+    table = read_table(path, fill_short=True)
+    names = [name for name in table.columns.column_names if not name.startswith("nameless (")]
+    twice = [name for name in names if " (column " in name]
     if twice:
         raise ValueError(f"listed twice in its first line: {twice}.")
-    levels = list(levels or header)
-    missing = [level for level in levels if level not in header]
-    if missing or not rows:
-        raise ValueError(f"no column {missing}; the columns are {header}." if missing else "it has no rows.")
-    return hierarchy_from_table({level: [row[level] for row in rows] for level in levels}, first_row=2)
+    found = {name: blank_words(table.columns.column(name)) for name in names}
+    if not len(table.columns):
+        raise ValueError("it has no rows.")
+    if table.malformed:
+        raise ValueError(next(iter(table.malformed.values())))
+    notes = [*table.notes, *blank_note(str(path), {name: counts for name, (_, counts) in found.items()})]
+    return {name: column.to_pylist() for name, (column, _) in found.items()}, notes
 
 
 def _from_yaml(content: Any) -> Hierarchy:

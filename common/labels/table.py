@@ -6,7 +6,7 @@ How mistakes are resolved, each (except spacing) with a line in the report that 
 2. a gap in the middle of a path is filled if all rows with the same finer name (and nothing different above it) agree
    on its value; otherwise the path has no class at this level;
 3. blank cells at the end of a path make a partial label: the finer levels of that row are IGNORE;
-4. one name under two parents is two classes (or a typing error, hence the report).
+4. one name under two parents is two classes (or a typing error, hence the report; see :mod:`common.labels.doubts`).
 """
 
 from __future__ import annotations
@@ -15,24 +15,30 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import Any
+from unicodedata import normalize
 
 from ..model.hierarchy import Hierarchy
 from ..model.tree import fold_name
+from .doubts import Moves, doubtful_order, find_odd_parents, find_placeholders, move_rows
 from .encoding import LabelPath, clean_column, encode_path, path_text, row_list
 
 
-def hierarchy_from_table(columns: Mapping[str, Sequence[Any]], first_row: int = 0) -> tuple[Hierarchy, list[str]]:
+def hierarchy_from_table(
+    columns: Mapping[str, Sequence[Any]], first_row: int = 0, conflicts: str = "keep", moves: Moves | None = None
+) -> tuple[Hierarchy, list[str]]:
     """Build the tree that the rows of a table span, with the class names of each level sorted.
 
     Args:
         columns: level name -> cells, coarse to fine; all of one length. Blank, ``None`` and NaN cells are missing.
         first_row: the number of the first row in messages (2 for a CSV file with a header).
+        conflicts: what becomes of rows with odd parents, see :func:`common.labels.doubts.find_odd_parents`.
+        moves: gets what was moved, for :func:`common.labels.doubts.move_rows`.
 
     Returns:
         The tree, and the report (see the module's docstring), one sentence per entry.
 
     Raises:
-        ValueError: if a level has no value in any row.
+        ValueError: if a level has no value in any row; with ``conflicts="error"`` also for odd parents.
     """
     levels = list(columns)
     rows = _unique_rows(columns, first_row)
@@ -41,6 +47,13 @@ def hierarchy_from_table(columns: Mapping[str, Sequence[Any]], first_row: int = 
     for depth, level in enumerate(levels):
         if all(path[depth] is None for path in rows):
             raise ValueError(f"The level column {level!r} is empty in every row.")
+    report += doubtful_order(levels, rows)
+    odd, lines = find_odd_parents(levels, rows, conflicts)
+    report += lines + find_placeholders(levels, rows)
+    if odd:
+        rows = _unique_rows(move_rows(columns, odd), first_row)
+        rows = _merge_case(levels, rows, [])
+        (moves if moves is not None else {}).update(odd)
     unclear: set[LabelPath] = set()
     while True:  # nearly always once
         filled, lines = _fill_gaps(levels, rows, unclear)
@@ -76,7 +89,7 @@ def _merge_case(
             if name is not None:
                 spellings[depth][fold_name(name)][name] += numbers
     kept = [
-        {folded: max(found, key=lambda n: (len(found[n]), n)) for folded, found in level.items()}
+        {folded: normalize("NFC", max(found, key=lambda n: (len(found[n]), n))) for folded, found in level.items()}
         for level in spellings
     ]
     for depth, level in enumerate(spellings):
@@ -198,7 +211,8 @@ def _report_names_with_two_parents(tree: Hierarchy, rows: Mapping[LabelPath, lis
         for positions in index.values():
             if len(positions) > 1:
                 paths = [tree.path_names(level, position)[: level + 1] for position in positions]
-                places = [f"{path_text(path[:-1])} ({row_list(where[path])})" for path in paths]
+                places = [f"{path_text(path[:-1])} ({row_list(where[path])})" for path in paths[:5]]
+                places += [f"{len(paths) - 5} others"] if len(paths) > 5 else []
                 name = tree.names[level][positions[0]]
                 report.append(
                     f"{tree.levels[level]}: {name!r} stands under {' and under '.join(places)}: two classes."

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from typing import Any
 
 LOWER_IS_BETTER = {"loss", "ece", "tree_inconsistency", "hierarchical_distance"}
@@ -22,9 +23,11 @@ def flatten(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
 
 
 def check_metric_name(name: str, known: Sequence[str]) -> None:
-    """ValueError listing what there is if ``--metric_for_best_model`` names none of the results."""
+    """ValueError, with the nearest name, if ``--metric_for_best_model`` names none of the results."""
     if name not in known:
-        raise ValueError(f"--metric_for_best_model {name} is not among the results: {', '.join(known)}.")
+        near = get_close_matches(name, known, 1, 0.8)
+        hint = f"Did you mean {near[0]}?" if near else f"The names are as {known[0]} and {known[-1]}: docs/metrics.md."
+        raise ValueError(f"--metric_for_best_model {name} is not among the results. {hint}")
 
 
 def is_better(name: str, value: float, best: float | None) -> bool:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import inspect
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
 from safetensors.torch import load_file
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_model_data_config
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
 from timm.models import load_model_config_from_hf
+from timm.models._hub import load_model_config_from_path
 from torch import nn
 from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig, SegformerConfig
+
+from .positions import image_size_of, with_image_size
 
 TIMM_PREFIXES = ("timm/", "hf-hub:", "local-dir:")
 
@@ -25,7 +29,7 @@ logger = logging.getLogger(__name__)
 class EncoderOptions:
     """Which encoder to open; the fields are those of :func:`.backbones.load_backbone`.
 
-    ``pretrained`` is False if there is a weights file.
+    ``pretrained`` is False if there is a weights file. ``image_mean`` and ``image_std`` stand for the encoder's own.
     """
 
     name: str
@@ -34,6 +38,8 @@ class EncoderOptions:
     image_size: int | None
     drop_path_rate: float | None
     trust_remote_code: bool
+    image_mean: Sequence[float] | None = None
+    image_std: Sequence[float] | None = None
 
 
 # ---- timm
@@ -51,9 +57,11 @@ def open_timm(options: EncoderOptions, **optional: Any) -> tuple[nn.Module, dict
     """
     kwargs: dict[str, Any] = {}
     architecture = options.name.removeprefix("timm/")
-    if options.name.startswith("hf-hub:"):  # remember the architecture, so that the saved model needs no hub
-        _, architecture, model_args = load_model_config_from_hf(options.name.removeprefix("hf-hub:"))
-        kwargs.update(model_args or {})
+    own = None
+    for prefix, read in (("hf-hub:", load_model_config_from_hf), ("local-dir:", load_model_config_from_path)):
+        if options.name.startswith(prefix):  # remember the architecture, so that the saved model needs no hub
+            own, architecture, model_args = read(options.name.removeprefix(prefix))
+            kwargs.update(model_args or {})
     name = options.name if options.name.startswith(("hf-hub:", "local-dir:")) else architecture
     state = load_file(options.weights) if options.weights else None
     if state is not None:
@@ -62,21 +70,31 @@ def open_timm(options: EncoderOptions, **optional: Any) -> tuple[nn.Module, dict
     model = _create_timm(name, options.pretrained, kwargs, optional)
     if state is not None:
         load_strictly(model, timm.models.clean_state_dict(state), options.weights)
-    config = resolve_model_data_config(model)
     return model, {
         "library": "timm",
         "architecture": model.pretrained_cfg.get("architecture") or architecture,
         "kwargs": {k: v for k, v in kwargs.items() if v is not None and k != "num_classes"},
-        "image_size": options.image_size or config["input_size"][-1],
-        "mean": list(config["mean"]),
-        "std": list(config["std"]),
-        "interpolation": config["interpolation"],
+        **_timm_pixels(options, model.pretrained_cfg if own is None else own, architecture),
     }
 
 
 def build_timm(spec: dict[str, Any]) -> nn.Module:
     """The same architecture with random weights and without a classifier."""
     return timm.create_model(spec["architecture"], pretrained=False, num_classes=0, **spec["kwargs"])
+
+
+def _timm_pixels(options: EncoderOptions, own: Mapping[str, Any], architecture: str) -> dict[str, Any]:
+    """What :func:`_pixels` returns; what a model's configuration leaves out is that of the tagged architecture."""
+    try:
+        usual = timm.get_pretrained_cfg(architecture)
+    except RuntimeError:  # a tag of the author's own
+        usual = timm.get_pretrained_cfg(architecture.partition(".")[0])
+    own = {key: value for key, value in own.items() if value is not None}
+    found = resolve_data_config({"in_chans": 3}, {**(usual.to_dict() if usual else {}), **own})
+    resize_mode = "squash" if found["crop_mode"] == "squash" else "center"
+    found |= {"image_size": found["input_size"][-1], "resize_mode": resize_mode}
+    missing = [key for key in ("mean", "std", "input_size", "interpolation", "crop_pct") if key not in own]
+    return _pixels(options, found, missing, f"timm's {architecture}" if usual else "ImageNet")
 
 
 def _create_timm(name: str, pretrained: bool, kwargs: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
@@ -104,8 +122,8 @@ def _create_timm(name: str, pretrained: bool, kwargs: dict[str, Any], optional: 
 def read_config(options: EncoderOptions, config: PretrainedConfig | None = None) -> PretrainedConfig:
     """The configuration of a model with the stochastic depth and image size asked for; read by name if not given.
 
-    The image size is changed only where the weights are random: models with trained weights interpolate their
-    position embeddings.
+    The image size is changed only where the weights are random; trained ones are resampled when they are there, see
+    :func:`.positions.fit_weights`.
     """
     config = config or AutoConfig.from_pretrained(options.name, trust_remote_code=options.trust_remote_code)
     if options.drop_path_rate is not None:
@@ -113,30 +131,32 @@ def read_config(options: EncoderOptions, config: PretrainedConfig | None = None)
             config.drop_path_rate = options.drop_path_rate
         else:
             logger.warning("%s takes no drop_path_rate: it has no effect.", options.name)
-    size = getattr(config, "image_size", None)
-    if size and options.image_size and not options.pretrained:
-        config.image_size = options.image_size if isinstance(size, int) else [options.image_size] * 2
+    config.architectures = []  # of several classes the first, which is the one that a saved model is built with
+    if options.image_size and image_size_of(config) and not options.pretrained and not options.weights:
+        config = with_image_size(config, options.image_size)
     return config
 
 
 def transformers_spec(
-    options: EncoderOptions, config: PretrainedConfig, default_size: int = 224, imagenet: bool = False
+    options: EncoderOptions,
+    config: PretrainedConfig,
+    default_size: int = 224,
+    imagenet: bool = False,
+    sized: bool = True,
 ) -> dict[str, Any]:
     """What it takes to build the same architecture again, and the preprocessing that goes with it.
 
     Args:
         options: which encoder.
         config: its configuration.
-        default_size: the image size, where neither the options nor the configuration have one.
+        default_size: the image size, where neither options, configuration nor preprocessing have one.
         imagenet: use ImageNet's mean and deviation instead of reading the model's preprocessing.
+        sized: whether the image size of the preprocessing goes before that of the configuration.
     """
-    size = getattr(config, "image_size", None) or default_size
-    preprocessing = _imagenet("bilinear") if imagenet else _read_preprocessing(options.name)
     return {
         "library": "transformers",
         "config": config_to_dict(config),
-        "image_size": options.image_size or (size if isinstance(size, int) else size[0]),
-        **preprocessing,
+        **_transformers_pixels(options, config, default_size, imagenet, sized),
     }
 
 
@@ -148,24 +168,37 @@ def config_to_dict(config: PretrainedConfig) -> dict[str, Any]:
     return kept
 
 
-def _read_preprocessing(name: str) -> dict[str, Any]:
-    """Mean, standard deviation and interpolation that the model was trained with, if they can be read offline."""
+def _transformers_pixels(
+    options: EncoderOptions, config: PretrainedConfig, default_size: int, imagenet: bool, sized: bool
+) -> dict[str, Any]:
+    """What :func:`_pixels` returns: that of preprocessor_config.json."""
+    found: dict[str, Any] = {"image_size": image_size_of(config) or default_size}
+    if imagenet:
+        return _pixels(options, found | {"interpolation": "bilinear"}, (), "")
     try:
-        processor = AutoImageProcessor.from_pretrained(name)
-        names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
-        return {
-            "mean": list(processor.image_mean),
-            "std": list(processor.image_std),
-            "interpolation": names.get(int(processor.resample), "bicubic"),
-        }
-    except (OSError, ValueError, AttributeError, TypeError):
-        logger.warning("%s has no preprocessor_config.json: ImageNet's mean and deviation are used.", name)
-        return _imagenet("bicubic")
+        processor = AutoImageProcessor.from_pretrained(options.name)
+    except (OSError, ValueError):  # the defaults of its class are often others than those of the published weights
+        return _pixels(options, found, ("mean", "std", "interpolation", "image_size"), "ImageNet")
+    return _pixels(options, found | _processed(processor, sized), (), "")
 
 
-def _imagenet(interpolation: str) -> dict[str, Any]:
-    mean, std = list(IMAGENET_DEFAULT_MEAN), list(IMAGENET_DEFAULT_STD)
-    return {"mean": mean, "std": std, "interpolation": interpolation}
+def _processed(processor: Any, sized: bool) -> dict[str, Any]:
+    """The pixels that a Transformers image processor makes; without their size unless ``sized``."""
+    mean, std, how = (getattr(processor, name, None) for name in ("image_mean", "image_std", "resample"))
+    if getattr(processor, "do_normalize", True) is False:
+        mean, std = [0.0] * 3, [1.0] * 3
+    names = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+    found = {"mean": mean, "std": std, "interpolation": None if how is None else names.get(int(how))}
+    size, crop = (dict(getattr(processor, name, None) or {}) if sized else {} for name in ("size", "crop_size"))
+    crop = crop if getattr(processor, "do_center_crop", False) else {}
+    resized = size.get("shortest_edge") or size.get("height")
+    side = crop.get("height") or resized
+    if side:
+        squash = not size.get("shortest_edge") and not crop
+        share = getattr(processor, "crop_pct", None) if side < 384 else None  # ConvNeXt's, which has no crop_size
+        found |= {"image_size": side, "resize_mode": "squash" if squash else "center"}
+        found["crop_pct"] = share or side / resized
+    return {key: value for key, value in found.items() if value is not None}
 
 
 # Xie et al., "SegFormer", NeurIPS 2021, Table 6: depths of the encoders MiT-B0 to B5.
@@ -189,6 +222,34 @@ def segformer_size(name: str) -> int:
 
 
 # ---- both
+
+
+def _pixels(options: EncoderOptions, found: Mapping[str, Any], missing: Sequence[str], whose: str) -> dict[str, Any]:
+    """How images are prepared for an encoder, as a part of its ``spec``; a warning names what nobody has said.
+
+    Args:
+        options: which encoder; mean, deviation and size given there come first.
+        found: what is known.
+        missing: keys of ``found`` that the encoder itself does not have.
+        whose: where they are from instead.
+    """
+    given = {"mean": options.image_mean, "std": options.image_std, "image_size": options.image_size}
+    given = {key: value for key, value in given.items() if value is not None}
+    trained = bool(options.pretrained or options.weights)
+    pixels = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
+    pixels |= {"resize_mode": "center", "crop_pct": 1.0, **found, **given}
+    pixels |= {"mean": list(pixels["mean"]), "std": list(pixels["std"])}
+    names = {"input_size": "image_size"}
+    assumed = [names.get(key, key) for key in missing if names.get(key, key) not in given]
+    if assumed and trained:
+        logger.warning(
+            "%s does not say how the images were that it was trained on. Assumed, as of %s: %s. --image_mean, "
+            "--image_std and --image_size change that.",
+            options.name, whose, ", ".join(f"{key} {pixels[key]}" for key in assumed),
+        )  # fmt: skip
+    if not trained:  # nobody has ever cropped images for these weights
+        pixels |= {"resize_mode": "center", "crop_pct": 1.0}
+    return {key: pixels[key] for key in ("image_size", "mean", "std", "interpolation", "resize_mode", "crop_pct")}
 
 
 def num_classes_in(state: dict[str, torch.Tensor], classifier: str | None) -> int:

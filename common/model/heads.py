@@ -3,7 +3,9 @@
 Three kinds of heads, all linear in the features:
 
 - ``tree``: every class has a weight vector, and the logit of a leaf is the sum over the classes on its path; one
-  softmax over the leaves, of which every level's probabilities are marginals. Levels agree by construction, and rare
+  softmax over the leaves, of which every level's probabilities are marginals. The sum is scaled, by default with one
+  over the root of the number of levels: otherwise each step would move it as many times as far as a flat head's score.
+  Levels agree by construction, and rare
   leaves share the weights above them (parameter-sharing softmax: Valmadre, Hierarchical classification at multiple
   operating points, NeurIPS 2022).
 - ``independent``: a softmax per level, as multi-task models usually have it.
@@ -13,7 +15,7 @@ Three kinds of heads, all linear in the features:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +28,11 @@ from .tree import IGNORE
 HEAD_KINDS = ("tree", "independent", "flat")
 
 
+def default_scale(kind: str, num_levels: int) -> float:
+    """Scale of a new head, with which random weights give a tree's leaves logits as large as those of a flat head."""
+    return num_levels**-0.5 if kind == "tree" else 1.0
+
+
 class LevelHeads(nn.Module):
     """One linear layer for the classes of all levels, and what its outputs mean.
 
@@ -33,14 +40,16 @@ class LevelHeads(nn.Module):
         hierarchy: the label tree.
         in_features: channels of the features.
         kind: one of :data:`HEAD_KINDS`.
+        scale: of ``tree``: what the sum over a path is multiplied by; see :func:`default_scale`.
     """
 
-    def __init__(self, hierarchy: Hierarchy, in_features: int, kind: str = "tree") -> None:
+    def __init__(self, hierarchy: Hierarchy, in_features: int, kind: str = "tree", scale: float = 1.0) -> None:
         super().__init__()
         if kind not in HEAD_KINDS:
             raise ValueError(f"Unknown head {kind!r}; choose from {', '.join(HEAD_KINDS)}.")
         self.hierarchy = hierarchy
         self.kind = kind
+        self.scale = scale if kind == "tree" else 1.0
         num_outputs = hierarchy.num_leaves if kind == "flat" else sum(hierarchy.num_classes)
         self.weight = nn.Parameter(torch.empty(num_outputs, in_features))
         self.bias = nn.Parameter(torch.empty(num_outputs))
@@ -62,15 +71,20 @@ class LevelHeads(nn.Module):
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """Logits of features (batch, channels) or (batch, channels, height, width).
 
+        They are float32 under autocast too: bfloat16 has 3 digits, which tell similar classes apart badly.
+
         Returns:
             (batch, leaves, ...) for ``tree`` and ``flat``; (batch, classes of all levels, ...) for ``independent``.
         """
-        weight, bias = self.weight, self.bias
+        features = features.to(torch.promote_types(features.dtype, torch.float32))
+        weight, bias = self.weight.to(features.dtype), self.bias.to(features.dtype)
         if self.kind == "tree":  # adding the rows of a path first costs less than adding logits later
             weight, bias = self._sum_over_path(weight), self._sum_over_path(bias)
-        if features.dim() == 4:
-            return F.conv2d(features, weight[:, :, None, None], bias)
-        return F.linear(features, weight, bias)
+        device = features.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
+            if features.dim() == 4:
+                return F.conv2d(features, weight[:, :, None, None], bias)
+            return F.linear(features, weight, bias)
 
     def log_probs(self, logits: torch.Tensor, levels: Sequence[int] | None = None) -> list[torch.Tensor | None]:
         """Float32 log-probabilities (batch, classes of the level, ...) per level; ``None`` for levels not wanted."""
@@ -91,7 +105,7 @@ class LevelHeads(nn.Module):
         if self.leaf_softmax:
             return logits
         total = self.hierarchy.path_scores(self.log_probs(logits))
-        num_values = (self.hierarchy.ancestors >= 0).sum(1).to(total)
+        num_values = self.hierarchy.path_scores([total.new_ones(1, count) for count in self.hierarchy.num_classes])
         return total * (self.hierarchy.num_levels / num_values).view(1, -1, *(1,) * (total.dim() - 2))
 
     def path_scores(self, logits: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str) -> torch.Tensor:
@@ -156,22 +170,22 @@ class LevelHeads(nn.Module):
             self.bias.zero_()
         for position, row in enumerate(rows):
             if row is not None:
-                self.weight[first + position] = weight[row].to(self.weight)
-                self.bias[first + position] = 0 if bias is None else bias[row].to(self.bias)
+                self.weight[first + position] = weight[row].to(self.weight) / self.scale
+                self.bias[first + position] = 0 if bias is None else bias[row].to(self.bias) / self.scale
 
     def _sum_over_path(self, rows: torch.Tensor) -> torch.Tensor:
-        """(nodes, ...) -> (leaves, ...): the sum of the rows on each leaf's path."""
+        """(nodes, ...) -> (leaves, ...): the sum of the rows on each leaf's path, scaled."""
         nodes = self._path_nodes(rows.device)
         padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]) if any(self.hierarchy.has_gaps) else rows
         total = None
         for column in nodes:
             term = padded.index_select(0, column)
             total = term if total is None else total + term
-        return total
+        return total if self.scale == 1.0 else total * self.scale
 
     def _path_nodes(self, device: torch.device) -> torch.Tensor:
         """(levels, leaves): row of each path's class at each level; the row after the last where it has none."""
         nodes = self._nodes.to(device)
-        if type(nodes) is torch.Tensor:  # not of a tracer, which would stay in the model
+        if not torch.compiler.is_exporting():  # whose tensors are fake and would stay in the model
             self._nodes = nodes
         return nodes

@@ -40,6 +40,7 @@ class LabelTreeConfig(PretrainedConfig):
         dropout: probability of dropping a feature before the heads, while training.
         decoder: of dense models, a name of :data:`common.model.decoders.DECODERS`.
         decoder_channels: its width.
+        head_scale: of a ``tree`` head; models that older versions saved have 1.
         evaluation: how images were resized and paths decoded in evaluation; predict.py does the same.
         calibration: see :class:`common.metrics.calibration.Calibration`; of models for whole images.
     """
@@ -60,11 +61,13 @@ class LabelTreeConfig(PretrainedConfig):
         decoder_channels: int | None = None,
         evaluation: dict[str, Any] | None = None,
         calibration: dict[str, Any] | None = None,
+        head_scale: float = 1.0,
         **kwargs: Any,
     ) -> None:
         self.backbone = backbone
         self.hierarchy = hierarchy
         self.head = head
+        self.head_scale = head_scale
         self.dropout = dropout
         self.decoder = decoder
         self.decoder_channels = decoder_channels
@@ -194,7 +197,7 @@ class LabelTreeModel(_EncoderModel):
             raise ValueError(
                 f"num_labels or id2label has {len(given)} classes ({', '.join(map(str, given[:3]))}, ...); the label "
                 f"tree of the model has {len(names)} leaves ({', '.join(names[:3])}, ...), which cannot be "
-                "replaced here. To train on another tree, give the folder to the training script: --model_name_or_path."
+                "replaced here. To train on another tree, give the folder to the script: --model_name_or_path."
             )
 
     @classmethod
@@ -339,7 +342,7 @@ class LabelTreeForImageClassification(LabelTreeModel):
         super().__init__(config)
         self.backbone = backbone if backbone is not None else Backbone(config.backbone)
         self.dropout = nn.Dropout(config.dropout)
-        self.heads = LevelHeads(self.hierarchy, self.backbone.num_features, config.head)
+        self.heads = LevelHeads(self.hierarchy, self.backbone.num_features, config.head, config.head_scale)
         self.post_init()
 
     def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -361,7 +364,7 @@ class LabelTreeForSemanticSegmentation(LabelTreeModel):
         self.backbone = backbone if backbone is not None else PyramidBackbone(config.backbone)
         self.decoder = DECODERS[config.decoder](self.backbone.channels, config.decoder_channels)
         self.dropout = nn.Dropout2d(config.dropout)
-        self.heads = LevelHeads(self.hierarchy, self.decoder.num_features, config.head)
+        self.heads = LevelHeads(self.hierarchy, self.decoder.num_features, config.head, config.head_scale)
         self.post_init()
 
     def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:

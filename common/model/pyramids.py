@@ -33,6 +33,7 @@ from .encoders import (
     segformer_size,
     transformers_spec,
 )
+from .positions import fit_config, fit_weights, image_size_of, speed_up_bias, with_image_size
 
 STRIDES = (4, 8, 16, 32)
 
@@ -56,6 +57,7 @@ class PyramidBackbone(nn.Module):
         super().__init__()
         self.spec = spec
         self.model = _prune(model if model is not None else _build(spec), spec)
+        speed_up_bias(self.model)
         self.channels: list[int] = list(spec["channels"])
         self.strides: list[int] = list(STRIDES)
         self.size_divisor: int = spec["size_divisor"]
@@ -102,15 +104,20 @@ def load_pyramid(options: EncoderOptions) -> PyramidBackbone:
     config = read_config(options, known)
     if isinstance(config, SegformerConfig):
         config.reshape_last_stage = True
-    spec = _plan(transformers_spec(options, config, segformer_size(options.name), imagenet=bool(known)), options.name)
-    config = _config(spec)
+    own, size = image_size_of(config), segformer_size(options.name)
+    config = fit_config(config, options.image_size, _from_config)
+    spec = _plan(transformers_spec(options, config, size, imagenet=bool(known), sized=False), options.name)
+    padded = math.ceil(spec["image_size"] / spec["size_divisor"]) * spec["size_divisor"]
+    fitted = fit_config(_config(spec), padded, _from_config)
+    config = with_image_size(fitted, own) if own else fitted
     if options.pretrained:
         model = _from_pretrained(config, options.name, None, options.name)
     elif options.weights:
         model = _from_pretrained(config, None, load_file(options.weights), options.weights)
     else:
-        model = _from_config(config)
-    return PyramidBackbone(spec, model)
+        return PyramidBackbone(spec, _from_config(_config(spec)))
+    model = fit_weights(model, fitted, _from_config)
+    return PyramidBackbone(spec | {"config": config_to_dict(fitted)}, model)
 
 
 # ---- encoders
@@ -179,7 +186,9 @@ def _config(spec: dict[str, Any], levels: list[int] | None = None) -> Pretrained
 
 
 def _from_config(config: PretrainedConfig) -> nn.Module:
-    return (AutoBackbone if type(config) in MODEL_FOR_BACKBONE_MAPPING else AutoModel).from_config(config)
+    return (AutoBackbone if type(config) in MODEL_FOR_BACKBONE_MAPPING else AutoModel).from_config(
+        config, dtype=torch.float32
+    )
 
 
 def _from_pretrained(
@@ -237,7 +246,9 @@ def _build_with_all_levels(spec: dict[str, Any]) -> nn.Module:
     if spec["library"] == "timm":
         return build_timm(spec)
     names = getattr(_config(spec), "stage_names", None) or []
-    return _from_config(_config(spec, list(range(len(names)))))
+    encoder = _from_config(_config(spec, list(range(len(names)))))
+    speed_up_bias(encoder)  # Transformers' own would remember what it computes on "meta", and spoil later passes
+    return encoder
 
 
 def _choose(encoder: nn.Module, height: int, width: int) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from unicodedata import normalize
 
 IGNORE = -100
 """Label of an element without a class at a level: PyTorch's default ``ignore_index``."""
@@ -13,8 +14,8 @@ Node = tuple[int, int]
 
 
 def fold_name(name: str) -> str:
-    """The form in which names are compared: spacing collapsed, case folded."""
-    return " ".join(str(name).split()).casefold()
+    """The form in which names are compared: spacing collapsed, case folded, letters with accents as one sign."""
+    return normalize("NFC", " ".join(str(name).split()).casefold())
 
 
 def as_list(what: str, given: Any) -> Sequence[Any]:

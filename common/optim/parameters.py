@@ -90,12 +90,17 @@ def make_optimizer(args: Any, model: nn.Module, device: torch.device) -> torch.o
         options["betas"] = (args.adam_beta1, args.adam_beta2)
     if info.opt_class in FUSED:
         options["fused"] = device.type in ("cpu", "cuda")
-    return create_optimizer_v2(groups, args.optimizer, lr=args.learning_rate, momentum=args.momentum, **options)
+    optimizer = create_optimizer_v2(groups, args.optimizer, lr=args.learning_rate, momentum=args.momentum, **options)
+    if isinstance(optimizer, torch.optim.SGD) and args.momentum:
+        # The same as to begin with the first gradient; but fused SGD makes a momentum of garbage if it is skipped.
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def check_optimizer(name: str) -> None:
     """ValueError if timm's factory has no such optimizer."""
-    known = list_optimizers()
+    known = sorted({*list_optimizers()} - {"adahessian"})  # that one differentiates gradients
     if name not in known:
         near = get_close_matches(name, known, 1)
         raise ValueError(

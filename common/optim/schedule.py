@@ -28,6 +28,8 @@ def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_st
         num_steps: of the training.
         num_warmup_steps: the rate rises linearly over these (``onecycle``: as a cosine).
     """
+    if schedule == "range_test":  # of --find_learning_rate, from a thousandth to a hundred times
+        return 10 ** (5 * step / max(num_steps - 1, 1) - 3)
     if schedule == "onecycle":
         return _one_cycle(step, num_steps, num_warmup_steps)
     if step < num_warmup_steps:

@@ -11,8 +11,6 @@ from accelerate.optimizer import AcceleratedOptimizer
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from .batch_norm import batch_norms
-
 
 def clip_gradients(accelerator: Accelerator, model: nn.Module, max_norm: float) -> torch.Tensor:
     """Clip gradients to ``max_norm`` (0 for no clipping); returns their norm before that, a scalar on the device."""
@@ -41,21 +39,24 @@ def skipped_if(nonfinite: torch.Tensor, optimizer: AcceleratedOptimizer) -> Iter
         inner.found_inf, inner.grad_scale = nonfinite, None
         yield
         del inner.found_inf, inner.grad_scale
+    elif nonfinite.item():
+        inner.step = lambda closure=None: None  # some optimizers count steps without gradients, too
+        yield
+        del inner.step
     else:
-        if nonfinite.item():
-            optimizer.zero_grad(set_to_none=True)  # parameters without a gradient are left alone
         yield
 
 
 class RunningStatistics:
-    """BatchNorm's running means and variances, which forward passes move in training: put back if a step is skipped.
+    """What forward passes move in training (BatchNorm's running means and variances): put back if a step is skipped.
 
     Args:
         model: whose statistics these are, on its device.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.buffers = [buffer for norm in batch_norms(model) for buffer in norm.buffers(recurse=False)]
+        saved = model.state_dict().keys()
+        self.buffers = [buffer for name, buffer in model.named_buffers() if name in saved]
         self.before = [buffer.clone() for buffer in self.buffers]
 
     @torch.no_grad()

@@ -16,6 +16,7 @@ from ..metrics.backoff import is_right
 from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeForImageClassification
 from .lines import AnswerCounts, counts_table, line_writer
+from .views import averaged, shown_size
 
 FORMATS = ("csv", "jsonl")
 FILES = {"image": "predictions", "group": "groups"}
@@ -52,6 +53,8 @@ class ClassPredictor:
         thresholds: Sequence[float | None] | None = None,
         groups: Sequence[str | None] | None = None,
         labels: np.ndarray | None = None,
+        more_models: Sequence[LabelTreeForImageClassification] = (),
+        tta: str = "none",
     ) -> None:
         self.model, self.accelerator, self.heads = model, accelerator, model.heads
         self.batch_size, self.formats, self.thresholds = batch_size, list(formats), thresholds
@@ -60,9 +63,10 @@ class ClassPredictor:
         self.top_k = min(top_k, self.hierarchy.num_leaves)
         self.leaf_names = self.hierarchy.leaf_names()
         spec, evaluation = model.config.backbone, model.config.evaluation
-        self.decoding = evaluation["decoding"]
+        self.decoding, self.tta = evaluation["decoding"], tta
+        self.answer = averaged([model, *more_models], tta)
         self.transform = EvaluationTransform(
-            spec["image_size"],
+            shown_size(spec["image_size"], tta),
             resize_mode=evaluation["resize_mode"],
             crop_pct=evaluation["crop_pct"],
             interpolation=spec["interpolation"],
@@ -72,14 +76,19 @@ class ClassPredictor:
 
     def settings(self) -> dict[str, Any]:
         """What the predictions depend on, besides model and images, by its name in messages."""
-        return {"--format": self.formats, "--top_k": self.top_k, "the thresholds of answers": self.thresholds}
+        return {
+            "--format": self.formats,
+            "--top_k": self.top_k,
+            "--tta": self.tta,
+            "the thresholds of answers": self.thresholds,
+        }
 
     @torch.inference_mode()
     def predict(self, batch: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
         """A line for each image of a batch; ``names`` are those of the images."""
         pixels = self.normalize(batch["pixels"].to(self.accelerator.device, non_blocking=True))
         with self.accelerator.autocast():
-            logits = self.model(pixels, logits_only=True)
+            logits = self.answer(pixels, logits_only=True)
         rows = batch["rows"].tolist()
         if self.groups is not None:
             self.kept += zip(rows, self.heads.normalized(logits).cpu(), strict=True)

@@ -14,7 +14,8 @@ from datasets import Dataset
 from ..data.prepared import find_image_root
 from ..data.problems import image_names
 from ..data.rows import ImageRows
-from ..data.splits import FILE_FORMATS, check_columns, column_cells, get_split, load_splits
+from ..data.splits import Reading, check_columns, get_split, load_splits, read_cells
+from ..labels.table_files import TABLE_ENDINGS
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".jp2", ".j2k"),
@@ -48,7 +49,7 @@ class ImageInputs:
         if self.rows is None:
             raise ValueError(f"There is no column {name!r}: the inputs are image files, not a table or data set.")
         check_columns(self.rows, [name], SPLIT)
-        return column_cells(self.rows, name)
+        return read_cells(self.rows, name)
 
     def fingerprint(self) -> str:
         """A hash of the images' names, and of the sizes and dates of files."""
@@ -66,16 +67,21 @@ class ImageInputs:
 
 
 def open_inputs(
-    inputs: Sequence[str], image_column: str = "image", image_root: str | None = None, split: str | None = None
+    inputs: Sequence[str],
+    image_column: str = "image",
+    image_root: str | None = None,
+    split: str | None = None,
+    reading: Reading | None = None,
 ) -> ImageInputs:
     """Open the inputs of the command line.
 
     Args:
         inputs: image files, folders (searched with all below them) and patterns such as ``photos/**/*.jpg``; or one
-            table (CSV, TSV, JSON lines, Parquet); or one folder written by ``save_to_disk``.
+            table (CSV, TSV, TXT, XLSX, JSON lines, Parquet); or one folder written by ``save_to_disk``.
         image_column: of a table or data set.
         image_root: folder that paths in a table lie in, and may not leave; that of the table by default.
         split: of a data set with several.
+        reading: how cells are read.
 
     Raises:
         ValueError: if an input does not exist or cannot be read, or there is no image.
@@ -87,9 +93,9 @@ def open_inputs(
         return _open_files(list_images(inputs))
     name = special[0]
     if _is_table(name):
-        rows = get_split(load_splits(name, None, {SPLIT: name}), SPLIT, name)
+        rows = get_split(load_splits(name, None, {SPLIT: name}, reading), SPLIT, name)
         return _open_rows(rows, image_column, image_root or Path(name).parent)
-    splits = load_splits(name, None, {})
+    splits = load_splits(name, None, {}, reading)
     if split is None and len(splits) > 1:
         raise ValueError(f"{name} has several splits; choose one with --split: {', '.join(splits)}.")
     return _open_rows(
@@ -98,7 +104,7 @@ def open_inputs(
 
 
 def _is_table(name: str) -> bool:
-    return Path(name).suffix.lower() in FILE_FORMATS and Path(name).is_file()
+    return Path(name).suffix.lower() in TABLE_ENDINGS and Path(name).is_file()
 
 
 def _is_prepared(name: str) -> bool:

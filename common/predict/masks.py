@@ -22,6 +22,7 @@ from ..images.transforms import Normalize
 from ..model.modeling import LabelTreeForSemanticSegmentation
 from ..report.colours import leaf_colours
 from ..report.prediction_masks import save_mask
+from .views import averaged
 from .windows import Resampler, dense_labels, image_logits
 
 
@@ -73,7 +74,9 @@ class MaskPredictor:
         output_dir: str | Path,
         evaluation: Mapping[str, Any],
         overlay_size: int,
+        more_models: Sequence[LabelTreeForSemanticSegmentation] = (),
     ) -> None:
+        self.answer = averaged([model, *more_models], evaluation.get("tta", "none"))
         self.model, self.accelerator, self.evaluation = model, accelerator, dict(evaluation)
         self.hierarchy = model.hierarchy
         self.output_dir, self.overlay_size = Path(output_dir), overlay_size
@@ -104,7 +107,7 @@ class MaskPredictor:
         heads, stride, decoding = self.model.heads, self.model.stride, self.evaluation["decoding"]
         with self.accelerator.autocast():
             logits = image_logits(
-                self.model,
+                self.answer,
                 batch["pixels"],
                 self.to_model,
                 eval_crop=self.evaluation["eval_crop"],

@@ -94,13 +94,14 @@ def sliding_logits(
         return F.pad(part, (0, size - part.shape[2], 0, size - part.shape[1]))
 
     side = size // output_stride
-    ramp = torch.minimum(torch.arange(side) + 1, torch.arange(side).flip(0) + 1)
     total = norm = weight = None
     for first in range(0, len(corners), batch_size):
         part = corners[first : first + batch_size]
         logits = model(torch.stack([cut(top, left) for top, left in part])).float()
         if total is None:
-            weight = (ramp[:, None] * ramp).to(logits)
+            line = torch.arange(side, device=logits.device, dtype=logits.dtype)
+            ramp = torch.minimum(line + 1, side - line)
+            weight = ramp[:, None] * ramp
             grid = [height // output_stride, width // output_stride]
             total = logits.new_zeros(logits.shape[1], *grid)
             norm = logits.new_zeros(grid)

@@ -94,7 +94,7 @@ def plain_markdown(value: Any) -> Any:
 def metadata(summary: RunSummary, name: str) -> ModelCardData:
     """The block at the top: what the Hub searches and shows beside the model."""
     options, results, (task, _) = summary.options, summary.results["eval"], TASKS[summary.unit]
-    own_data = options["validation_file"] or options["dataset_name"] == "demo"
+    own_data = options["train_file"] or options["validation_file"] or options["dataset_name"] == "demo"
     data = None if own_data else hub_id(options["dataset_name"])
     numbers = [
         (HUB_METRICS[measure], f"{level} {in_words(measure)}", row[measure])

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from transformers import BitImageProcessor, ImageProcessingMixin, PreTrainedModel
 
+from ..files import naming, retried
 from ..model.encoders import first_line
 from ..model.modeling import (
     LabelTreeConfig,
@@ -23,6 +24,7 @@ from ..model.modeling import (
 )
 
 
+@retried
 def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_dir: str | Path) -> None:
     """Write model.safetensors, config.json, preprocessor_config.json and the code they need, each file atomically.
 
@@ -34,8 +36,9 @@ def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_d
     folder = Path(output_dir)
     staging = folder / ".model.tmp"
     shutil.rmtree(staging, ignore_errors=True)
-    model.save_pretrained(staging)
-    processor.save_pretrained(staging)
+    with naming(folder / "model.safetensors"):
+        model.save_pretrained(staging)
+        processor.save_pretrained(staging)
     mode = (staging / "config.json").stat().st_mode  # safetensors writes files that only the owner may read
     for file in sorted(staging.iterdir()):
         file.chmod(mode)

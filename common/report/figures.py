@@ -74,6 +74,20 @@ def draw_confusion(path: str | Path, pairs: ConfusionPairs, level: int) -> None:
     save_figure(figure, path, fit=True)
 
 
+def draw_learning_rates(path: str | Path, rates: Sequence[float], losses: Sequence[float]) -> None:
+    """Write a PNG of the loss over the learning rate, cut where the loss has grown out of sight."""
+    figure = Figure((5.5, 3.2), dpi=DPI, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(rates, losses, color=BLUE, linewidth=1.4)
+    finite = [loss for loss in losses if math.isfinite(loss)] or [1.0]
+    low, high = min(finite), max(finite[: max(len(finite) // 3, 1)])
+    margin = 0.1 * (high - low) + 1e-3
+    axes.set(xscale="log", xlabel="learning rate", ylabel="loss", ylim=(low - margin, high + 3 * margin))
+    axes.xaxis.set_major_formatter("{x:.0e}")  # powers in text, not in TeX
+    axes.spines[["top", "right"]].set_visible(False)
+    save_figure(figure, path)
+
+
 def draw_reliability(path: str | Path, levels: Sequence[str], reliability: np.ndarray) -> None:
     """Write a PNG with a panel per level: accuracy against confidence, and how many images had it.
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +15,7 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ..files import atomic_write
+from ..files import atomic_write, read_history
 from ..metrics.report_data import REPORT_DATA_FILE, ReportData
 from ..metrics.results import in_words, interval_text, level_rows, path_measures
 from .confusions import (
@@ -122,10 +121,9 @@ def _texts(summary: RunSummary) -> dict[str, Any]:
 
 
 def _curves(summary: RunSummary, plots: Path) -> dict[str, Any]:
-    history = summary.output_dir / "history.jsonl"
-    if not history.is_file():
+    entries = read_history(summary.output_dir / "history.jsonl")
+    if not entries:
         return {"curves": []}
-    entries = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()]
     draw_history(plots / "history.png", entries, summary.measures)
     caption = "Loss, learning rate, and every level in the course of the training"
     return {"curves": [embedded(plots / "history.png", caption=caption)]}

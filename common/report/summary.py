@@ -43,7 +43,7 @@ class RunSummary:
 
 def data_name(options: Mapping[str, Any]) -> str:
     """The data set of a run: its name, or those of its files."""
-    if options["validation_file"]:
+    if options["train_file"] or options["validation_file"]:
         return ", ".join(Path(file).name for file in (options["train_file"], options["validation_file"]) if file)
     name, config = options["dataset_name"], options["dataset_config_name"]
     name = Path(name).resolve().name if Path(name).exists() else name

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 import yaml
 from transformers import HfArgumentParser
 
+from ..files import atomic_write
 from ..labels.hierarchy_files import StrictLoader
 
 Arguments = TypeVar("Arguments")
@@ -75,7 +76,8 @@ def changed(arguments: Any, name: str) -> bool:
 
 def save_arguments(arguments: Any, path: str | Path) -> None:
     """Write the resolved arguments as YAML; ``--config`` reads it."""
-    Path(path).write_text(yaml.safe_dump(asdict(arguments), sort_keys=False), encoding="utf-8")
+    with atomic_write(path) as file:
+        file.write(yaml.safe_dump(asdict(arguments), sort_keys=False))
 
 
 def groups_of(kind: type) -> list[type]:
@@ -171,7 +173,7 @@ class _Parser(HfArgumentParser):
         """What to say of a word that is no option."""
         name = word.split("=")[0].lstrip("-").replace("-", "_")
         known = [action.dest for action in self._actions]
-        near = get_close_matches(name, known, 1, 0.5)
+        near = get_close_matches(name, known, 1, 0.7)
         if not word.startswith("-"):
             return f"Unexpected word {word!r}; options start with --."
         return f"Unknown option --{name}." + (f" Did you mean --{near[0]}?" if near else " See --help.")
@@ -202,7 +204,7 @@ def _yaml_words(parser: _Parser, path: str | Path) -> list[str]:
 def _yaml_option(parser: _Parser, path: str | Path, key: str, value: Any) -> list[str]:
     options = {entry.name: entry for group in parser.dataclass_types for entry in fields(group)}
     if key not in options:
-        near = get_close_matches(key.replace("-", "_"), options, 1, 0.5)
+        near = get_close_matches(key.replace("-", "_"), options, 1, 0.7)
         raise ValueError(f"{path}: Unknown key {key}." + (f" Did you mean {near[0]}?" if near else " See --help."))
     if value is None:
         return []

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
-from typing import Any, Protocol
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from accelerate import Accelerator
 
+from ..checkpoint.run_checkpoints import identity_to_resume
 from ..data.sampling import GlobalBatchSampler
 from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeModel
 from ..optim.schedule import Curriculum
 from ..report.summary import shareable
 from .options import CommonArguments
+from .processes import on_main_process
+from .range_test import as_range_test
+
+Arguments = TypeVar("Arguments", bound=CommonArguments)
 
 # Options that do not change the course of a run; with any other it would no longer be that of one run.
 # fmt: off
@@ -23,9 +30,20 @@ MAY_CHANGE = {
     "max_skipped_steps", "cache_decoded", "image_root", "dataset_name", "train_file", "validation_file", "hierarchy",
     "backbone_weights", "no_pretrained", "compile", "save_predictions", "early_stopping_patience", "on_bad_sample",
     "trust_remote_code", "watch", "no_report", "push_to_hub", "hub_model_id", "export",
-    "hub_private", "hub_strategy", "license", "test_split", "test_file",
+    "hub_private", "hub_strategy", "license", "test_split", "test_file", "image_suffix",
 }
 # fmt: on
+
+
+# Options that older code did not have or that were numbers then, and what it did.
+BEGUN_WITH = {
+    "head_scale": 1.0,
+    "head_lr_scale": 1.0,
+    "resize_mode": "center",
+    "crop_pct": 1.0,
+    "image_mean": None,
+    "image_std": None,
+}
 
 
 class Part(Protocol):
@@ -41,6 +59,31 @@ class Data(Protocol):
     train: Part | None
     validation: Part
     test: Part | None
+
+
+def as_begun(args: Arguments, accelerator: Accelerator) -> Arguments:
+    """The options; where one without a fixed default was not given, what the run began with that is to continue.
+
+    So runs that older code began go on as they were.
+    """
+    if args.eval_only:
+        return args
+    if args.find_learning_rate:
+        return as_range_test(args)
+
+    def look() -> dict[str, Any] | None:
+        begun = identity_to_resume(args.output_dir, args.resume_from_checkpoint)
+        config = Path(args.output_dir) / "config.json"  # of the best model so far
+        if begun is not None and "image_mean" not in begun and config.is_file():
+            spec = json.loads(config.read_text(encoding="utf-8"))["backbone"]
+            begun |= {"image_mean": spec["mean"], "image_std": spec["std"]}
+        return begun
+
+    begun = on_main_process(accelerator, look, share=True)
+    if begun is None:
+        return args
+    names = [name for name in BEGUN_WITH if getattr(args, name, "") is None]
+    return replace(args, **{name: begun.get(name, BEGUN_WITH[name]) for name in names})
 
 
 def run_identity(args: CommonArguments, data: Data, sampler: GlobalBatchSampler) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,15 +58,9 @@ def spread(rows: np.ndarray, most: int) -> np.ndarray:
     return rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
 
 
-def cached_rows(
-    args: Any,
-    accelerator: Accelerator,
-    rows: MaskedImageRows,
-    shrink: Callable[[Any, np.ndarray], tuple[Any, np.ndarray]],
-    settings: str,
-) -> Any:
+def cached_rows(args: Any, accelerator: Accelerator, rows: MaskedImageRows) -> MaskedImageRows:
     """The rows themselves, or with ``--cache_decoded`` the cache that takes their place."""
     if not args.cache_decoded:
         return rows
     with local_main_first(accelerator):
-        return open_cache(Path(HF_HOME) / "label_tree_cache", rows, shrink, settings, num_workers(args, accelerator))
+        return open_cache(Path(HF_HOME) / "label_tree_cache", rows, num_workers(args, accelerator))

@@ -9,6 +9,7 @@ from typing import Literal
 from timm.optim import get_optimizer_info
 
 from ..data.prepared import read_image_root
+from ..labels.table_files import MISSING
 from ..losses.class_weights import CLASS_WEIGHTINGS
 from ..model.encoders import TIMM_PREFIXES
 from ..model.heads import HEAD_KINDS
@@ -17,6 +18,7 @@ from ..optim.parameters import check_optimizer
 from ..optim.schedule import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
 from .arguments import changed, option, out_of_range
 
+MISSING_VALUES = "Cells that mean blank, beside empty ones; by default " + " ".join(MISSING) + "."
 PLATEAU = ("plateau_factor", "plateau_patience")
 HUB_OPTIONS = ("hub_model_id", "hub_private", "hub_strategy")
 
@@ -31,8 +33,12 @@ class DataArguments:
         "demo", "demo, a prepared folder, or a folder or Hub id that datasets.load_dataset understands."
     )
     dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
-    train_file: str | None = option(None, "CSV, TSV, JSON lines or Parquet file to train on, instead of dataset_name.")
-    validation_file: str | None = option(None, "The same for validation.")
+    train_file: str | None = option(
+        None, "CSV, TSV, XLSX, JSON lines or Parquet file to train on, instead of dataset_name."
+    )
+    validation_file: str | None = option(
+        None, "The same for validation; where there is none, a tenth of the training groups is drawn for it."
+    )
     image_root: str | None = option(
         None, "Folder that image paths lie in; by default that of the train_file, or what a prepared folder says."
     )
@@ -41,9 +47,11 @@ class DataArguments:
     test_split: str | None = option(
         None, "Split to score once, by the best model, when training is done; in all_results.json, report and card."
     )
-    test_file: str | None = option(None, "The same from a file, beside train_file and validation_file.")
+    test_file: str | None = option(None, "The same from a file, beside train_file.")
     image_column: str = option("image", "Column with the images, or their paths.")
-    hierarchy: str | None = option(None, "File with the label tree: CSV of paths, JSON or YAML.")
+    image_suffix: str | None = option(None, "Ending to add to image paths that lack it, for example .jpg.")
+    missing_values: list[str] | None = option(None, MISSING_VALUES)
+    hierarchy: str | None = option(None, "File with the label tree: table of paths, JSON or YAML.")
     group_column: str | None = option(None, "Column (observation, artwork) whose values must not cross splits.")
     max_train_samples: int | None = option(None, "Train on a random subset of this size.", "greater than 0")
     max_eval_samples: int | None = option(None, "Evaluate on a random subset of this size.", "greater than 0")
@@ -64,6 +72,10 @@ class AugmentationArguments:
     image_size: int | None = option(
         None, "Side of the square input in pixels; the backbone's own by default.", "greater than 0"
     )
+    image_mean: list[float] | None = option(
+        None, "Mean of red, green and blue, in 0 to 1; by default that which the backbone was trained with."
+    )
+    image_std: list[float] | None = option(None, "Their standard deviation; compute_statistics.py finds both.")
     hflip: float = option(0.5, "Probability of a horizontal flip.", "from 0 up to 1")
     vflip: float = option(0.0, "Probability of a vertical flip.", "from 0 up to 1")
     color_jitter: float = option(0.2, "Strength of colour jitter; 0 for none.", "at least 0")
@@ -82,6 +94,12 @@ class ModelArguments:
     no_pretrained: bool = option(False, "Build the architecture with random weights, offline.")
     backbone_weights: str | None = option(None, "Load the backbone from this safetensors file.")
     head: Literal[HEAD_KINDS] = option("tree", "How classes are scored; see common/model/heads.py.")
+    head_scale: float | None = option(
+        None,
+        "Tree head: a leaf's score is the sum over its path times this; by default one over the root of the number "
+        "of levels. Before it existed it was 1.",
+        "greater than 0",
+    )
     dropout: float = option(0.0, "Dropout before the heads.", "at least 0 and less than 1")
     drop_path_rate: float | None = option(
         None, "Stochastic depth of the backbone; its own by default.", "at least 0 and less than 1"
@@ -130,8 +148,14 @@ class OptimizationArguments:
     per_device_eval_batch_size: int = option(64, "The same in evaluation.", "greater than 0")
     optimizer: str = option("adamw", "Of timm's factory: adamw, sgd, momentum, lion, lamb, ...")
     learning_rate: float = option(1e-4, "Peak learning rate of the backbone.", "greater than 0")
-    head_lr_scale: float = option(
-        1.0, "Learning rate of heads and decoder, which are new, relative to the backbone's.", "greater than 0"
+    find_learning_rate: bool = option(
+        False, "Train some steps at rising rates, draw the loss over the rate into output_dir/learning_rate, and end."
+    )
+    head_lr_scale: float | None = option(
+        None,
+        "Learning rate of heads and decoder relative to the backbone's; by default 10 if they are new, the "
+        "backbone is trained and there is no --layer_decay, otherwise 1.",
+        "greater than 0",
     )
     weight_decay: float = option(0.05, "None on biases and norms.", "at least 0")
     momentum: float = option(0.9, "Of sgd, and other optimizers that have one.", "at least 0 and less than 1")
@@ -234,10 +258,15 @@ class CommonArguments(
     def problems(self) -> list[str]:
         """A sentence for each of them."""
         problems = out_of_range(self)
-        if bool(self.train_file) != bool(self.validation_file) and not (self.validation_file and self.eval_only):
+        for name, low in (("image_mean", 0.0), ("image_std", 1e-6)):
+            value = getattr(self, name)
+            if value is not None and not (len(value) == 3 and all(low <= number <= 1 for number in value)):
+                problems.append(f"--{name} takes three numbers from 0 to 1, of red, green and blue; got {value}")
+        evaluated = self.validation_file or self.test_file
+        if bool(self.train_file) != bool(evaluated) and not (self.validation_file and self.eval_only):
             problems.append("--train_file and --validation_file go together")
         if self.test_file and not self.train_file:
-            problems.append("--test_file goes with --train_file and --validation_file")
+            problems.append("--test_file goes with --train_file")
         if self.test_file and self.test_split:
             problems.append("give --test_file or --test_split, not both")
         try:
@@ -268,11 +297,13 @@ class CommonArguments(
         info = get_optimizer_info(self.optimizer)
         has_betas = info.has_betas and info.num_betas == 2
         return [
+            ("head_scale", self.head != "tree", "only tree heads sum over paths"),
             ("curriculum_schedule", not self.curriculum, "there is no --curriculum"),
             ("num_train_epochs", bool(self.curriculum), "--curriculum has epochs of its own"),
             ("level_weights", bool(self.curriculum), "--curriculum has weights of its own"),
             ("class_weight_max_ratio", self.class_weighting == "none", "--class_weighting is none"),
             ("image_root", not self._holds_paths(), "images come with the data set"),
+            ("image_suffix", not self._holds_paths(), "images come with the data set"),
             ("dataset_config_name", bool(self.validation_file), "files are given"),
             ("trust_remote_code", self.model_name_or_path.startswith(TIMM_PREFIXES), "timm runs no remote code"),
             ("no_pretrained", bool(self.backbone_weights), "--backbone_weights are loaded"),
@@ -296,5 +327,5 @@ class CommonArguments(
 
     def without_effect_on_saved_models(self, *more: str) -> list[str]:
         """The same for what a model brings along that this project has saved; ``more`` are the script's own."""
-        names = ("no_pretrained", "backbone_weights", "dropout", "drop_path_rate", *more)
+        names = ("no_pretrained", "backbone_weights", "dropout", "drop_path_rate", "image_mean", "image_std", *more)
         return [f"--{name} has no effect on a saved model." for name in names if changed(self, name)]

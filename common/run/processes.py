@@ -22,6 +22,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, set_seed
 from torch import nn
 
+from ..files import StorageError
 from .command import run as run
 from .options import CommonArguments
 
@@ -172,16 +173,16 @@ def on_main_process(accelerator: Accelerator, function: Callable[[], Result], sh
         share: return its result on every process (it is pickled); otherwise the others get ``None``.
 
     Raises:
-        ValueError, OSError: from the function.
+        ValueError, OSError, StorageError: from the function.
     """
     result, failed = None, None
     if accelerator.is_main_process:
         try:
             result = function()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, StorageError) as error:
             failed = error
     if accelerator.num_processes > 1:
-        kind = OSError if isinstance(failed, OSError) else ValueError
+        kind = next((kind for kind in (OSError, StorageError) if isinstance(failed, kind)), ValueError)
         outcome = [(failed and (kind, str(failed)), result if share else None)]
         dist.broadcast_object_list(outcome, group=host_group())
         problem, shared = outcome[0]

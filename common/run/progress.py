@@ -75,3 +75,28 @@ def banner(title: str, facts: Mapping[str, Any]) -> str:
     """A run's facts, one a line."""
     width = max(map(len, facts))
     return "\n".join([f"***** {title} *****", *(f"  {name:<{width}}  {value}" for name, value in facts.items())])
+
+
+def too_short(
+    history: Iterable[Mapping[str, Any]], results: Mapping[str, Any], epochs: int, learning_rate: float
+) -> str | None:
+    """A sentence if a classifier could have learned more: its loss was falling and it is less sure than it is right.
+
+    Args:
+        history: the lines of history.jsonl.
+        results: ``eval`` of all_results.json.
+        epochs, learning_rate: of the training.
+    """
+    losses = [line["train/loss"] for line in history if "train/loss" in line]
+    leaf = list(results["levels"].values())[-1]
+    if len(losses) < 2 or not {"accuracy", "mean_confidence"} <= set(leaf):
+        return None
+    middle, end, confidence = losses[(len(losses) - 1) // 2], losses[-1], leaf["mean_confidence"]
+    if not (end < 0.97 * middle and confidence < min(0.5, leaf["accuracy"] - 0.1)):
+        return None
+    return (
+        f"The loss was still falling (from {middle:.3g} to {end:.3g} in the second half), and the model is "
+        f"{100 * confidence:.0f} % sure where {100 * leaf['accuracy']:.0f} % are right: train longer, for example "
+        f"--num_train_epochs {3 * epochs}, or at a higher rate, --learning_rate {3 * learning_rate:g}; "
+        "--find_learning_rate draws which ones work."
+    )

@@ -20,7 +20,8 @@ from accelerate.utils import gather_object
 from ..checkpoint.run_checkpoints import RunCheckpoints
 from ..checkpoint.state import TrainState
 from ..data.rows import ProblemLog
-from ..files import append_history, write_json
+from ..files import append_history, naming, read_history, write_json
+from ..lock import RunLock
 from ..metrics.report_data import ReportData
 from ..metrics.results import flatten, is_better, results_table
 from ..model.modeling import LabelTreeModel
@@ -32,10 +33,10 @@ from ..report.image_examples import Picture
 from ..report.report import PLOTS, draw_report
 from ..report.summary import RunSummary
 from .arguments import save_arguments
-from .lock import RunLock
 from .options import CommonArguments
 from .processes import on_main_process, wait_for_all
-from .progress import Progress, banner
+from .progress import Progress, banner, too_short
+from .range_test import finish_range_test
 from .stopping import EvaluationAbandoned, RunStatus, Stopped, StopRequest
 from .trackers import log_pictures, start_trackers, tracked
 
@@ -98,7 +99,8 @@ class Run:
             with self.status.of_run():
                 if self.is_main:
                     save_arguments(self.args, self.output_dir / "args.yaml")
-                    self.summary.hierarchy.save(self.output_dir / "hierarchy.json")
+                    with naming(self.output_dir / "hierarchy.json"):
+                        self.summary.hierarchy.save(self.output_dir / "hierarchy.json")
                 if self.state is not None:
                     self.checkpoints.restore(checkpoint, start_over=asked == "none")
                     self._start_clocks()
@@ -122,6 +124,8 @@ class Run:
 
     def evaluation_due(self) -> bool:
         """At the end of the training and after every so many epochs, and at each of these steps once."""
+        if self.args.find_learning_rate:
+            return False
         sampler, step = self.state.sampler, self.state.sampler.global_step
         epoch_ends = step > 0 and sampler.samples_seen == 0 and sampler.epoch % self.args.eval_epochs == 0
         return self.state.evaluated_step != step and (step == sampler.num_steps or epoch_ends)
@@ -269,6 +273,14 @@ class Run:
             self._save()
         self.checkpoints.close()
 
+    def finish_range_test(self) -> dict[str, Any]:
+        """What ``--find_learning_rate`` ends with. A collective."""
+        self.progress.close()
+        rows = finish_range_test(self.output_dir) if self.is_main else []
+        wait_for_all()
+        self.accelerator.end_training()
+        return {"train": self.train_results(), "rates": rows}
+
     def show_test(self, results: Mapping[str, Any]) -> None:
         """Print the evaluation of the test split."""
         self.progress.write(f"test, by the best model\n{results_table(results)}")
@@ -305,6 +317,11 @@ class Run:
                 log_pictures(self.accelerator, self.output_dir / PLOTS, (results["train"] or {}).get("global_step", 0))
             if trained:
                 write_card(summary)
+                hint = too_short(
+                    read_history(self.output_dir / "history.jsonl"), results["eval"], args.epochs, args.learning_rate
+                )
+                if hint:
+                    self.progress.write(hint)
             self.progress.write(f"Results are in {args.output_dir}.")
         if self.publisher is not None and self.publisher.finish("Trained model"):
             self.progress.write(f"The model is at {self.publisher.url}.")

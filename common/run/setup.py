@@ -14,25 +14,33 @@ from accelerate import Accelerator
 from datasets import DatasetDict
 from torch import nn
 
+from ..data.drawing import draw_splits, number_groups
 from ..data.prepared import find_image_root
-from ..data.problems import leave_out
+from ..data.problems import image_names, leave_out
 from ..data.rows import ProblemLog
 from ..data.sampling import GlobalBatchSampler
-from ..data.splits import load_splits
+from ..data.splits import Reading, load_splits, read_cells, read_groups
 from ..metrics.results import check_metric_name, flatten
 from ..model.backbones import Backbone, load_backbone
+from ..model.heads import default_scale
 from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeConfig, LabelTreeModel
 from ..publish.hub import Publisher
 from ..publish.onnx_export import check_export_packages
 from ..report.confusions import find_classes
 from .arguments import changed
+from .identity import BEGUN_WITH
 from .options import CommonArguments
 from .processes import local_main_first, on_main_process
 
 logger = logging.getLogger(__name__)
 
 TEST = "test"
+VALIDATION_SHARE = 0.1
+"""Of training, drawn for validation where there is none"""
+
+NEW_HEAD_LR_SCALE = 10.0
+"""Rate of new heads relative to that of a trained backbone: as measured in benchmarks/README.md"""
 
 Arguments = TypeVar("Arguments", bound=CommonArguments)
 
@@ -53,10 +61,36 @@ def open_splits(
         files = {args.train_split: args.train_file, args.validation_split: args.validation_file}
         files |= {TEST: args.test_file} if args.test_file else {}
         name = args.dataset_name
-        if name == "demo" and not args.validation_file:
+        if name == "demo" and not any(files.values()):
             name = str(draw_demo())
-        splits = load_splits(name, args.dataset_config_name, files)
-    return leave_out(splits, args.exclude_rows or [], args.image_column), name
+        splits = load_splits(name, args.dataset_config_name, files, Reading.of(args))
+    splits = leave_out(splits, args.exclude_rows or [], args.image_column)
+    lacking = args.validation_split == "validation" not in splits and not args.eval_only
+    return _draw_validation(args, splits) if lacking and {args.train_split, TEST} <= set(splits) else splits, name
+
+
+def _draw_validation(args: CommonArguments, splits: DatasetDict) -> DatasetDict:
+    """Training divided, by groups, where a data set has training and test only; ValueError if groups are too few."""
+    train = splits[args.train_split]
+    names = read_groups(train, args.group_column) if args.group_column else image_names(train, args.image_column)
+    labels = [name for name in (vars(args).get("level_columns") or [vars(args).get("label_column")]) if name]
+    paths = list(zip(*(read_cells(train, name) for name in labels), strict=True)) or [()] * len(train)
+    numbers = {path: number for number, path in enumerate(dict.fromkeys(paths))}
+    groups = number_groups([name or None for name in names])
+    drawn = draw_splits(groups, np.array([numbers[path] for path in paths]), (VALIDATION_SHARE,), args.seed)
+    if not drawn.any():
+        raise ValueError(
+            f"The data have no split 'validation' (--validation_split), and the {len(set(groups.tolist()))} groups of "
+            "training are too few to draw one, or too large, or each is the only one with some class."
+        )
+    logger.warning(
+        "The data have no split 'validation': %d of %d training images were drawn for it, by %s (--seed).",
+        np.count_nonzero(drawn),
+        len(drawn),
+        args.group_column or "image",
+    )
+    parts = {args.train_split: np.flatnonzero(drawn == 0), args.validation_split: np.flatnonzero(drawn)}
+    return DatasetDict({**splits, **{name: train.select(rows) for name, rows in parts.items()}})
 
 
 def test_split(args: CommonArguments, splits: DatasetDict) -> str | None:
@@ -77,6 +111,7 @@ def image_root(args: CommonArguments, file: str | None) -> Path:
     """
     if args.image_root:
         return Path(args.image_root)
+    file = file or args.train_file  # validation may be drawn from training
     return Path(file).parent if file else find_image_root(args.dataset_name)
 
 
@@ -181,6 +216,8 @@ def start_from(
             drop_path_rate=args.drop_path_rate,
             trust_remote_code=args.trust_remote_code,
             pyramid=pyramid,
+            image_mean=args.image_mean,
+            image_std=args.image_std,
         )
     model = kind.from_pretrained(name, dtype=torch.float32)  # also one saved in half precision
     size = model.config.backbone["image_size"]
@@ -192,6 +229,25 @@ def start_from(
         return model, None, None
     logger.warning("%s has other classes or another head: only its backbone is used.", name)
     return None, model.backbone, None
+
+
+def settle(
+    args: CommonArguments, hierarchy: Hierarchy, model: LabelTreeModel | None, backbone: Backbone | None
+) -> None:
+    """Put numbers in the place of options whose defaults depend on what :func:`start_from` has found."""
+    for name in ("resize_mode", "crop_pct"):
+        if getattr(args, name, "") is None:
+            kept = backbone.spec if model is None else {**model.backbone.spec, **(model.config.evaluation or {})}
+            setattr(args, name, kept.get(name, BEGUN_WITH[name]))
+    if args.head_lr_scale is None:
+        trained = bool(args.backbone_weights) or not args.no_pretrained
+        new = model is None and not getattr(args, "init_leaf_from_classifier", None)
+        flat = args.layer_decay == 1  # layer decay has lowered the backbone's rate already
+        args.head_lr_scale = NEW_HEAD_LR_SCALE if trained and new and flat else 1.0
+    if model is not None:
+        args.head_scale = model.config.head_scale
+    elif args.head_scale is None:
+        args.head_scale = default_scale(args.head, hierarchy.num_levels)
 
 
 def evaluated_as_saved(args: Arguments, names: Sequence[str]) -> Arguments:

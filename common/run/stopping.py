@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -14,8 +16,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..files import write_json
+from ..files import StorageError, is_transient, write_json
 from .processes import host_group
+
+logger = logging.getLogger(__name__)
 
 STOPPED_STATUS = 85
 """Exit status of a run that stopped early with a checkpoint; BSD's and Slurm's range of free use."""
@@ -97,8 +101,8 @@ class StopRequest:
 class RunStatus:
     """``run_status.json``: how a run stands, for whoever launched it; launchers turn exit statuses into 1.
 
-    ``status`` is ``running``, ``finished``, ``stopped`` (resume from the checkpoint) or ``failed`` (fix it first);
-    ``running`` that stays behind means that the run was killed.
+    ``status`` is ``running``, ``finished``, ``stopped`` (resume from the checkpoint), ``failed`` (fix it first) or
+    ``crashed`` (it may be gone the next time); ``running`` that stays behind means that the run was killed.
 
     Args:
         folder: the output folder.
@@ -112,9 +116,19 @@ class RunStatus:
     def set(self, status: str, reason: str = "", **progress: int) -> None:
         """Replace the file in one step; ``global_step`` and ``num_steps`` stay until they are given anew."""
         self.progress |= progress
-        if self._write:
+        if not self._write or (status == "running" and progress and self._told()):
+            return
+        content = {"status": status, "reason": reason[:1000], **self.progress, "time": time.time()}
+        try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self.path, {"status": status, "reason": reason, **self.progress, "time": time.time()})
+            write_json(self.path, content)
+        except (OSError, StorageError):
+            try:  # where nothing can be added: in the file's own block, in which these few words fit
+                with self.path.open("r+", encoding="utf-8") as file:
+                    file.write(json.dumps(content))
+                    file.truncate()
+            except OSError as error:
+                logger.warning("%s could not be written (%s); its status would be %s.", self.path, error, status)
 
     @contextmanager
     def of_run(self) -> Iterator[RunStatus]:
@@ -125,8 +139,17 @@ class RunStatus:
         except Stopped as stop:
             self.set("stopped", stop.reason)
             raise
-        except (ValueError, OSError) as error:  # for the user to fix; other errors may be gone the next time
-            self._write = True  # also on another process than the first, which may never learn of it
-            self.set("failed", str(error) or type(error).__name__)
+        except Exception as error:
+            # Whichever process it was says so: the first may never learn of it, or only of the connection's end.
+            failed = isinstance(error, ValueError | OSError) and not is_transient(error)
+            if failed or not self._told():
+                self._write = True
+                self.set("failed" if failed else "crashed", str(error) or type(error).__name__)
             raise
         self.set("finished")
+
+    def _told(self) -> bool:
+        """Whether another process has said already how the run ended."""
+        with suppress(OSError, ValueError, KeyError):
+            return json.loads(self.path.read_text(encoding="utf-8"))["status"] in {"failed", "crashed"}
+        return False

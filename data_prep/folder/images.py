@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.images.files import BAD_IMAGE, check_file, explain, lies_in, load_image
+from common.files import retried
+from common.images.files import BAD_IMAGE, check_file, explain, find_form, lies_in, load_image
 from common.images.mask_files import read_mask
 
 DEFAULT_MAX_MEGAPIXELS = 180.0
@@ -39,6 +40,7 @@ class ImageFile:
     content: bytes | str
     name: str
 
+    @retried
     def read(self) -> bytes:
         """Its bytes."""
         if isinstance(self.content, bytes):
@@ -58,11 +60,11 @@ class ImageFile:
 
 def find_file(root: str, name: str) -> ImageFile:
     """A file named by a table; BadRowError if it is missing, no file, or outside of ``root``. It is not opened."""
-    path = os.path.join(root, name)
+    path = find_form(root, name)
     if not lies_in(root, path):
         raise BadRowError("outside of the root", f"it lies outside of the folder {root}")
     try:
-        kind = os.stat(path)
+        kind = retried(os.stat)(path)
     except OSError as error:
         raise BadRowError("missing", error.strerror or "there is no such file") from error
     if not stat.S_ISREG(kind.st_mode):

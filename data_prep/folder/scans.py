@@ -26,17 +26,6 @@ STRIP = 16
 STREAMED = {"L", "RGB", "RGBA", "P", "LA"}
 """Pillow's modes of files that libvips reads to the same 8-bit colours"""
 
-# What brings an image upright, by its EXIF orientation: as in PIL.ImageOps.exif_transpose.
-TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 
 def load_reduced(content: bytes | str, size: tuple[int, int], target: tuple[int, int]) -> Image.Image:
     """Decode a file (bytes or path) to upright RGB and reduce it from ``size`` to ``target`` (width, height).
@@ -54,7 +43,8 @@ def load_reduced(content: bytes | str, size: tuple[int, int], target: tuple[int,
     with _vips_errors():
         image = Image.fromarray(scan.numpy())
     assert image.size == turned, "libvips rounds as we do"
-    return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+    image.getexif()[ORIENTATION] = orientation
+    return ImageOps.exif_transpose(image)
 
 
 def rows_of(content: bytes | str, size: tuple[int, int], height: int) -> Iterator[np.ndarray]:
@@ -64,7 +54,7 @@ def rows_of(content: bytes | str, size: tuple[int, int], height: int) -> Iterato
         uint8 (height, width, 3); the last band may be lower.
     """
     _, mode, orientation = _header(content)
-    if size[0] * size[1] <= LARGE or mode not in STREAMED or orientation in TURNS:
+    if size[0] * size[1] <= LARGE or mode not in STREAMED or orientation in range(2, 9):
         pixels = np.asarray(load_image(content))
         yield from (pixels[top : top + height] for top in range(0, size[1], height))
         return

@@ -17,12 +17,13 @@ from common.data.masks import MaskReader
 from common.data.prepared import SelectionSource
 from common.data.problems import image_names, kept_rows, leave_out
 from common.data.rows import ImageRows
-from common.data.splits import LabelColumns, check_columns, load_splits, read_cells
+from common.data.splits import LabelColumns, Reading, check_columns, load_splits, read_cells, read_groups
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.model.hierarchy import Hierarchy
 from common.run.setup import image_root
 
 from .columns import SPLITS
+from .reading import add_reading_options
 
 
 def input_parser(
@@ -39,9 +40,10 @@ def input_parser(
     data.add_argument("--dataset_name", help="a prepared folder, a folder of images, or an id on the Hub")
     data.add_argument("--dataset_config_name", help="configuration of the data set on the Hub")
     for split in SPLITS:
-        data.add_argument(f"--{split}_file", help=f"CSV, TSV, JSON lines or Parquet file of the {split} split")
+        data.add_argument(f"--{split}_file", help=f"CSV, TSV, XLSX, JSON lines or Parquet file of the {split} split")
     data.add_argument("--image_root", help="folder that image paths lie in; by default that of the file")
     data.add_argument("--image_column", default="image", help="column with the images, or their paths")
+    add_reading_options(data)
     if masks:
         data.add_argument("--mask_column", help="column with the masks, or their paths")
         data.add_argument("--mask_palette", help="YAML file with a colour per class, for masks coded by colour")
@@ -116,7 +118,9 @@ class Inputs:
         found = {}
         for split, dataset in self.splits.items() if column else ():
             check_columns(dataset, [column], split)
-            found[split] = read_cells(dataset, column)
+            found[split] = (read_groups if column == vars(self.args).get("group_column") else read_cells)(
+                dataset, column
+            )
         return found
 
     def settings(self, *more: object) -> str:
@@ -147,7 +151,7 @@ def open_inputs(args: argparse.Namespace) -> Inputs:
     files = {split: getattr(args, f"{split}_file") for split in SPLITS}
     if bool(args.dataset_name) == any(files.values()):
         raise ValueError("Say where the data are: --dataset_name NAME, or --train_file FILE and others like it.")
-    found = load_splits(args.dataset_name or "", args.dataset_config_name, files)
+    found = load_splits(args.dataset_name or "", args.dataset_config_name, files, Reading.of(args))
     splits = DatasetDict({name: found[name] for name in sorted(found, key=_order)})
     if not sum(map(len, splits.values())):
         raise ValueError("The data set has no rows.")

@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import sys
-import threading
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,7 +23,8 @@ import xxhash
 from tqdm.auto import tqdm
 
 from common.files import atomic_write
-from common.run.lock import RunLock
+from common.lock import RunLock
+from common.workers import end_with_parent
 
 OfRow = Callable[[int], dict[str, Any]]
 """Gives what is known of a row: numbers, strings and arrays, of the same kinds and shapes for every row"""
@@ -202,14 +202,8 @@ def _environment(**variables: str) -> Iterator[None]:
 def _start(work: Callable[[Any], Any]) -> None:
     global _work
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which lets pieces end
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
     _work = work
-
-
-def _end_with_parent() -> None:
-    """A killed parent must not leave workers behind that wait for it."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
 
 
 def _run(piece: Any) -> Any:

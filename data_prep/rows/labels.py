@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import pandas as pd
 
-from common.labels.encoding import LabelPath, clean_column, encode_names, encode_path, path_text
+from common.labels.doubts import move_rows
+from common.labels.encoding import LabelPath, encode_names, encode_path, path_text
 from common.labels.table import hierarchy_from_table
 from common.model.hierarchy import Hierarchy
 from data_prep.parts.columns import SPLIT
@@ -23,19 +24,21 @@ def tree_of(frame: pd.DataFrame, levels: Sequence[str]) -> tuple[Hierarchy, list
     return hierarchy_from_table({level: frame[level].tolist() for level in levels})
 
 
-def clean_paths(rows: RowSet, levels: Sequence[str]) -> None:
+def clean_paths(rows: RowSet, levels: Sequence[str], conflicts: str = "keep") -> None:
     """Resolve spellings and gaps in level columns as :mod:`common.labels.table` says, over all splits together.
 
     Rows without any label, and those that two paths of the tree fit, are left out.
 
     Raises:
-        ValueError: a level has no value in any row.
+        ValueError: a level has no value in any row; with ``conflicts="error"``, a name has an odd parent.
     """
     rows.check_any()
-    tree, report = tree_of(rows.frame, levels)
+    raw, moves = rows.frame[list(levels)], {}
+    columns = {level: raw[level].tolist() for level in levels}
+    tree, report = hierarchy_from_table(columns, conflicts=conflicts, moves=moves)
     rows.notes += [f"label tree: {line}" for line in report]
-    index, raw = tree.node_index(), rows.frame[list(levels)]
-    paths = list(zip(*(clean_column(raw[level].tolist()) for level in levels), strict=True))
+    index = tree.node_index()
+    paths = list(zip(*move_rows(columns, moves).values(), strict=True))
     known = {path: encode_path(tree, index, path) for path in set(paths)}
     _write_labels(
         rows,
@@ -46,13 +49,13 @@ def clean_paths(rows: RowSet, levels: Sequence[str]) -> None:
     )
 
 
-def lift_names(rows: RowSet, column: str, tree: Hierarchy) -> None:
-    """Level columns from one column that names classes of a tree; rows with unknown or blank names are left out."""
+def lift_names(rows: RowSet, column: str, tree: Hierarchy, keys: Mapping[str, Sequence[int]]) -> None:
+    """Level columns from one column that names classes of a tree, or keys; rows with other names are left out."""
     cells = rows.frame[column].tolist()
     known: dict[str | None, Labels] = {}
     for name in dict.fromkeys(cells):
         try:
-            known[name] = encode_names(tree, [name])[0].tolist()
+            known[name] = encode_names(tree, [name], keys)[0].tolist()
         except ValueError:
             known[name] = None
     _write_labels(

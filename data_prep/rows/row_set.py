@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from common.data.drawing import draw_splits, number_groups
 from common.data.problems import Problem, read_problems
 from data_prep.parts.columns import IMAGE, ROW, SPLIT, SPLITS
 
@@ -114,7 +115,11 @@ def read_splits(rows: RowSet, column: str) -> None:
     ValueError if no row is in training.
     """
     cells = rows.frame[column]
-    names = [SPLIT_NAMES.get(str(cell).lower()) for cell in cells]
+    known = SPLIT_NAMES
+    if set(cells.dropna()) == {"0", "1"}:  # as CUB and others write "is it a training image?"
+        known = {"1": "train", "0": "test"}
+        rows.notes.append(f"{column} is 1 or 0: 1 was taken for train, 0 for test.")
+    names = [known.get(str(cell).lower()) for cell in cells]
     rows.frame[SPLIT] = text_column(name or "" for name in names)
     rows.leave_out([name is None for name in names], "no split", lambda at: f"{column} is {cells.iloc[at]!r}")
     if not (rows.frame[SPLIT] == "train").any():
@@ -157,13 +162,10 @@ def leave_shared(rows: RowSet, column: str, kind: str) -> None:
 def split_randomly(
     rows: RowSet, group_column: str | None, levels: Sequence[str], shares: tuple[float, float], seed: int
 ) -> None:
-    """Give every row a split, so that no group is in two and every label path is in training.
-
-    Within each label path (of a group's first row), groups in random order go where most is missing, after the first,
-    which stays in training.
+    """Give every row a split by :func:`common.data.drawing.draw_splits`; rows of validation and test stay there.
 
     Args:
-        rows: all without splits.
+        rows: all without splits, or in training and one other split.
         group_column: rows with the same value stay together, those with a blank are groups of their own; by default
             rows with the same image stay together.
         levels: the label columns.
@@ -172,33 +174,17 @@ def split_randomly(
     """
     if min(shares) < 0 or sum(shares) >= 1:
         raise ValueError(f"--validation_share {shares[0]} and --test_share {shares[1]} must add up to less than 1.")
-    frame = rows.frame
-    groups = _group_numbers(frame, group_column or IMAGE)
+    pool = rows.frame[SPLIT].isin(("", "train"))
+    frame = rows.frame[pool]
+    column = group_column or IMAGE
+    groups = number_groups(frame[column].tolist()) if column in frame else np.arange(len(frame))
     paths = pd.MultiIndex.from_frame(frame[list(levels)]) if levels else pd.Index([0] * len(frame))
     path = pd.factorize(paths)[0] if len(frame) else np.empty(0, dtype=int)
-    order = np.random.default_rng(seed).permutation(groups.max(initial=-1) + 1)
-    sizes = np.bincount(groups, minlength=len(order))
-    first_row = np.unique(groups, return_index=True)[1]
-    place = np.argsort(order)
-    # Of every path the group that comes first in the random order: whatever it holds, training has it.
-    anchored = np.zeros(len(order), dtype=bool)
-    anchored[order[pd.Series(place[groups]).groupby(path).min().to_numpy(dtype=int)]] = True
-    assigned = np.zeros(len(order), dtype=int)
-    wanted = np.array([1 - sum(shares), *shares])
-    given = np.zeros(3)
-    for group in sorted(order.tolist(), key=lambda group: (path[first_row[group]], place[group])):
-        lack = wanted * (given.sum() + sizes[group]) - given
-        lack[wanted == 0] = -np.inf
-        assigned[group] = 0 if anchored[group] else int(np.argmax(lack))
-        given[assigned[group]] += sizes[group]
-    frame[SPLIT] = np.array(SPLITS)[assigned[groups]].astype(object)
-
-
-def _group_numbers(frame: pd.DataFrame, column: str) -> np.ndarray:
-    """int64 (rows,): the number of each row's group; blanks are groups of their own."""
-    if column not in frame:
-        return np.arange(len(frame))
-    numbers = pd.factorize(frame[column])[0]
-    blank = numbers < 0
-    numbers[blank] = numbers.max(initial=-1) + 1 + np.arange(blank.sum())
-    return numbers
+    drawn = draw_splits(groups, path, shares, seed)
+    rows.frame.loc[pool, SPLIT] = np.array(SPLITS)[drawn].astype(object)
+    for at, share in enumerate(shares, start=1):
+        if share and not (drawn == at).any():
+            rows.notes.append(
+                f"No image is in {SPLITS[at]}: there are {len(set(groups))} groups, too few or too large, or "
+                f"each is the only one with some class. A larger --{SPLITS[at]}_share or smaller groups help."
+            )

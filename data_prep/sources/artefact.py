@@ -19,7 +19,7 @@ import pyarrow as pa
 from datasets import DatasetDict
 from PIL import Image
 
-from common.data.splits import load_splits
+from common.data.splits import check_names, load_splits
 from common.images.files import BAD_IMAGE
 from common.images.mask_files import IGNORED_PIXEL
 from common.labels.hierarchy_files import load_hierarchy
@@ -31,7 +31,7 @@ from data_prep.folder.shards import open_arrow
 from data_prep.parts.columns import IMAGE, SPLIT, SPLITS
 from data_prep.parts.grouping import AUGMENTED
 from data_prep.rows.row_set import RowSet, check_paths, exclude_listed, leave_shared, split_randomly, text_column
-from data_prep.rows.tables import check_names, from_dataset, read_tables
+from data_prep.rows.tables import from_dataset, read_tables
 
 from .options import check_options, refuse
 

@@ -7,7 +7,9 @@ import logging
 import os
 from pathlib import Path
 
-from common.labels.hierarchy_files import load_hierarchy
+from common.data.splits import Reading
+from common.labels.encoding import group_key
+from common.labels.hierarchy_files import key_labels, load_hierarchy
 from common.model.hierarchy import Hierarchy
 from data_prep.folder.plan import Content
 from data_prep.folder.prepared import check_output, write_prepared
@@ -21,6 +23,7 @@ from data_prep.rows.row_set import (
     leave_shared,
     read_splits,
     split_randomly,
+    text_column,
 )
 from data_prep.rows.tables import read_image_folder, read_tables
 
@@ -42,18 +45,23 @@ def prepare_table(args: argparse.Namespace) -> Path:
     if not rows.sources:
         check_paths(rows, list(images), root)
     exclude_listed(rows, args.exclude_rows)
+    if args.group_column:
+        rows.frame[args.group_column] = text_column(map(group_key, rows.frame[args.group_column]))
     given = bool(args.split_column) or bool((rows.frame[SPLIT] != "").any())
     if args.split_column:
         read_splits(rows, args.split_column)
     if args.label_column and tree is not None:
-        lift_names(rows, args.label_column, tree)
+        lift_names(rows, args.label_column, tree, key_labels(args.taxonomy, args.label_column, tree))
     elif levels:
-        clean_paths(rows, levels)
+        clean_paths(rows, levels, args.conflicts)
     drop_duplicates(rows, levels)
     if not given:
         split_randomly(rows, args.group_column, levels, (args.validation_share, args.test_share), args.seed)
     elif args.group_column:
         leave_shared(rows, args.group_column, "group in two splits")
+    if given and args.validation_share and not (rows.frame[SPLIT] == "validation").any():
+        rows.notes.append("The source has no validation part: it was drawn from training, by groups.")
+        split_randomly(rows, args.group_column, levels, (args.validation_share, 0), args.seed)
     if levels:
         settle_unseen(rows, levels, args.unseen)
     others = [*([args.group_column] if args.group_column else []), *args.keep_columns]
@@ -81,8 +89,8 @@ def _check(args: argparse.Namespace) -> None:
     problems = []
     if sum([bool(args.table), any(by_split), bool(args.image_folder)]) != 1:
         problems.append("give --table, or --train_table and --validation_table, or --image_folder")
-    if any(by_split) and not all(by_split[:2]):
-        problems.append("--train_table and --validation_table go together")
+    if any(by_split) and not (args.train_table and any(by_split[1:])):
+        problems.append("--train_table goes with --validation_table or --test_table")
     if args.level_columns and args.label_column:
         problems.append("give --level_columns, or --label_column, not both")
     if args.mask_column and (args.level_columns or args.label_column or not args.taxonomy):
@@ -100,6 +108,9 @@ def _check(args: argparse.Namespace) -> None:
     idle = {
         "split_column": args.split_column and (any(by_split) or args.image_folder),
         "image_root": args.image_root and args.image_folder,
+        "image_suffix": args.image_suffix and args.image_folder,
+        "missing_values": args.missing_values and args.image_folder,
+        "conflicts": args.conflicts != "keep" and args.taxonomy,
         "seed": args.seed and (any(by_split) or args.split_column),
     }
     for name in [name for name, no_effect in idle.items() if no_effect]:
@@ -109,7 +120,7 @@ def _check(args: argparse.Namespace) -> None:
 def _levels(args: argparse.Namespace) -> tuple[Hierarchy | None, list[str]]:
     """The tree if a file gives it, and the level columns that the folder gets; none for masks."""
     if args.taxonomy:
-        tree, report = load_hierarchy(args.taxonomy)
+        tree, report = load_hierarchy(args.taxonomy, key=args.label_column)
         for line in report:
             logger.warning("label tree: %s", line)
         return tree, [] if args.mask_column else list(tree.levels)
@@ -122,7 +133,7 @@ def _read(args: argparse.Namespace, tables: dict[str, str], labels: list[str], i
         return read_image_folder(args.image_folder, labels)
     others = [name for name in (args.group_column, args.split_column, *args.keep_columns) if name]
     columns = list(dict.fromkeys([*images.values(), *labels, *others]))
-    rows = read_tables(tables, columns, list(images.values()))
+    rows = read_tables(tables, columns, list(images.values()), reading=Reading.of(args))
     rows.frame = rows.frame.rename(columns={theirs: ours for ours, theirs in images.items()})
     return rows
 

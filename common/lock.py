@@ -29,13 +29,17 @@ class RunLock:
 
     Args:
         folder: made if missing.
+        wait: for another live run to release it, as long as that takes.
+
+    Attributes:
+        exclusive: false where the file system has no locks.
 
     Raises:
-        ValueError: another live run uses the folder.
+        ValueError: another live run uses the folder, and ``wait`` is not set.
         OSError: the folder cannot be written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wait: bool = False) -> None:
         self.path = Path(folder) / ".lock"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,18 +47,23 @@ class RunLock:
         except OSError as error:
             raise OSError(f"{folder} cannot be written: {error.strerror}.") from error
         try:
-            self._lock()
+            self._lock(wait)
         except BaseException:
             self.release()
             raise
         _held.add(self)
 
-    def _lock(self) -> None:
+    def _lock(self, wait: bool) -> None:
+        self.exclusive = True
         try:
             fcntl.flock(self._handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"{self.path.parent} is in use by another run ({self._holder()}).") from None
+            if not wait:
+                raise ValueError(f"{self.path.parent} is in use by another run ({self._holder()}).") from None
+            logger.info("waiting for another run (%s) in %s", self._holder(), self.path.parent)
+            fcntl.flock(self._handle, fcntl.LOCK_EX)
         except OSError as error:
+            self.exclusive = False
             if error.errno not in UNSUPPORTED:
                 raise
             logger.warning(

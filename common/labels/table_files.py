@@ -1,0 +1,239 @@
+"""Tables as people have them, read as text: every script opens them here, so that a cell means the same everywhere.
+
+1. A cell of a text file is what stands there (``007``, ``1.10`` and ``5E4`` stay), without spaces at its ends.
+2. Numbers of a typed table (XLSX, Parquet, JSON, Arrow) are written in full, whole ones without a decimal point.
+3. Blank cells, NaN, and the words of :data:`MISSING` are missing.
+4. Fields are divided by comma, semicolon or tab, whichever fits the first lines best. Quotes enclose fields, but not
+   between tabs: GBIF's files have single quotes in free text.
+5. Files are UTF-8, UTF-16 with its mark, or else Windows-1252, which a note says.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+
+from .encoding import short_list, text_of
+
+MISSING = ("NA", "N/A", "n/a", "NaN", "nan", "null", "NULL", "-")
+"""Cells that mean blank, as R, pandas, databases and people write them; ``None`` may be a class (no damage)"""
+
+TEXT_ENDINGS = (".csv", ".tsv", ".txt", ".xlsx")
+TABLE_ENDINGS = (*TEXT_ENDINGS, ".json", ".jsonl", ".parquet")
+
+
+@dataclass
+class TextTable:
+    """A table file.
+
+    Args:
+        columns: strings, empty where a cell is blank; in JSON also columns of lists or objects.
+        numbers: int64 (rows,), of each row in its file: from 0, without blank lines.
+        malformed: what is wrong with the rows that do not fit, by their numbers; they are in no column.
+        notes: what people should know, one sentence an entry.
+    """
+
+    columns: pa.Table
+    numbers: np.ndarray
+    malformed: dict[int, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_table(path: str | Path, fill_short: bool = False) -> TextTable:
+    """Read a CSV, TSV, TXT, XLSX, JSON or JSON-lines file; columns of one name get their places added to it.
+
+    Args:
+        path: the file; its ending tells the kind, but not what divides fields.
+        fill_short: a row with fewer fields than the first has blank ones at its end, instead of being malformed.
+
+    Raises:
+        ValueError: it does not exist or cannot be read at all.
+    """
+    path = Path(path)
+    check_table_file(path)
+    try:
+        if path.suffix.lower() in (".json", ".jsonl"):
+            return _read_json(path)
+        return _read_workbook(path) if path.suffix.lower() == ".xlsx" else _read_delimited(path, fill_short)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is in no encoding that is known here (byte {error.start}); use UTF-8.") from error
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        ImportError,
+        pa.ArrowException,
+    ) as error:  # the workbook's parsers say these
+        raise ValueError(f"Cannot read the table {path}: {error}") from error
+
+
+def check_table_file(path: str | Path, what: str = "table") -> None:
+    """ValueError if a table does not exist, or is none by its ending."""
+    if Path(path).suffix.lower() not in TABLE_ENDINGS:
+        raise ValueError(f"The {what} {path} is none of {', '.join(TABLE_ENDINGS)}, by its ending.")
+    if not Path(path).is_file():
+        raise ValueError(f"The {what} {path} does not exist.")
+
+
+# ---- kinds of files
+
+
+def _read_delimited(path: Path, fill_short: bool) -> TextTable:
+    text, notes = _decode(path)
+    delimiter = _delimiter(text, path.suffix.lower())
+    dialect = {"delimiter": delimiter, "quoting": csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL}
+    csv.field_size_limit(2**31 - 1)
+    header = next((row for row in csv.reader(io.StringIO(text, newline=""), **dialect) if row), [])
+    if fill_short:
+        rows = [row + [""] * (len(header) - len(row)) for row in csv.reader(io.StringIO(text, newline=""), **dialect)]
+        text = io.StringIO(newline="")
+        csv.writer(text, quotechar=None if delimiter == "\t" else '"', **dialect).writerows(filter(any, rows))
+        text = text.getvalue()
+    if not header:
+        return TextTable(pa.table({}), np.arange(0), {}, notes)
+    wrong: dict[int, int] = {}  # number of the row, the first line being row -1: how many fields it has
+
+    def leave_out(row: Any) -> str:
+        wrong[row.number - 2] = row.actual_columns
+        return "skip"
+
+    places = list(map(str, range(len(header))))
+    columns = pa.csv.read_csv(
+        io.BytesIO(text.encode()),
+        pa.csv.ReadOptions(column_names=places, use_threads=False, block_size=1 << 28),
+        pa.csv.ParseOptions(
+            delimiter=delimiter,
+            quote_char=delimiter != "\t" and '"',
+            newlines_in_values=delimiter != "\t",
+            invalid_row_handler=leave_out,
+        ),
+        pa.csv.ConvertOptions(column_types=dict.fromkeys(places, pa.string()), strings_can_be_null=False),
+    ).slice(1)
+    numbers = np.setdiff1d(np.arange(len(columns) + len(wrong)), list(wrong))
+    malformed = {}
+    if wrong:
+        lines = csv.reader(io.StringIO(text, newline=""), **dialect)
+        ends = [lines.line_num for row in lines if row]
+        for row, count in wrong.items():
+            told = f"it has {count} fields, the first line {len(header)}"
+            malformed[row] = f"{told} (it ends in line {ends[row + 1]})"
+    return TextTable(columns.rename_columns(_unique(header)), numbers, malformed, notes)
+
+
+def _decode(path: Path) -> tuple[str, list[str]]:
+    """A file's text, and a note if its encoding was guessed."""
+    content = path.read_bytes()
+    if content[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        return content.decode("utf-16"), []
+    try:
+        return content.decode("utf-8-sig"), []
+    except UnicodeDecodeError as error:
+        text = content.decode("cp1252")
+        word = text[: error.start].split("\n")[-1][-20:] + text[error.start : error.start + 20].split("\n")[0].strip()
+        return text, [f"{path} is not in UTF-8 and was read as Windows-1252: is {word!r} right?"]
+
+
+def _delimiter(text: str, ending: str) -> str:
+    """What divides most of the first lines into as many fields as the first of them has."""
+
+    def fit(delimiter: str) -> tuple[int, int]:
+        quoting = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        lines = csv.reader(io.StringIO(text[:100_000], newline=""), delimiter=delimiter, quoting=quoting)
+        widths = [len(row) for row in islice(filter(None, lines), 50)]
+        return (widths.count(widths[0]), widths[0]) if widths and widths[0] > 1 else (0, 0)
+
+    return max(",;\t" if ending == ".csv" else "\t,;", key=fit)
+
+
+def _read_workbook(path: Path) -> TextTable:
+    with pd.ExcelFile(path) as book:
+        cells = book.parse(0, header=None, dtype=object, na_filter=False)
+        names = book.sheet_names
+    rows = [[text_of(cell) or "" for cell in row] for row in cells.itertuples(index=False)]
+    header, *rows = [row for row in rows if any(row)] or [[]]
+    notes = [f"{path} has {len(names)} sheets; the first, {names[0]!r}, was read."] if len(names) > 1 else []
+    columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)] or [
+        pa.array([], pa.string())
+    ] * len(header)
+    return TextTable(pa.table(columns, names=_unique(header)), np.arange(len(rows)), {}, notes)
+
+
+def _read_json(path: Path) -> TextTable:
+    """One JSON object a line, or one list of them."""
+    text, notes = _decode(path)
+    lines = [line for line in text.split("\n") if line.strip()]
+    entries = list(map(_parse, lines))
+    if entries and (len(entries) == 1 or not isinstance(entries[0], dict)):
+        whole = _parse(text)
+        entries = whole if isinstance(whole, list) else entries if whole is None else [whole]
+        if isinstance(whole, dict) and any(isinstance(value, list | dict) for value in whole.values()):
+            raise ValueError(f"it holds one object with the keys {short_list(whole)}, and not an object for each row.")
+    rows = {number: entry for number, entry in enumerate(entries) if isinstance(entry, dict)}
+    malformed = {number: "it is not a JSON object" for number in range(len(entries)) if number not in rows}
+    names = list(dict.fromkeys(name for row in rows.values() for name in row))
+    columns = {name: _json_column([row.get(name) for row in rows.values()]) for name in names}
+    return TextTable(pa.table(columns), np.array(list(rows), dtype=np.int64), malformed, notes)
+
+
+def _parse(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _json_column(values: list[Any]) -> pa.Array:
+    try:
+        nested = any(isinstance(value, list | dict) for value in values)
+        return pa.array(values) if nested else pa.array([text_of(value) or "" for value in values], pa.string())
+    except pa.ArrowException:  # lists here and words there
+        return pa.array([json.dumps(value) for value in values])
+
+
+def _unique(header: Iterable[str]) -> list[str]:
+    """Names of columns; one that is there twice gets its places, so that nobody takes one for the other."""
+    names = [name.strip() for name in header]
+    count = Counter(names)
+    return [
+        f"{name or 'nameless'} (column {at})" if count[name] > 1 or not name else name
+        for at, name in enumerate(names, start=1)
+    ]
+
+
+# ---- cells
+
+
+def blank_words(
+    column: pa.ChunkedArray | pa.Array, missing: Sequence[str] = MISSING
+) -> tuple[pa.ChunkedArray | pa.Array, dict[str, int]]:
+    """A column of strings without spaces at their ends and null where missing; how often each word was found."""
+    trimmed = pc.utf8_trim_whitespace(column)
+    found = pc.is_in(trimmed, pa.array(["", *missing], trimmed.type))
+    words = pc.value_counts(trimmed.filter(found)).to_pylist() if pc.any(found).as_py() else []
+    counts = {entry["values"]: entry["counts"] for entry in words}
+    return pc.if_else(found, pa.scalar(None, trimmed.type), trimmed) if counts else trimmed, counts
+
+
+def blank_note(where: str, counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """What to tell about :func:`blank_words` of several columns: nothing if no word was found."""
+    told = [
+        f"{name} {sum(words.values())} (" + ", ".join(f"{word or 'empty'!r} {n}" for word, n in words.items()) + ")"
+        for name, words in counts.items()
+        if set(words) - {""}
+    ]
+    return (
+        [f"{where}: cells taken as blank: {', '.join(told[:20])}; --missing_values changes the words."] if told else []
+    )
