@@ -97,7 +97,7 @@ def answer_levels(probabilities: torch.Tensor, path: torch.Tensor, thresholds: S
     answered = torch.full_like(path[:, 0], -1)
     for level, bound in enumerate(thresholds):
         if bound is not None:
-            answered[(path[:, level] >= 0) & (probabilities[:, level] >= bound)] = level
+            answered = answered.masked_fill((path[:, level] >= 0) & (probabilities[:, level] >= bound), level)
     return answered
 
 

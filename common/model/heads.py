@@ -186,6 +186,6 @@ class LevelHeads(nn.Module):
     def _path_nodes(self, device: torch.device) -> torch.Tensor:
         """(levels, leaves): row of each path's class at each level; the row after the last where it has none."""
         nodes = self._nodes.to(device)
-        if type(nodes) is torch.Tensor:  # not of a tracer, which would stay in the model
+        if not torch.compiler.is_exporting():  # whose tensors are fake and would stay in the model
             self._nodes = nodes
         return nodes

@@ -224,7 +224,7 @@ class Hierarchy:
         """Look-up tables (num_levels, entries + 1), on this device; the last column is IGNORE."""
         key = (kind, str(device))
         found = self._tables[key] if key in self._tables else self._tables[kind, "cpu"].to(device)
-        if type(found) is torch.Tensor:  # not of a tracer, which would stay in the model
+        if not torch.compiler.is_exporting():  # whose tensors are fake and would stay in the model
             self._tables[key] = found
         return found
 

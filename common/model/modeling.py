@@ -197,7 +197,7 @@ class LabelTreeModel(_EncoderModel):
             raise ValueError(
                 f"num_labels or id2label has {len(given)} classes ({', '.join(map(str, given[:3]))}, ...); the label "
                 f"tree of the model has {len(names)} leaves ({', '.join(names[:3])}, ...), which cannot be "
-                "replaced here. To train on another tree, give the folder to the training script: --model_name_or_path."
+                "replaced here. To train on another tree, give the folder to the script: --model_name_or_path."
             )
 
     @classmethod
