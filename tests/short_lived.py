@@ -34,7 +34,7 @@ def run(request: dict[str, Any]) -> int:
     module, _, owner = request["owner"].partition(":")
     target = importlib.import_module(module)
     strike(getattr(target, owner) if owner else target, request["name"], request["call"], request["signals"])
-    if request["after"]:  # nothing handles SIGALRM: it ends the process wherever it is, as SIGKILL does
+    if request.get("after"):  # nothing handles SIGALRM: it ends the process wherever it is, as SIGKILL does
         signal.setitimer(signal.ITIMER_REAL, request["after"])
     null = os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, 1)

@@ -30,7 +30,7 @@ def test_is_better(name, value, best, expected):
 def test_metric_names():
     names = [name for name, _ in flatten({"path": {"a": 1}, "b": 2})]
     assert names == ["path.a", "b"]
-    with pytest.raises(ValueError, match="path.c is not among the results: path.a, b"):
+    with pytest.raises(ValueError, match="path.c is not among the results. Did you mean path.a"):
         check_metric_name("path.c", names)
     assert [in_words(name) for name in ("mean_iou", "macro_f1", "top5_accuracy")] == [
         "mean IoU",
