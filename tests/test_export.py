@@ -57,6 +57,7 @@ def outputs_of(file: Path, model: LabelTreeModel, pixels: torch.Tensor) -> tuple
     return [output.name for output in session.get_outputs()], found
 
 
+@pytest.mark.slow
 def test_dense_models_with_gaps_in_the_tree(exported):
     folder, _ = exported
     assert {file.name for file in folder.parent.iterdir()} == {"model", "dense.onnx"}

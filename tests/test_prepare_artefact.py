@@ -343,6 +343,7 @@ def test_masks_of_every_kind(streamed):
         load_mask(encode(Image.new("RGBA", (60, 40), (0, 0, 0, 9))), (60, 40), PALETTE)
 
 
+@pytest.mark.slow
 def test_a_scan_of_120_megapixels_in_little_memory(tmp_path):
     """12,000 x 10,000 pixels are 480 MB in Pillow, and a mask is 120 MB; the process may grow by 450 MB."""
     code = (

@@ -232,6 +232,7 @@ def test_the_time_budget_stops_a_run(options, tmp_path):
 # ---- other numbers of processes
 
 
+@pytest.mark.slow
 def test_one_process_then_two_then_one(dense_options, tmp_path):
     """The same global batches, so that the loss of every step is the same but for the order of sums."""
     script = "train_segmentation.py"
@@ -438,6 +439,7 @@ def ship(artifact: Path, fresh: Path) -> None:
         os.symlink(os.readlink(link), fresh / link.name)
 
 
+@pytest.mark.slow
 def test_cycles_on_the_isc(script, words, tmp_path, dies):
     SCRIPTS[script].main(words(output_dir=tmp_path / "whole"))
     status, artifact = -signal.SIGKILL, tmp_path / "artifact0"

@@ -58,6 +58,7 @@ def test_it_can_be_asked_for_later(options, three_parts, tmp_path, monkeypatch):
     assert train_taxonomy.main(options(**words, test_split="test"))["test"]["num_samples"] == 37
 
 
+@pytest.mark.slow
 def test_two_processes(options, three_parts, tmp_path):
     words = {"dataset_name": three_parts, "max_train_steps": 3, "test_split": "test", "global_batch_size": 8}
     one = train_taxonomy.main(options(**words))

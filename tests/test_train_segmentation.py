@@ -329,6 +329,7 @@ def test_goes_on_from_a_saved_model(dense_options, tmp_path):
 CONFIGS = sorted((REPOSITORY / "configs").glob("artefact_*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda file: file.stem)
 def test_configs_build_and_run(config, tmp_path):
     """Two steps at the real architecture, with random weights and small images."""

@@ -281,6 +281,7 @@ def test_options_run(options, tmp_path, changes):
         assert list((tmp_path / "out").rglob("events.out.tfevents*"))
 
 
+@pytest.mark.slow
 def test_compiled_model_saves_plain_names(options, tmp_path, monkeypatch):
     # Traced for real, but not translated to C++, which takes minutes.
     compile_module = torch.nn.Module.compile
@@ -507,6 +508,7 @@ def test_command_line_errors_are_one_line(options):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_piped_output_is_plain_text(options):
     done = subprocess.run(
         [sys.executable, "train_taxonomy.py", *options(max_train_steps=3, logging_steps=1)],
