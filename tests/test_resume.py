@@ -133,11 +133,11 @@ def test_killed_anywhere_ends_as_if_nothing_had_happened(script, words, tmp_path
 
 @pytest.mark.slow
 def test_killed_at_random_moments_with_batch_norm(script, words, tmp_path, dies):
-    """Thirty times in one run after the other, whatever it is doing; byte for byte, running statistics included."""
+    """Ten times in one run after the other, whatever it is doing; byte for byte, running statistics included."""
     settings = {"model_name_or_path": "timm/test_resnet", "checkpointing_steps": 1}
     SCRIPTS[script].main(words(**settings, output_dir=tmp_path / "whole"))
     draw, kills, runs = random.Random(0), 0, 0
-    while kills < 30:
+    while kills < 10:
         command, status, runs = words(**settings, output_dir=tmp_path / f"cut {runs}"), -1, runs + 1
         while status:
             status = dies(script, command, SCRIPTS[script], "main", 0, after=draw.uniform(0.3, 3.0))
