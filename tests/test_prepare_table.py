@@ -544,6 +544,7 @@ def kill(server: subprocess.Popen, words: list[str], owner: str, name: str, call
     return int(server.stdout.readline())
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(fruits, tmp_path, server):
     rows = given_splits()
     table = fruits(rows)

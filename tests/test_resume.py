@@ -185,6 +185,7 @@ def test_a_signal_stops_with_a_checkpoint(words, script, tmp_path, monkeypatch, 
     assert outcome(tmp_path / "cut") == outcome(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_signal_to_all_processes_stops_with_a_checkpoint(options, tmp_path):
     """Launchers and Slurm tell everyone, processes that load data included."""
     settings = {"num_train_epochs": 30, "dataloader_num_workers": 1, "per_device_train_batch_size": 4}

@@ -55,6 +55,7 @@ def test_tensorboard(options, tmp_path):
     assert image.width > 500 and image.step == 24
 
 
+@pytest.mark.slow
 def test_tensorboard_goes_on_after_a_stop(dense_options, tmp_path, monkeypatch):
     """What came after the checkpoint is told once."""
     words = dense_options(report_to="tensorboard", num_train_epochs=2, logging_steps=1)
@@ -88,6 +89,7 @@ def test_a_new_run_has_a_new_name(options, tmp_path):
     assert names[0] != names[1]
 
 
+@pytest.mark.slow
 def test_wandb_offline(options, tmp_path, monkeypatch):
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")

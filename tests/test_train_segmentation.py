@@ -232,6 +232,7 @@ def test_accumulation_changes_nothing_but_rounding(dense_options, tmp_path, head
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(dense_options, tmp_path):
     """The same global batches; the same evaluation of the same model to the last pixel."""
     script, split = "train_segmentation.py", {**SPLIT, "class_weighting": "none"}  # evaluation alone knows no weights
