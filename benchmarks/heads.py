@@ -305,7 +305,11 @@ def end_to_end(args: argparse.Namespace) -> None:
 def run(source: Source, method: str, rate: float, seed: int, args: argparse.Namespace) -> Outcome:
     """Train, unless that has been done."""
     folder, options = args.output_dir / "end_to_end" / source.name, []
-    for part, (file, rows) in source.rows(seed).items():
+    parts = source.rows(seed)
+    seen = set(map(tuple, source.labels["train"][parts["train"][1]].tolist()))
+    for part, (file, rows) in parts.items():
+        if part == "select":  # the script refuses to validate on classes that it does not train
+            rows = rows[[tuple(label) in seen for label in source.labels[file][rows].tolist()]]
         table = folder / f"{part}-{seed}.parquet"
         options += [f"--{'validation' if part == 'select' else part}_file", str(table)]
         if not table.is_file():
