@@ -18,9 +18,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
@@ -28,15 +28,10 @@ from transformers import SegformerImageProcessor
 
 from common.checkpoint.state import TrainState
 from common.data.masks import MaskedImageRows, MaskReader, masks_to_labels
+from common.data.parts import Data, Part
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, seed_step
-from common.data.splits import check_groups, choose_rows, get_split, group_numbers
-from common.images.mask_transforms import (
-    MASK_RESIZE_MODES,
-    Geometry,
-    MaskEvaluationTransform,
-    MaskTrainTransform,
-)
+from common.images.mask_transforms import MASK_RESIZE_MODES, Geometry, MaskEvaluationTransform, MaskTrainTransform
 from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import class_weights
@@ -77,12 +72,11 @@ from common.run.setup import (
     check_images,
     check_settings,
     evaluated_as_saved,
-    image_root,
     make_sampler,
+    open_parts,
     open_splits,
     settle,
     start_from,
-    test_split,
 )
 from common.run.stopping import StopRequest
 
@@ -258,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     stop = StopRequest(args.max_train_minutes)
     eval_loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device).eval()
 
-    def evaluate(part: SegmentationPart, loader: DataLoader, model: LabelTreeForSemanticSegmentation) -> Evaluation:
+    def evaluate(part: Part, loader: DataLoader, model: LabelTreeForSemanticSegmentation) -> Evaluation:
         batches = EvaluationBatches(loader, stop, problems, accelerator)
         return evaluate_model(args, accelerator, part, batches, normalize, eval_loss_fn, model)
 
@@ -370,30 +364,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class SegmentationPart:
-    """One split: its images with masks, the row numbers in use, and what was found in some of its masks."""
-
-    images: MaskedImageRows
-    rows: np.ndarray
-    groups: np.ndarray | None = None  # of each row
-    looked: np.ndarray | None = None  # row numbers
-    pixels: np.ndarray | None = None  # int64 (of these, leaves)
-    suffix: str = ""  # of names of files
-
-
-@dataclass
-class SegmentationData:
-    """The label tree and the splits; ``train`` is ``None`` with ``--eval_only``, ``test`` unless asked for."""
-
-    hierarchy: Hierarchy
-    train: SegmentationPart | None
-    validation: SegmentationPart
-    test: SegmentationPart | None
-    train_pixels: np.ndarray | None = None  # int64 (leaves,)
-
-
-def load_data(args: SegmentationArguments, accelerator: Accelerator) -> SegmentationData:
+def load_data(args: SegmentationArguments, accelerator: Accelerator) -> Data:
     """Data set, label tree, and all checks that need no model and no pixel."""
     splits, name = open_splits(args, accelerator, draw_demo)
     if args.eval_only:
@@ -406,26 +377,11 @@ def load_data(args: SegmentationArguments, accelerator: Accelerator) -> Segmenta
         args.metric_for_best_model = args.metric_for_best_model.replace(".last.", f".{hierarchy.levels[-1]}.")
     reader = MaskReader(hierarchy, args.mask_palette)
 
-    test = test_split(args, splits)
-
-    def part(name: str, option: str, file: str | None, max_samples: int | None) -> SegmentationPart:
-        rows, root = get_split(splits, name, option), image_root(args, file)
+    def read(rows: Dataset, name: str, root: Path) -> tuple[MaskedImageRows, None]:
         columns = (ImageRows(rows, column, name, root) for column in (args.image_column, args.mask_column))
-        chosen = choose_rows(len(rows), max_samples, args.seed)
-        groups, suffix = group_numbers(rows, args.group_column), "_test" if name == test else ""
-        return SegmentationPart(MaskedImageRows(*columns, reader), chosen, groups, suffix=suffix)
+        return MaskedImageRows(*columns, reader), None
 
-    data = SegmentationData(
-        hierarchy=hierarchy,
-        train=None
-        if args.eval_only
-        else part(args.train_split, "--train_split", args.train_file, args.max_train_samples),
-        validation=part(args.validation_split, "--validation_split", args.validation_file, args.max_eval_samples),
-        test=part(test, "--test_split", args.test_file, args.max_eval_samples) if test else None,
-    )
-    if data.train is not None and args.group_column:
-        check_groups(splits[args.train_split], splits[args.validation_split], args.group_column)
-    return data
+    return open_parts(args, splits, hierarchy, read)
 
 
 def draw_demo() -> Path:
@@ -438,21 +394,12 @@ def draw_demo() -> Path:
 def make_train_loader(
     args: SegmentationArguments,
     accelerator: Accelerator,
-    part: SegmentationPart,
+    part: Part,
     spec: Mapping[str, Any],
     sampler: GlobalBatchSampler,
 ) -> DataLoader:
     """Augmented batches with ``pixels`` (uint8), ``labels`` (masks) and ``problems``, in the sampler's order."""
-    transform = MaskTrainTransform(
-        geometry(args, spec["image_size"]),
-        scale_jitter=args.scale_jitter,
-        rare_crop=args.rare_crop,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        rot90=args.rot90,
-        color_jitter=args.color_jitter,
-        mean=spec["mean"],
-    )
+    transform = MaskTrainTransform(args, geometry(args, spec["image_size"]), spec["mean"])
     rows = cached_rows(args, accelerator, part.images)
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
     images = Samples(rows, part.rows, transform, seed=args.seed, on_bad_sample=on_bad_sample)
@@ -460,7 +407,7 @@ def make_train_loader(
 
 
 def make_eval_loader(
-    args: SegmentationArguments, accelerator: Accelerator, part: SegmentationPart, spec: Mapping[str, Any]
+    args: SegmentationArguments, accelerator: Accelerator, part: Part, spec: Mapping[str, Any]
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     shown = geometry(args, args.eval_crop or spec["image_size"])
@@ -476,7 +423,7 @@ def geometry(args: SegmentationArguments, size: int) -> Geometry:
     return Geometry(size, args.resize_mode, bool(args.eval_crop), args.resize_longer)
 
 
-def training_facts(args: SegmentationArguments, data: SegmentationData) -> dict[str, str]:
+def training_facts(args: SegmentationArguments, data: Data) -> dict[str, str]:
     """What the banner says of this task's training."""
     if data.train_pixels is None:
         return {}
@@ -518,7 +465,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
 
 def make_loss(
     args: SegmentationArguments,
-    data: SegmentationData,
+    data: Data,
     model: LabelTreeForSemanticSegmentation,
     level_weights: Sequence[float],
 ) -> SegmentationLoss:
@@ -546,7 +493,7 @@ def make_loss(
 def random_loss(
     args: SegmentationArguments,
     accelerator: Accelerator,
-    data: SegmentationData,
+    data: Data,
     model: LabelTreeForSemanticSegmentation,
     pixels: torch.Tensor,
 ) -> torch.Tensor:
@@ -577,7 +524,7 @@ class Evaluation:
 def evaluate_model(
     args: SegmentationArguments,
     accelerator: Accelerator,
-    part: SegmentationPart,
+    part: Part,
     batches: Iterable[dict[str, Any]],
     normalize: Normalize,
     loss_fn: SegmentationLoss,
@@ -656,7 +603,7 @@ def save_best(
 def save_evaluation(
     args: SegmentationArguments,
     accelerator: Accelerator,
-    part: SegmentationPart,
+    part: Part,
     evaluation: Evaluation,
 ) -> None:
     """Write what belongs to an evaluation: predicted masks, data for plots and report."""

@@ -21,22 +21,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from common.checkpoint.state import TrainState
+from common.data.parts import Data, Part
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import SAMPLINGS, EvaluationBatchSampler, GlobalBatchSampler, sample_weights, seed_step
-from common.data.splits import (
-    LabelColumns,
-    check_groups,
-    check_unseen,
-    choose_rows,
-    get_split,
-    group_numbers,
-    leaves_without_images,
-)
+from common.data.splits import LabelColumns, check_unseen, get_split, leaves_without_images
 from common.files import write_json
 from common.images.transforms import IMAGE_RESIZE_MODES, EvaluationTransform, MixImages, Normalize, TrainTransform
 from common.labels.encoding import read_class_order
@@ -69,12 +63,11 @@ from common.run.setup import (
     check_images,
     check_settings,
     evaluated_as_saved,
-    image_root,
     make_sampler,
+    open_parts,
     open_splits,
     settle,
     start_from,
-    test_split,
 )
 from common.run.stopping import StopRequest
 
@@ -228,7 +221,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     stop = StopRequest(args.max_train_minutes)
     eval_loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device).eval()
 
-    def evaluate(part: TaxonomyPart, loader: DataLoader, model: LabelTreeForImageClassification) -> Evaluation:
+    def evaluate(part: Part, loader: DataLoader, model: LabelTreeForImageClassification) -> Evaluation:
         batches = EvaluationBatches(loader, stop, problems, accelerator)
         return evaluate_model(args, accelerator, part, batches, normalize, eval_loss_fn, model)
 
@@ -345,72 +338,34 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class TaxonomyPart:
-    """One split: its images, int64 labels (rows, levels), the row numbers in use, groups, how its files are marked."""
-
-    images: ImageRows
-    labels: np.ndarray
-    rows: np.ndarray
-    groups: np.ndarray | None = None
-    suffix: str = ""
-
-
-@dataclass
-class TaxonomyData:
-    """The label tree and the splits; ``train`` is ``None`` with ``--eval_only``, ``test`` unless asked for."""
-
-    hierarchy: Hierarchy
-    train: TaxonomyPart | None
-    validation: TaxonomyPart
-    test: TaxonomyPart | None
-
-
-def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> TaxonomyData:
+def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
     """Data set, label tree, labels of every level, and all checks that need no model."""
     splits, _ = open_splits(args, accelerator, draw_demo)
     columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy, args.conflicts)
-    validation = get_split(splits, args.validation_split, "--validation_split")
     if args.eval_only:
         hierarchy = LabelTreeForImageClassification.read_hierarchy(args.model_name_or_path)
         columns.level_columns = columns.level_columns or (None if columns.label_column else hierarchy.levels)
     else:
         train = get_split(splits, args.train_split, "--train_split")
         columns.check(train, args.train_split)
-        columns.check(validation, args.validation_split)
+        columns.check(get_split(splits, args.validation_split, "--validation_split"), args.validation_split)
         hierarchy, resolved = columns.read_hierarchy(train)
         for line in resolved:
             logger.warning("label tree: %s", line)
 
-    test = test_split(args, splits)
+    def read(rows: Dataset, name: str, root: Path) -> tuple[ImageRows, np.ndarray]:
+        return ImageRows(rows, args.image_column, name, root), columns.read_labels(rows, hierarchy, name)
 
-    def part(name: str, option: str, file: str | None, max_samples: int | None) -> TaxonomyPart:
-        rows = get_split(splits, name, option)
-        images = ImageRows(rows, args.image_column, name, image_root(args, file))
-        labels = columns.read_labels(rows, hierarchy, name)
-        chosen = choose_rows(len(labels), max_samples, args.seed)
-        groups = group_numbers(rows, args.group_column)
-        return TaxonomyPart(images, labels, chosen, groups, "_test" if name == test else "")
-
-    data = TaxonomyData(
-        hierarchy=hierarchy,
-        train=None
-        if args.eval_only
-        else part(args.train_split, "--train_split", args.train_file, args.max_train_samples),
-        validation=part(args.validation_split, "--validation_split", args.validation_file, args.max_eval_samples),
-        test=part(test, "--test_split", args.test_file, args.max_eval_samples) if test else None,
-    )
+    data = open_parts(args, splits, hierarchy, read)
     if data.train is not None:
         check_unseen(data.train.labels, data.validation.labels, hierarchy)
         empty = leaves_without_images(data.train.labels, hierarchy)
         if empty:
             logger.warning("label tree: %d leaves have no training image: %s.", len(empty), ", ".join(empty[:5]))
-        if args.group_column:
-            check_groups(splits[args.train_split], validation, args.group_column)
     return data
 
 
-def sampling(args: TaxonomyArguments, data: TaxonomyData) -> dict[str, Any]:
+def sampling(args: TaxonomyArguments, data: Data) -> dict[str, Any]:
     """How batches are drawn: pairs if neighbours are mixed, and rare classes more often if asked."""
     labels = data.train.labels[data.train.rows]
     depth = np.where(labels >= 0, np.arange(labels.shape[1]), -1).max(1)  # an image's class: its finest label
@@ -429,30 +384,19 @@ def draw_demo() -> Path:
 def make_train_loader(
     args: TaxonomyArguments,
     accelerator: Accelerator,
-    part: TaxonomyPart,
+    part: Part,
     spec: Mapping[str, Any],
     sampler: GlobalBatchSampler,
 ) -> DataLoader:
     """Augmented batches with ``pixels`` (uint8), ``labels`` and ``problems``, in the sampler's order."""
-    transform = TrainTransform(
-        spec["image_size"],
-        crop_scale=args.crop_scale,
-        aspect_ratio=args.aspect_ratio,
-        hflip=args.hflip,
-        vflip=args.vflip,
-        color_jitter=args.color_jitter,
-        auto_augment=args.auto_augment,
-        random_erasing=args.random_erasing,
-        interpolation=spec["interpolation"],
-        mean=spec["mean"],
-    )
+    transform = TrainTransform(args, spec)
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
     images = Samples(part.images, part.rows, transform, part.labels, args.seed, on_bad_sample)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
 
 
 def make_eval_loader(
-    args: TaxonomyArguments, accelerator: Accelerator, part: TaxonomyPart, spec: Mapping[str, Any]
+    args: TaxonomyArguments, accelerator: Accelerator, part: Part, spec: Mapping[str, Any]
 ) -> DataLoader:
     """Every evaluation image once, in one process."""
     transform = EvaluationTransform(
@@ -495,7 +439,7 @@ def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForIm
 
 
 def make_loss(
-    args: TaxonomyArguments, data: TaxonomyData, model: LabelTreeForImageClassification, level_weights: Sequence[float]
+    args: TaxonomyArguments, data: Data, model: LabelTreeForImageClassification, level_weights: Sequence[float]
 ) -> LevelCrossEntropy:
     """Cross-entropy of every level that has weight, corrected for rare classes if asked."""
     parts = [part for part in (data.train, data.validation) if part is not None]
@@ -518,7 +462,7 @@ def make_loss(
 def random_loss(
     args: TaxonomyArguments,
     accelerator: Accelerator,
-    data: TaxonomyData,
+    data: Data,
     model: LabelTreeForImageClassification,
     pixels: torch.Tensor,
 ) -> torch.Tensor:
@@ -550,7 +494,7 @@ class Evaluation:
 def evaluate_model(
     args: TaxonomyArguments,
     accelerator: Accelerator,
-    part: TaxonomyPart,
+    part: Part,
     batches: Iterable[dict[str, Any]],
     normalize: Normalize,
     loss_fn: LevelCrossEntropy,
@@ -600,7 +544,7 @@ def save_best(
 def save_evaluation(
     args: TaxonomyArguments,
     accelerator: Accelerator,
-    part: TaxonomyPart,
+    part: Part,
     evaluation: Evaluation,
 ) -> None:
     """Write what belongs to an evaluation: predictions, data for the report, thresholds that no model keeps."""

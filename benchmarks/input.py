@@ -14,6 +14,7 @@ import io
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -76,18 +77,9 @@ def drawn(folder: Path, side: int) -> list[Path]:
 
 def plain_transform() -> TrainTransform:
     """A random crop and a coin toss for mirroring, nothing else."""
-    return TrainTransform(
-        SIZE,
-        crop_scale=0.08,
-        aspect_ratio=4 / 3,
-        hflip=0.5,
-        vflip=0.0,
-        color_jitter=0.0,
-        auto_augment=None,
-        random_erasing=0.0,
-        interpolation="bilinear",
-        mean=MEAN,
-    )
+    off = {"vflip": 0.0, "color_jitter": 0.0, "auto_augment": None, "random_erasing": 0.0}
+    args = SimpleNamespace(crop_scale=0.08, aspect_ratio=4 / 3, hflip=0.5, **off)
+    return TrainTransform(args, {"image_size": SIZE, "interpolation": "bilinear", "mean": MEAN})
 
 
 def our_images(files: list[Path]) -> Samples:

@@ -9,6 +9,7 @@ import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -122,16 +123,8 @@ def test_paths(tmp_path):
 def test_training_does_not_notice(tmp_path):
     """The same augmented batches from the files and from the cache, with workers and without."""
     rows = byte_rows(*contents())
-    transform = MaskTrainTransform(
-        Geometry(16, "fit"),
-        scale_jitter=(0.5, 2),
-        rare_crop=0.5,
-        hflip=0.5,
-        vflip=0.5,
-        rot90=0.5,
-        color_jitter=0.2,
-        mean=(0.5, 0.5, 0.5),
-    )
+    args = SimpleNamespace(scale_jitter=(0.5, 2), rare_crop=0.5, hflip=0.5, vflip=0.5, rot90=0.5, color_jitter=0.2)
+    transform = MaskTrainTransform(args, Geometry(16, "fit"), (0.5, 0.5, 0.5))
     keys = [[(0, 3), (0, 1)], [(1, 0), (1, 5), (0, 2)]]
     expected = list(make_loader(Samples(rows, np.arange(6), transform, seed=1), keys, 0, False))
     cache = open_cache(tmp_path, rows, 0)

@@ -1,6 +1,7 @@
 """Images of every kind against the colours they show, augmentation, and what happens on the device."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -208,8 +209,14 @@ PLAIN = {
     "auto_augment": None,
     "random_erasing": 0.0,
     "interpolation": "bilinear",
-    "mean": MEAN,
 }
+
+
+def train_transform(size, interpolation="bilinear", **options):
+    spec = {"image_size": size, "interpolation": interpolation, "mean": MEAN}
+    return TrainTransform(SimpleNamespace(**options), spec)
+
+
 ALL_ON = {
     "hflip": 0.5,
     "vflip": 0.5,
@@ -299,7 +306,7 @@ def test_decoding_smaller_changes_little(exif, size):
         noise = np.random.default_rng(0).normal(0, 4, scene.shape)
         data = jpeg(Image.fromarray((scene + noise).clip(0, 255).astype(np.uint8)), quality=95, exif=exif)
         whole = png(load_image(data))
-        train = TrainTransform(side, **{**PLAIN, "crop_scale": 0.3, "hflip": 0.5, "interpolation": "bicubic"})
+        train = train_transform(side, **{**PLAIN, "crop_scale": 0.3, "hflip": 0.5, "interpolation": "bicubic"})
         evaluate = EvaluationTransform(side, resize_mode="center", crop_pct=0.9, interpolation="bicubic")
         for index in range(3):
             for transform in (train, evaluate):
@@ -328,7 +335,7 @@ def test_decoding_smaller_changes_little(exif, size):
 )
 def test_training_images(changes):
     """uint8, of the right size, functions of the position, and not all the same."""
-    transform = TrainTransform(24, **{**PLAIN, **changes})
+    transform = train_transform(24, **{**PLAIN, **changes})
     results = []
     for index in range(6):
         pixels = augmented(transform, index)
@@ -342,7 +349,7 @@ def test_training_images(changes):
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (24, 24)])
 def test_training_images_of_odd_sizes(size):
-    transform = TrainTransform(24, **{**PLAIN, **ALL_ON})
+    transform = train_transform(24, **{**PLAIN, **ALL_ON})
     assert augmented(transform, 0, Image.new("RGB", size, RED)).shape == (3, 24, 24)
 
 
@@ -350,7 +357,7 @@ def test_flips_flip():
     image = Image.new("RGB", (24, 24), RED)
     image.paste(BLUE, (0, 0, 12, 12))  # top left
     for options, corner in (({"hflip": 1.0}, (0, -1)), ({"vflip": 1.0}, (-1, 0)), ({}, (0, 0))):
-        transform = TrainTransform(24, **{**PLAIN, "crop_scale": 1.0, "aspect_ratio": 1.0, **options})
+        transform = train_transform(24, **{**PLAIN, "crop_scale": 1.0, "aspect_ratio": 1.0, **options})
         pixels = augmented(transform, 0, image)
         corners = {
             place: tuple(pixels[:, place[0], place[1]].tolist()) for place in [(0, 0), (0, -1), (-1, 0), (-1, -1)]
@@ -362,14 +369,14 @@ def test_crops_keep_at_least_the_share_asked_for():
     """On a ramp, the range of the values tells the part of the side that was kept."""
     ramp = Image.fromarray(np.tile(np.linspace(0, 255, 256, dtype=np.uint8)[:, None, None], (1, 256, 3)))
     for least in (0.9, 0.3):
-        transform = TrainTransform(64, **{**PLAIN, "crop_scale": least, "aspect_ratio": 1.0})
+        transform = train_transform(64, **{**PLAIN, "crop_scale": least, "aspect_ratio": 1.0})
         kept = [augmented(transform, index, ramp)[0, :, 32].float() for index in range(40)]
         shares = [((column.max() - column.min() + 4) / 256).item() ** 2 for column in kept]
         assert least - 0.05 <= min(shares) <= least + 0.1
 
 
 def test_erasing_fills_with_the_mean_colour():
-    transform = TrainTransform(32, **{**PLAIN, "random_erasing": 1.0})
+    transform = train_transform(32, **{**PLAIN, "random_erasing": 1.0})
     mean = torch.tensor([round(255 * value) for value in MEAN], dtype=torch.uint8).view(3, 1, 1)
     for index in range(5):
         erased = (augmented(transform, index, Image.new("RGB", (40, 40), RED)) == mean).all(0)

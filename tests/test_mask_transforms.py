@@ -1,13 +1,13 @@
 """Augmentation of images and their masks: both stay aligned, sizes and padding are right, randomness is counted."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import counted_randomness
-from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from common.data.rows import Samples, make_loader
@@ -16,8 +16,6 @@ from common.images.mask_transforms import (
     Geometry,
     MaskEvaluationTransform,
     MaskTrainTransform,
-    RandomRot90,
-    ScaledCrop,
     nearest,
 )
 
@@ -36,7 +34,7 @@ SIZES = [(50, 80), (80, 50), (61, 61), (7, 90), (27, 24)]
 
 
 def transform_of(geometry, **changes):
-    return MaskTrainTransform(geometry, **{**PLAIN, **changes}, mean=MEAN)
+    return MaskTrainTransform(SimpleNamespace(**{**PLAIN, **changes}), geometry, MEAN)
 
 
 def blobs(height, width, seed=0):
@@ -116,8 +114,9 @@ def test_flips_and_turns_are_what_they_say():
 
 
 def test_probability_of_turns():
-    torch.manual_seed(0)
-    turned = [RandomRot90(0.4).make_params([])["turns"] > 0 for _ in range(2000)]
+    mask = torch.arange(4, dtype=torch.uint8).view(2, 2)
+    transform, pair = transform_of(Geometry(2, windows=True), rot90=0.4), (show(mask), mask)
+    turned = [not torch.equal(augment(transform, pair, index)[1], mask) for index in range(2000)]
     assert 0.24 < np.mean(turned) < 0.36  # of four turns one changes nothing
 
 
@@ -263,14 +262,13 @@ def test_windows_cover_the_pixel_at_any_scale(geometry):
     for place in [(0, 0), (89, 69), (40, 3)]:
         mask = torch.zeros((90, 70), dtype=torch.uint8)
         mask[place] = 1
-        crop = ScaledCrop(geometry, (0.3, 5), 1.0, FILL.tolist())
+        transform = transform_of(geometry, scale_jitter=(0.3, 5), rare_crop=1.0)
         for index in range(60):
             with counted_randomness(0, 0, index):
-                params = crop.make_params([tv_tensors.Mask(mask)])
-            for (start, length), side, target in zip(params["box"], mask.shape, place, strict=True):
+                found = transform._place(mask)
+            for (start, length, before, inner), side, target in zip(found, mask.shape, place, strict=True):
                 assert 0 <= start <= target < start + length <= side
-            for (before, after), inner in zip(params["padding"], params["inner"], strict=True):
-                assert before + inner + after == 32 and min(before, after) >= 0 < inner
+                assert 0 <= before <= 32 - inner < 32
 
 
 def test_enlarged_pixels_are_not_dropped():
@@ -290,7 +288,7 @@ def test_classes_are_as_likely_whatever_their_size():
     counts = np.zeros(256, int)
     for index in range(300):
         with counted_randomness(0, 0, index):
-            row, column = ScaledCrop._rare_pixel(tv_tensors.Mask(mask))
+            row, column = MaskTrainTransform._rare_pixel(mask)
         counts[mask[row, column]] += 1
     assert counts[[1, 2, 4]].sum() == 300 and counts[[1, 2, 4]].min() > 70
 
@@ -301,7 +299,7 @@ def test_rare_pixels_are_drawn_evenly_within_a_class():
     found = []
     for index in range(120):
         with counted_randomness(0, 0, index):
-            found.append(ScaledCrop._rare_pixel(tv_tensors.Mask(mask)))
+            found.append(MaskTrainTransform._rare_pixel(mask))
     assert set(found) == {(1, 1), (1, 7), (8, 8)} and min(map(found.count, found)) > 20
 
 
@@ -309,7 +307,7 @@ def test_one_class_alone_has_no_rare_pixel():
     for value in (0, 7, 254):
         mask = torch.full((5, 5), value, dtype=torch.uint8)
         mask[0] = 255
-        assert ScaledCrop._rare_pixel(mask) is None
+        assert MaskTrainTransform._rare_pixel(mask) is None
 
 
 def test_how_often_crops_are_placed():

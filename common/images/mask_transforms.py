@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
@@ -52,135 +51,73 @@ def nearest(mask: torch.Tensor, size: Sequence[int]) -> torch.Tensor:
     return F.resize_image(mask[None], list(size), InterpolationMode.NEAREST_EXACT)[0]
 
 
-class ScaledCrop(v2.Transform):
-    """Cut a square out of image and mask at a random scale; beyond the image it is mean colour, and ignored.
+class MaskTrainTransform:
+    """Image and mask -> augmented ``pixels`` uint8 (3, size, size) and ``labels`` uint8 (size, size).
+
+    A square is cut out at a random scale, then mirrored, turned by multiples of 90 degrees, and its colours changed.
+    Beyond the image it is mean colour, and ignored. Draws from torch's global generator.
 
     Args:
-        geometry: the scale that evaluation uses, and the size of the square.
-        scale_jitter: smallest and largest multiple of that scale; drawn evenly in its logarithm.
-        rare_crop: probability that the square is placed around a pixel of one of the image's classes, drawn with equal
+        args: the options ``scale_jitter`` (smallest and largest multiple of the scale that evaluation uses, drawn
+            evenly in its logarithm), ``hflip``, ``vflip``, ``rot90``, ``color_jitter``, and ``rare_crop``: the
+            probability that the square is placed around a pixel of one of the image's classes, drawn with equal
             probability from all but the most common one. Otherwise the square is placed anywhere.
-        fill: the mean colour, 0..255.
+        geometry: the scale that evaluation uses, and the size of the square.
+        mean: the model's mean colour, in 0..1.
     """
 
-    _transformed_types = (tv_tensors.Image, tv_tensors.Mask)
+    def __init__(self, args: Any, geometry: Geometry, mean: Sequence[float]) -> None:
+        self.geometry, self.fill = geometry, [round(255 * value) for value in mean]
+        self.scale_jitter, self.rare_crop = args.scale_jitter, args.rare_crop
+        self.flips, self.rot90 = {-1: args.hflip, -2: args.vflip}, args.rot90
+        self.jitter = v2.ColorJitter(*[args.color_jitter] * 3) if args.color_jitter else torch.nn.Identity()
 
-    def __init__(
-        self, geometry: Geometry, scale_jitter: Sequence[float], rare_crop: float, fill: Sequence[int]
-    ) -> None:
-        super().__init__()
-        self.geometry, self.scale_jitter, self.rare_crop = geometry, tuple(scale_jitter), rare_crop
-        self.fill = list(fill)
+    def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        (top, height, above, tall), (left, width, before, wide) = self._place(mask)
+        size, part = self.geometry.size, (..., slice(top, top + height), slice(left, left + width))
+        padding = [before, above, size - wide - before, size - tall - above]
+        pixels = _pad(resize_part(image[part], (tall, wide)), padding, self.fill)
+        labels = _pad(nearest(mask[part], (tall, wide))[None], padding, IGNORED_PIXEL)[0]
+        for axis, probability in self.flips.items():
+            if torch.rand(()) < probability:
+                pixels, labels = pixels.flip(axis), labels.flip(axis)
+        if torch.rand(()) < self.rot90:
+            turns = int(torch.randint(4, ()))
+            pixels, labels = pixels.rot90(turns, (-2, -1)), labels.rot90(turns, (-2, -1))
+        return {"pixels": self.jitter(pixels), "labels": labels.contiguous()}
 
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        mask = next(entry for entry in flat_inputs if isinstance(entry, tv_tensors.Mask))
+    def _place(self, mask: torch.Tensor) -> list[tuple[int, int, int, int]]:
+        """For both axes: start and length of the image's part, padding before it, and its length in the square."""
         low, high = self.scale_jitter
         scale = low * (high / low) ** torch.rand(()).item()
         target = self._rare_pixel(mask) if torch.rand(()).item() < self.rare_crop else None
-        size, sides = self.geometry.size, mask.shape[-2:]
-        params: dict[str, Any] = {"box": [], "inner": [], "padding": []}
-        for axis, (length, base) in enumerate(zip(sides, self.geometry.resized(*sides), strict=True)):
+        size, places = self.geometry.size, []
+        for axis, (length, base) in enumerate(zip(mask.shape, self.geometry.resized(*mask.shape), strict=True)):
             resized = max(1, round(base * scale))
-            inner = min(size, resized)  # how much of the square the image covers
+            inner = min(size, resized)
             window = max(1, round(length * inner / resized))
-            offset = self._offset(length, window, None if target is None else target[axis])
-            before = int(torch.randint(size - inner + 1, ()))
-            params["box"].append((offset, window))
-            params["inner"].append(inner)
-            params["padding"].append((before, size - inner - before))
-        return params
-
-    @staticmethod
-    def _offset(length: int, window: int, target: int | None) -> int:
-        """Start of the window; with a target, evenly among the starts that keep it inside."""
-        first, last = 0, length - window
-        if target is not None:
-            first, last = max(0, target - window + 1), min(last, target)
-        return int(torch.randint(first, last + 1, ()))
+            first, last = 0, length - window
+            if target is not None:  # evenly among the starts that keep it inside
+                first, last = max(0, target[axis] - window + 1), min(last, target[axis])
+            start = int(torch.randint(first, last + 1, ()))
+            places.append((start, window, int(torch.randint(size - inner + 1, ())), inner))
+        return places
 
     @staticmethod
     def _rare_pixel(mask: torch.Tensor) -> tuple[int, int] | None:
         """Row and column of a pixel of a class other than the most common one; ``None`` if there is no other."""
-        values = mask.as_subclass(torch.Tensor).flatten()
-        counts = torch.bincount(values, minlength=IGNORED_PIXEL + 1)[:IGNORED_PIXEL]
+        counts = torch.bincount(mask.flatten(), minlength=IGNORED_PIXEL + 1)[:IGNORED_PIXEL]
         present = counts.nonzero().flatten()
         if len(present) < 2:
             return None
         present = present[present != counts.argmax()]
         chosen = present[torch.randint(len(present), ())]
-        places = (values == chosen).nonzero().flatten()
+        places = (mask.flatten() == chosen).nonzero().flatten()
         return divmod(int(places[torch.randint(len(places), ())]), mask.shape[-1])
 
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        (top, height), (left, width) = params["box"]
-        part = inpt[..., top : top + height, left : left + width]
-        (above, below), (before, after) = params["padding"]
-        padding = [before, above, after, below]
-        if isinstance(inpt, tv_tensors.Mask):
-            part = nearest(part.as_subclass(torch.Tensor), params["inner"])
-            return tv_tensors.Mask(F.pad_image(part[None], padding, fill=IGNORED_PIXEL)[0])
-        part = resize_part(part.as_subclass(torch.Tensor), params["inner"])
-        return tv_tensors.Image(F.pad_image(part, padding, fill=self.fill) if any(padding) else part)
 
-
-class RandomRot90(v2.Transform):
-    """With probability ``p``, rotate image and mask by 0, 90, 180 or 270 degrees, all equally likely."""
-
-    def __init__(self, p: float) -> None:
-        super().__init__()
-        self.p = p
-
-    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        turns = int(torch.randint(4, ())) if torch.rand(()).item() < self.p else 0
-        return {"turns": turns}
-
-    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        if not params["turns"]:
-            return inpt
-        return tv_tensors.wrap(inpt.as_subclass(torch.Tensor).rot90(params["turns"], (-2, -1)), like=inpt)
-
-
-class MaskTrainTransform:
-    """Image and mask -> augmented ``pixels`` uint8 (3, size, size) and ``labels`` uint8 (size, size).
-
-    Draws from torch's global generator.
-
-    Args:
-        geometry, scale_jitter, rare_crop: see :class:`ScaledCrop`.
-        hflip, vflip: probabilities of mirroring.
-        rot90: probability of a random rotation by a multiple of 90 degrees.
-        color_jitter: strength for brightness, contrast and saturation.
-        mean: the model's mean colour, in 0..1.
-    """
-
-    def __init__(
-        self,
-        geometry: Geometry,
-        *,
-        scale_jitter: Sequence[float],
-        rare_crop: float,
-        hflip: float,
-        vflip: float,
-        rot90: float,
-        color_jitter: float,
-        mean: Sequence[float],
-    ) -> None:
-        steps: list[v2.Transform] = [
-            ScaledCrop(geometry, scale_jitter, rare_crop, [round(255 * value) for value in mean]),
-            v2.RandomHorizontalFlip(hflip),
-            v2.RandomVerticalFlip(vflip),
-            RandomRot90(rot90),
-        ]
-        if color_jitter:
-            steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
-        self.steps = v2.Compose(steps)
-
-    def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        pixels, labels = self.steps(tv_tensors.Image(image), tv_tensors.Mask(mask))
-        return {
-            "pixels": pixels.as_subclass(torch.Tensor),
-            "labels": labels.as_subclass(torch.Tensor).contiguous(),
-        }
+def _pad(pixels: torch.Tensor, padding: list[int], fill: list[int] | int) -> torch.Tensor:
+    return F.pad_image(pixels, padding, fill=fill) if any(padding) else pixels
 
 
 class ImageEvaluationTransform:
@@ -200,10 +137,8 @@ class ImageEvaluationTransform:
 
     def __call__(self, image: torch.Tensor) -> dict[str, Any]:
         resized = self.geometry.resized(*image.shape[1:])
-        pixels, padding = F.resize(image, list(resized), antialias=True), self.padding(resized)
-        if any(padding):
-            pixels = F.pad_image(pixels, padding, fill=self.fill)
-        return {"pixels": pixels, "resized": resized}
+        pixels = F.resize(image, list(resized), antialias=True)
+        return {"pixels": _pad(pixels, self.padding(resized), self.fill), "resized": resized}
 
     def padding(self, resized: Sequence[int]) -> list[int]:
         """Pixels added at the left, top, right and bottom."""
@@ -218,7 +153,5 @@ class MaskEvaluationTransform(ImageEvaluationTransform):
 
     def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, Any]:
         shown = super().__call__(image)
-        labels, padding = nearest(mask, shown["resized"]), self.padding(shown["resized"])
-        if any(padding):
-            labels = F.pad_image(labels[None], padding, fill=IGNORED_PIXEL)[0]
+        labels = _pad(nearest(mask, shown["resized"])[None], self.padding(shown["resized"]), IGNORED_PIXEL)[0]
         return {**shown, "labels": labels, "truth": mask}

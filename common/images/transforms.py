@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,43 +24,25 @@ class TrainTransform:
     """Image -> uint8 tensor (3, size, size), augmented with timm's recipe; draws from the global generators.
 
     Args:
-        size: side of the output, pixels.
-        crop_scale: smallest share of the image's area that a random crop keeps.
-        aspect_ratio: widest random crop, width to height (and its inverse).
-        hflip, vflip: probabilities of mirroring.
-        color_jitter: strength for brightness, contrast and saturation.
-        auto_augment: a timm policy such as ``rand-m9-mstd0.5-inc1``, or ``None``.
-        random_erasing: probability of filling a rectangle with the mean colour.
-        interpolation: of the resize.
-        mean: the model's mean colour, in 0..1.
+        args: the options ``crop_scale``, ``aspect_ratio``, ``hflip``, ``vflip``, ``color_jitter``, ``auto_augment``
+            and ``random_erasing`` (with the mean colour).
+        spec: ``image_size``, ``interpolation`` and ``mean`` (in 0..1) of the backbone.
     """
 
-    def __init__(
-        self,
-        size: int,
-        *,
-        crop_scale: float,
-        aspect_ratio: float,
-        hflip: float,
-        vflip: float,
-        color_jitter: float,
-        auto_augment: str | None,
-        random_erasing: float,
-        interpolation: str,
-        mean: Sequence[float],
-    ) -> None:
+    def __init__(self, args: Any, spec: Mapping[str, Any]) -> None:
+        size, mean = spec["image_size"], spec["mean"]
         (self.crop, *flips), policies, _ = (
             part.transforms
             for part in transforms_imagenet_train(
                 size,
-                scale=(crop_scale, 1.0),
-                ratio=(1 / aspect_ratio, aspect_ratio),
-                hflip=hflip,
-                vflip=vflip,
-                color_jitter=color_jitter or None,
-                auto_augment=auto_augment,
-                force_color_jitter=bool(auto_augment and color_jitter),
-                interpolation=interpolation,
+                scale=(args.crop_scale, 1.0),
+                ratio=(1 / args.aspect_ratio, args.aspect_ratio),
+                hflip=args.hflip,
+                vflip=args.vflip,
+                color_jitter=args.color_jitter or None,
+                auto_augment=args.auto_augment,
+                force_color_jitter=bool(args.auto_augment and args.color_jitter),
+                interpolation=spec["interpolation"],
                 mean=tuple(mean),
                 normalize=False,
                 separate=True,
@@ -71,7 +54,7 @@ class TrainTransform:
         self.policies = v2.Compose([v2.ToPILImage(), *policies]) if policies else None
         # timm erases normalised tensors; on uint8, its constant mode (zero) is the mean colour.
         fill = [round(255 * value) for value in mean]
-        self.erase = v2.RandomErasing(random_erasing, value=fill) if random_erasing else None
+        self.erase = v2.RandomErasing(args.random_erasing, value=fill) if args.random_erasing else None
 
     def __call__(self, image: EncodedImage) -> torch.Tensor:
         canvas = torch.empty((3, *image.shape), device="meta")  # only its size is read

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
-import numpy as np
 from accelerate import Accelerator
 
 from ..checkpoint.run_checkpoints import identity_to_resume
+from ..data.parts import Data
 from ..data.sampling import GlobalBatchSampler
-from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeModel
 from ..optim.schedule import Curriculum
 from ..report.summary import shareable
@@ -44,21 +43,6 @@ BEGUN_WITH = {
     "image_mean": None,
     "image_std": None,
 }
-
-
-class Part(Protocol):
-    """One split of a script's data, as far as a run knows it: the row numbers in use."""
-
-    rows: np.ndarray
-
-
-class Data(Protocol):
-    """What a script's ``load_data`` returns, as far as a run knows it."""
-
-    hierarchy: Hierarchy
-    train: Part | None
-    validation: Part
-    test: Part | None
 
 
 def as_begun(args: Arguments, accelerator: Accelerator) -> Arguments:

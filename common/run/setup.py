@@ -11,15 +11,25 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from accelerate import Accelerator
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 from torch import nn
 
 from ..data.drawing import draw_splits, number_groups
+from ..data.parts import Data, Part
 from ..data.prepared import find_image_root
 from ..data.problems import image_names, leave_out
 from ..data.rows import ProblemLog
 from ..data.sampling import GlobalBatchSampler
-from ..data.splits import Reading, load_splits, read_cells, read_groups
+from ..data.splits import (
+    Reading,
+    check_groups,
+    choose_rows,
+    get_split,
+    group_numbers,
+    load_splits,
+    read_cells,
+    read_groups,
+)
 from ..metrics.results import check_metric_name, flatten
 from ..model.backbones import Backbone, load_backbone
 from ..model.heads import default_scale
@@ -91,6 +101,42 @@ def _draw_validation(args: CommonArguments, splits: DatasetDict) -> DatasetDict:
     )
     parts = {args.train_split: np.flatnonzero(drawn == 0), args.validation_split: np.flatnonzero(drawn)}
     return DatasetDict({**splits, **{name: train.select(rows) for name, rows in parts.items()}})
+
+
+def open_parts(
+    args: CommonArguments,
+    splits: DatasetDict,
+    hierarchy: Hierarchy,
+    read: Callable[[Dataset, str, Path], tuple[Any, np.ndarray | None]],
+) -> Data:
+    """The splits that the options name.
+
+    Args:
+        args: the options.
+        splits: of the data set.
+        hierarchy: the label tree.
+        read: returns images and labels of rows, given them, their split's name, and the folder of image paths.
+
+    Raises:
+        ValueError: a split is missing, or a group is in training and validation.
+    """
+    test = test_split(args, splits)
+
+    def part(name: str, option: str, file: str | None, num_samples: int | None) -> Part:
+        rows = get_split(splits, name, option)
+        images, labels = read(rows, name, image_root(args, file))
+        chosen = choose_rows(len(rows), num_samples, args.seed)
+        return Part(images, labels, chosen, group_numbers(rows, args.group_column), "_test" if name == test else "")
+
+    data = Data(
+        hierarchy,
+        None if args.eval_only else part(args.train_split, "--train_split", args.train_file, args.max_train_samples),
+        part(args.validation_split, "--validation_split", args.validation_file, args.max_eval_samples),
+        part(test, "--test_split", args.test_file, args.max_eval_samples) if test else None,
+    )
+    if data.train is not None and args.group_column:
+        check_groups(splits[args.train_split], splits[args.validation_split], args.group_column)
+    return data
 
 
 def test_split(args: CommonArguments, splits: DatasetDict) -> str | None:
