@@ -39,6 +39,7 @@ from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
 from common.images.files import BAD_IMAGE, explain, load_image
 from common.run.command import run
+from data_prep.folder.images import BadRowError, find_file
 from data_prep.parts.inputs import input_parser, open_inputs, read_masks
 from data_prep.parts.parallel import map_rows, work_folder
 
@@ -92,19 +93,20 @@ class Checker:
     ) -> tuple[tuple[int, int] | None, list[Found]]:
         """Width and height if it decodes, and what is wrong."""
         source = rows.encoded([row])[0]
-        if not source or (isinstance(source, str) and not os.path.lexists(source)):
-            return None, [("missing", f"there is no file {source}" if source else "the row has no image")]
         try:
-            rows.checked(source)
-        except ValueError as error:
-            return None, [("outside of the root", str(error))]
-        if not (len(source) if isinstance(source, bytes) else os.path.exists(source) and os.path.getsize(source)):
-            return None, [("broken", "the file is empty")]
-        try:
-            size, problems = self._header(source, _name(rows, row, source))
+            if not source:
+                raise BadRowError("missing", "the row has no image")
+            if isinstance(source, str):
+                find_file(rows.root, source)
+                name = source
+            else:
+                name = rows.rows[row][rows.column]["path"] or ""
+            size, problems = self._header(source, name)
             if any(kind == "too large" for kind, _ in problems):
                 return None, problems
             return load_image(source).size if reader is None else reader(source).shape[::-1], problems
+        except BadRowError as error:
+            return None, [(error.kind, str(error))]
         except MemoryError:
             return None, [("too large", f"{size[0]} x {size[1]} pixels need more memory than there is")]
         except BAD_IMAGE as error:
@@ -123,10 +125,6 @@ class Checker:
         elif min(width, height) < self.min_side:
             problems.append(("tiny", f"{width} x {height} pixels; a side is under {self.min_side}"))
         return (width, height), problems
-
-
-def _name(rows: ImageRows, row: int, source: bytes | str) -> str:
-    return source if isinstance(source, str) else (rows.rows[row][rows.column] or {}).get("path") or ""
 
 
 def _parser() -> argparse.ArgumentParser:

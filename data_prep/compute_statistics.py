@@ -32,7 +32,7 @@ from common.images.files import BAD_IMAGE
 from common.losses.class_weights import CLASS_WEIGHTINGS, class_weights, count_labels
 from common.model.hierarchy import Hierarchy
 from common.run.command import run
-from data_prep.parts.inputs import Inputs, input_parser, label_columns, open_inputs, read_masks
+from data_prep.parts.inputs import input_parser, open_inputs, read_masks
 from data_prep.parts.parallel import map_rows, work_folder
 
 
@@ -154,17 +154,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _labels(inputs: Inputs) -> tuple[Hierarchy, dict[str, np.ndarray]]:
-    """The tree and every row's labels, from columns."""
-    columns, first = label_columns(inputs.args), next(iter(inputs.splits))
-    for split, dataset in inputs.splits.items():
-        columns.check(dataset, split)
-    hierarchy, report = columns.read_hierarchy(inputs.splits[first])
-    for line in report:
-        print(f"label tree: {line}", file=sys.stderr)
-    return hierarchy, {split: columns.read_labels(data, hierarchy, split) for split, data in inputs.splits.items()}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
@@ -172,7 +161,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError("--class_weight_max_ratio must be at least 1, and --num_images at least 0.")
     inputs = open_inputs(args)
     tree, reader = read_masks(args)
-    hierarchy, labels = (tree, {}) if tree else _labels(inputs)
+    hierarchy, labels = (tree, {}) if tree else inputs.labels()
     masks = inputs.images(args.mask_column) if tree else {}
     counted, splits = "pixels" if tree else "images", {}
     output = Path(args.output_dir)

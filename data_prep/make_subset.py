@@ -29,7 +29,7 @@ from common.labels.table import hierarchy_from_paths
 from common.model.hierarchy import Hierarchy
 from common.run.command import run
 from data_prep.parts.columns import SPLITS
-from data_prep.parts.inputs import Inputs, input_parser, label_columns, open_inputs
+from data_prep.parts.inputs import Inputs, input_parser, open_inputs
 
 
 def choose_subset(
@@ -134,17 +134,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _read_labels(inputs: Inputs) -> tuple[Hierarchy, dict[str, np.ndarray]]:
-    """Label tree, and class of every row."""
-    columns = label_columns(inputs.args)
-    if "train" not in inputs.splits:
-        raise ValueError(f"No split 'train' in the data set; there are: {', '.join(inputs.splits)}.")
-    columns.check(inputs.splits["train"], "train")
-    hierarchy, _ = columns.read_hierarchy(inputs.splits["train"])
-    splits = {split: inputs.splits[split] for split in SPLITS if split in inputs.splits}
-    return hierarchy, {split: columns.read_labels(data, hierarchy, split)[:, -1] for split, data in splits.items()}
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command line. Raises ValueError for anything that the user can fix."""
     args = _parser().parse_args(argv)
@@ -152,7 +141,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.num_classes < 1 or min(wanted.values()) < 0 or not wanted["train"]:
         raise ValueError("--num_classes and --num_train_per_class must be at least 1, the others at least 0.")
     inputs = open_inputs(args)
-    hierarchy, labels = _read_labels(inputs)
+    if "train" not in inputs.splits:
+        raise ValueError(f"No split 'train' in the data set; there are: {', '.join(inputs.splits)}.")
+    inputs.splits = DatasetDict({split: inputs.splits[split] for split in SPLITS if split in inputs.splits})
+    hierarchy, labels = inputs.labels()
+    labels = {split: found[:, -1] for split, found in labels.items()}
     groups = inputs.cells(args.group_column)
     chosen, classes = choose_subset(labels, groups, args.num_classes, wanted, args.seed)
     empty = [split for split, places in chosen.items() if not places]

@@ -14,17 +14,70 @@ data_prep/README.md.
 from __future__ import annotations
 
 import argparse
+import io
+import os
+import re
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import DatasetDict
+from PIL import Image
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.data.splits import check_names, load_splits
+from common.images.files import BAD_IMAGE
+from common.images.mask_files import IGNORED_PIXEL
+from common.labels.hierarchy_files import load_hierarchy
 from common.run.command import run
-from data_prep.sources.options import add_options, parse
+from data_prep.folder.card import Content
+from data_prep.folder.options import add_options, check_options, parse, refuse
+from data_prep.folder.pieces import open_arrow
+from data_prep.folder.prepared import check_output, write_prepared
+from data_prep.folder.scan_store import Palette, ScanStore
+from data_prep.folder.scans import colour_codes
+from data_prep.parts.columns import IMAGE, SPLIT
+from data_prep.parts.grouping import AUGMENTED
+from data_prep.rows.row_set import RowSet, check_paths, exclude_listed, leave_shared, split_randomly, text_column
+from data_prep.rows.tables import from_dataset, read_tables
 
 HIERARCHY = Path(__file__).resolve().parents[1] / "hierarchies" / "artefact.yaml"
+HUB_ID = "danielaivanova/damaged-media"
+MASK, COLOURED, ID, ARTWORK = "annotation", "annotation_rgb", "id", "artwork"
+KEPT = ("material", "content", "type")
+FOLDERS = {IMAGE: ("images", "image"), MASK: ("annotations", "annotation")}
+DEFAULT_LONGER = 2048
+ROWS_PER_PIECE = 8  # scans are large
+MASKS_COMPARED = 16  # with the same in colours
+LARGEST_COMPARED = 25_000_000  # pixels
+ENOUGH_PIXELS = 50  # of a value, to tell its colour
+
+# The colours in which the data set's card shows the classes (its column annotation_rgb).
+COLOURS = {
+    "Clean": 0x000000,
+    "Material loss": 0x1CE6FF,
+    "Peel": 0xFF34FF,
+    "Dust": 0xFF4A46,
+    "Scratch": 0x008941,
+    "Hair": 0x006FA6,
+    "Dirt": 0xA30059,
+    "Fold": 0xFFA500,
+    "Writing": 0x7A4900,
+    "Cracks": 0x0000A6,
+    "Staining": 0x63FFAC,
+    "Stamp": 0x004D43,
+    "Sticker": 0x8FB0FF,
+    "Puncture": 0x997D87,
+    "Burn marks": 0x809693,
+    "Lightleak": 0xF6FF1B,
+}
+BACKGROUND_COLOUR = 0x5A0007
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -61,11 +114,212 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Run the command line; returns the folder. Raises ValueError for anything that the user can fix."""
+    """Read, check, split and store; returns the folder. ValueError for what leaving out rows does not solve."""
     args = parse(_parser(), argv)
-    from data_prep.sources.artefact import prepare_artefact  # here, as worker processes import this file
+    _check(args)
+    check_output(args.output_dir)
+    tree, _ = load_hierarchy(args.hierarchy)
+    palette = palette_of(tree.leaf_names())
+    root = os.path.realpath(args.root) if args.root else ""
+    rows = _read_folder(Path(args.root)) if args.root else _read_dataset(args.dataset_name or HUB_ID, palette)
+    rows.frame[SPLIT] = ""
+    if args.root:
+        check_paths(rows, [IMAGE, MASK], root)
+    exclude_listed(rows, args.exclude_rows)
+    rows.leave_out(rows.frame[ID].isna(), "no id", "the row has no id")
+    rows.leave_out(rows.frame.duplicated(ID), "listed twice", "an earlier row has the same id")
+    rows.frame[ARTWORK] = text_column(artwork_of(name) for name in rows.frame[ID])
+    if args.split_by != "random":
+        _hold_out(args, rows)
+    kept = [name for name in KEPT if name in rows.frame]
+    content = Content(
+        "ARTeFACT",
+        _card_text(args),
+        rows,
+        [ID, ARTWORK, *kept],
+        partial(_divide, args),
+        tree=tree,
+        group_column=ARTWORK,
+        root=root,
+        source_columns=[IMAGE, MASK],
+    )
+    store = ScanStore(
+        IMAGE,
+        MASK,
+        quality=args.quality,
+        max_megapixels=args.max_megapixels,
+        num_classes=tree.num_leaves,
+        resize_longer=_longer(args),
+        tile=args.tile,
+        palette=palette,
+    )
+    return write_prepared(args, content, store, ROWS_PER_PIECE)
 
-    return prepare_artefact(args)
+
+def _longer(args: argparse.Namespace) -> int | None:
+    """The longer side that images are reduced to, or ``None``."""
+    return args.resize_longer or (None if args.full_size or args.tile else DEFAULT_LONGER)
+
+
+def palette_of(names: Sequence[str]) -> Palette:
+    """The published colours of classes, given in the order of their values."""
+    known = [(COLOURS[name], value) for value, name in enumerate(names) if name in COLOURS]
+    return (*known, (BACKGROUND_COLOUR, IGNORED_PIXEL))
+
+
+def artwork_of(name: str) -> str:
+    """The artwork that an image shows: augmented copies are named ``<id>_aug<N>``."""
+    return re.sub(AUGMENTED, "", name)
+
+
+def _check(args: argparse.Namespace) -> None:
+    check_options(args, encodes=not args.full_size)
+    problems = []
+    if args.root and args.dataset_name:
+        problems.append("give --root or --dataset_name, not both")
+    for name in ("resize_longer", "tile"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            problems.append(f"--{name} must be at least 1")
+    if args.full_size and (args.resize_longer or args.tile):
+        problems.append("--full_size stores the original files: it cannot go with --resize_longer or --tile")
+    if args.split_by == "random" and (args.validation_values or args.test_values):
+        problems.append("--validation_values and --test_values need --split_by content or material")
+    if set(args.validation_values) & set(args.test_values):
+        problems.append("--validation_values and --test_values share a value")
+    refuse(problems)
+
+
+# ---- reading
+
+
+def _read_dataset(name: str, palette: Palette) -> RowSet:
+    splits = DatasetDict({split: data for split, data in load_splits(name, None, {}).items() if len(data)})
+    if not splits:
+        raise ValueError(f"The data set {name} has no rows.")
+    for split, data in splits.items():
+        check_names([ID, IMAGE, MASK], data.column_names, f"split {split!r}")
+    common = set.intersection(*(set(data.column_names) for data in splits.values()))
+    rows = from_dataset(splits, [name for name in (ID, IMAGE, MASK, *KEPT) if name in common], [IMAGE, MASK])
+    if COLOURED in common:
+        rows.notes.append(_check_order(rows, palette))
+    else:
+        rows.notes.append(f"There is no column {COLOURED}: the order of classes was checked by the range of values.")
+    return rows
+
+
+def _check_order(rows: RowSet, palette: Palette) -> str:
+    """Compare a few masks with the same masks in colours, which tell what class each value means; returns a note.
+
+    Clean, background and colours that stand for no class are skipped.
+
+    Raises:
+        ValueError: a value is most often shown in another class's colour.
+    """
+    classes = {colour: value for colour, value in palette if value not in (0, IGNORED_PIXEL)}
+    table = pa.concat_tables([open_arrow(path) for path in rows.sources])
+    compared = agreed = 0
+    for row in np.unique(np.linspace(0, len(rows.frame) - 1, 4 * MASKS_COMPARED).astype(int)).tolist():
+        pair = _open_pair(*(table[name][row].as_py() for name in (MASK, COLOURED)))
+        if pair is None:
+            continue
+        values, colours = pair
+        for value in np.unique(values[(values != 0) & (values != IGNORED_PIXEL)]).tolist():
+            shown, counts = np.unique(colours[values == value], return_counts=True)
+            meant = classes.get(int(shown[counts.argmax()]))
+            if meant is None or counts.sum() < ENOUGH_PIXELS:
+                continue
+            if meant != value:
+                raise ValueError(
+                    f"Row {row} ({rows.frame[ID].iloc[row]}): value {value} is shown in the colour of value {meant}. "
+                    "The classes of these masks are in another order than the published one; write a hierarchy file "
+                    "with theirs (--hierarchy)."
+                )
+            agreed += 1
+        compared += 1
+        if compared == MASKS_COMPARED:
+            break
+    return f"Order of classes: in {compared} rows, {agreed} values have the published colour, and none another's."
+
+
+def _open_pair(mask: Any, shown: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """A mask and its colours as numbers; ``None`` if they are too large, or cannot be compared."""
+    try:
+        with Image.open(io.BytesIO(mask["bytes"])) as values, Image.open(io.BytesIO(shown["bytes"])) as colours:
+            if values.mode != "L" or values.size != colours.size or np.prod(values.size) > LARGEST_COMPARED:
+                return None
+            return np.asarray(values), colour_codes(np.asarray(colours.convert("RGB")))
+    except (TypeError, *BAD_IMAGE):
+        return None  # a broken mask is left out later, with a reason
+
+
+def _read_folder(root: Path) -> RowSet:
+    table = root / "metadata.csv"
+    if not table.is_file():
+        raise ValueError(f"There is no {table} (--root).")
+    rows = read_tables({"": table}, [ID], [], KEPT)
+    for column, names in FOLDERS.items():
+        files = _files_by_id(root, names)
+        rows.frame[column] = text_column(files.get(name) for name in rows.frame[ID])
+        unnamed = set(files) - set(rows.frame[ID])
+        if unnamed:
+            rows.notes.append(f"{len(unnamed)} files of {names[0]} are not in metadata.csv, such as {min(unnamed)}.")
+    return rows
+
+
+def _files_by_id(root: Path, names: tuple[str, ...]) -> dict[str, str]:
+    """Path relative to the root of each file by its name without ending; ValueError if there is no such folder."""
+    for name in names:
+        if (root / name).is_dir():
+            files = sorted(entry.name for entry in (root / name).iterdir() if not entry.name.startswith("."))
+            return {os.path.splitext(file)[0]: os.path.join(name, file) for file in files}
+    raise ValueError(f"There is no folder {' or '.join(names)} in {root} (--root).")
+
+
+# ---- splits
+
+
+def _hold_out(args: argparse.Namespace, rows: RowSet) -> None:
+    """Check the contents or materials to hold out, or draw them: of each split its share, and at least one."""
+    check_names([args.split_by], list(rows.frame.columns), "The data set")
+    rows.leave_out(rows.frame[args.split_by].isna(), "no split", f"the row has no {args.split_by}")
+    values = sorted(set(rows.frame[args.split_by]))
+    if not (args.validation_values or args.test_values):
+        shares = (args.validation_share, args.test_share)
+        num_val, num_test = (max(1, round(share * len(values))) if share else 0 for share in shares)
+        if num_val + num_test >= len(values):
+            told = f"too few to hold {num_val + num_test} out"
+            raise ValueError(f"There are {len(values)} values of {args.split_by}, {told}.")
+        order = np.random.default_rng(args.seed).permutation(values).tolist()
+        args.validation_values, args.test_values = order[:num_val], order[num_val : num_val + num_test]
+    unknown = sorted({*args.validation_values, *args.test_values} - set(values))
+    if unknown:
+        raise ValueError(f"No image has the {args.split_by} {unknown}; there are: {values}.")
+
+
+def _divide(args: argparse.Namespace, rows: RowSet) -> None:
+    if args.split_by == "random":
+        stratified = ["content"] if "content" in rows.frame else []
+        split_randomly(rows, ARTWORK, stratified, (args.validation_share, args.test_share), args.seed)
+        return
+    held = dict.fromkeys(args.validation_values, "validation") | dict.fromkeys(args.test_values, "test")
+    rows.frame[SPLIT] = text_column(held.get(value, "train") for value in rows.frame[args.split_by])
+    leave_shared(rows, ARTWORK, "artwork in two splits")
+
+
+def _card_text(args: argparse.Namespace) -> str:
+    parts = []
+    if _longer(args):
+        parts.append(f"images were reduced to a longer side of {_longer(args)} pixels (JPEG, {args.quality})")
+    if args.tile:
+        parts.append(f"cut into tiles of {args.tile} pixels, whose place is in the columns tile_x and tile_y")
+    stored = " and ".join(parts) or "images are the original files"
+    how = "at random" if args.split_by == "random" else f"by {args.split_by}"
+    return (
+        "[ARTeFACT](https://daniela997.github.io/ARTeFACT/) (Ivanova et al., WACV 2025), damage in analogue media, "
+        f"made ready by `data_prep/prepare_artefact.py`. Split {how}; no artwork is in two splits. "
+        f"{stored[0].upper()}{stored[1:]}; masks were reduced by nearest neighbour and are lossless. "
+        "Values of masks are the leaves of `hierarchy.json`, 255 is background, to be ignored."
+    )
 
 
 if __name__ == "__main__":

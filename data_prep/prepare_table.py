@@ -13,16 +13,40 @@ command is given again. What is in the folder: data_prep/README.md.
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.data.splits import Reading
+from common.labels.encoding import group_key
+from common.labels.hierarchy_files import key_labels, load_hierarchy
+from common.model.hierarchy import Hierarchy
 from common.run.command import run
-from data_prep.parts.reading import add_reading_options
-from data_prep.sources.options import add_options, add_table_options, parse
+from data_prep.folder.card import Content
+from data_prep.folder.options import add_options, add_table_options, check_options, how_stored, parse, refuse, store_of
+from data_prep.folder.prepared import check_output, write_prepared
+from data_prep.parts.columns import IMAGE, MASK, SPLIT
+from data_prep.parts.inputs import add_reading_options
+from data_prep.rows.labels import clean_paths, lift_names, settle_unseen
+from data_prep.rows.row_set import (
+    RowSet,
+    check_paths,
+    drop_duplicates,
+    exclude_listed,
+    leave_shared,
+    read_splits,
+    split_randomly,
+    text_column,
+)
+from data_prep.rows.tables import read_image_folder, read_tables
+
+logger = logging.getLogger(__name__)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,11 +90,140 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> Path:
-    """Run the command line; returns the folder. Raises ValueError for anything that the user can fix."""
+    """Read, check, split and store; returns the folder. ValueError for what leaving out rows does not solve."""
     args = parse(_parser(), argv)
-    from data_prep.sources.table import prepare_table  # here, as worker processes import this file, see shards.py
+    _check(args)
+    check_output(args.output_dir)
+    tables = {"": args.table, "train": args.train_table, "validation": args.validation_table, "test": args.test_table}
+    tables = {split: file for split, file in tables.items() if file}
+    tree, levels = _levels(args)
+    images = {IMAGE: args.image_column} | ({MASK: args.mask_column} if args.mask_column else {})
+    rows = _read(args, tables, [args.label_column] if args.label_column else levels, images)
+    root = "" if rows.sources else os.path.realpath(_root(args, tables))
+    if not rows.sources:
+        check_paths(rows, list(images), root)
+    exclude_listed(rows, args.exclude_rows)
+    if args.group_column:
+        rows.frame[args.group_column] = text_column(map(group_key, rows.frame[args.group_column]))
+    given = bool(args.split_column) or bool((rows.frame[SPLIT] != "").any())
+    if args.split_column:
+        read_splits(rows, args.split_column)
+    if args.label_column and tree is not None:
+        lift_names(rows, args.label_column, tree, key_labels(args.taxonomy, args.label_column, tree))
+    elif levels:
+        clean_paths(rows, levels, args.conflicts)
+    drop_duplicates(rows, levels)
+    others = [*([args.group_column] if args.group_column else []), *args.keep_columns]
+    content = Content(
+        args.title or Path(args.output_dir).name,
+        _card_text(args, tables, given),
+        rows,
+        list(dict.fromkeys([*levels, *others])),
+        partial(_divide, args, levels, given),
+        levels,
+        tree=tree,
+        group_column=args.group_column,
+        root=root,
+        source_columns=list(images.values()),
+    )
+    num_classes = tree.num_leaves if args.mask_column else None
+    mask_column = MASK if args.mask_column else None
+    store = store_of(args, mask_column, embed=bool(rows.sources), num_classes=num_classes)
+    return write_prepared(args, content, store)
 
-    return prepare_table(args)
+
+def _divide(args: argparse.Namespace, levels: Sequence[str], given: bool, rows: RowSet) -> None:
+    """Splits as they are ``given``, or drawn; and what to do about classes that training lacks."""
+    if not given:
+        split_randomly(rows, args.group_column, levels, (args.validation_share, args.test_share), args.seed)
+    elif args.group_column:
+        leave_shared(rows, args.group_column, "group in two splits")
+    if given and args.validation_share and not (rows.frame[SPLIT] == "validation").any():
+        rows.notes.append("The source has no validation part: it was drawn from training, by groups.")
+        split_randomly(rows, args.group_column, levels, (args.validation_share, 0), args.seed)
+    if levels:
+        settle_unseen(rows, levels, args.unseen)
+
+
+def _check(args: argparse.Namespace) -> None:
+    """ValueError for options that do not fit together, all at once; warnings for those without effect."""
+    check_options(args, encodes=args.resize_shorter is not None)
+    by_split = [args.train_table, args.validation_table, args.test_table]
+    problems = []
+    if sum([bool(args.table), any(by_split), bool(args.image_folder)]) != 1:
+        problems.append("give --table, or --train_table and --validation_table, or --image_folder")
+    if any(by_split) and not (args.train_table and any(by_split[1:])):
+        problems.append("--train_table goes with --validation_table or --test_table")
+    if args.level_columns and args.label_column:
+        problems.append("give --level_columns, or --label_column, not both")
+    if args.mask_column and (args.level_columns or args.label_column or not args.taxonomy):
+        problems.append("--mask_column needs --taxonomy and no label columns: the labels are in the masks")
+    if args.taxonomy and not (args.label_column or args.mask_column):
+        problems.append("--taxonomy needs --label_column or --mask_column")
+    if not (args.image_folder or args.level_columns or args.label_column or args.mask_column):
+        problems.append("say where the labels are: --level_columns COARSE ... FINE, --label_column or --mask_column")
+    others = {*args.level_columns, args.label_column, args.group_column, *args.keep_columns}
+    taken = {IMAGE, MASK} if args.mask_column else {IMAGE}
+    problems += [f"column {name!r} would be overwritten by the images; rename it" for name in taken & others]
+    if len(set(args.level_columns)) < len(args.level_columns):
+        problems.append("a level column is given twice")
+    refuse(problems)
+    idle = {
+        "split_column": args.split_column and (any(by_split) or args.image_folder),
+        "image_root": args.image_root and args.image_folder,
+        "image_suffix": args.image_suffix and args.image_folder,
+        "missing_values": args.missing_values and args.image_folder,
+        "conflicts": args.conflicts != "keep" and args.taxonomy,
+        "seed": args.seed and (any(by_split) or args.split_column),
+    }
+    for name in [name for name, no_effect in idle.items() if no_effect]:
+        logger.warning("--%s has no effect beside the other options.", name)
+
+
+def _levels(args: argparse.Namespace) -> tuple[Hierarchy | None, list[str]]:
+    """The tree if a file gives it, and the level columns that the folder gets; none for masks."""
+    if args.taxonomy:
+        tree, report = load_hierarchy(args.taxonomy, key=args.label_column)
+        for line in report:
+            logger.warning("label tree: %s", line)
+        return tree, [] if args.mask_column else list(tree.levels)
+    return None, args.level_columns or [args.label_column or "label"]
+
+
+def _read(args: argparse.Namespace, tables: dict[str, str], labels: list[str], images: dict[str, str]) -> RowSet:
+    """The rows, with images (and masks) in the columns that the folder has them in."""
+    if args.image_folder:
+        return read_image_folder(args.image_folder, labels)
+    others = [name for name in (args.group_column, args.split_column, *args.keep_columns) if name]
+    columns = list(dict.fromkeys([*images.values(), *labels, *others]))
+    rows = read_tables(tables, columns, list(images.values()), reading=Reading.of(args))
+    rows.frame = rows.frame.rename(columns={theirs: ours for ours, theirs in images.items()})
+    return rows
+
+
+def _root(args: argparse.Namespace, tables: dict[str, str]) -> str:
+    """The folder that paths start from; ValueError if there is none, or several could be meant."""
+    if args.image_folder:
+        return args.image_folder
+    folders = {os.path.realpath(os.path.dirname(file) or ".") for file in tables.values()}
+    if args.image_root is None and len(folders) > 1:
+        raise ValueError("The tables lie in different folders: say where the images are with --image_root.")
+    root = args.image_root or folders.pop()
+    if not os.path.isdir(root):
+        raise ValueError(f"There is no folder {root} (--image_root).")
+    return root
+
+
+def _card_text(args: argparse.Namespace, tables: dict[str, str], given: bool) -> str:
+    files = [*tables.values(), *([args.image_folder] if args.image_folder else [])]
+    names = ", ".join(f"`{os.path.basename(name)}`" for name in files)
+    apart = f"no `{args.group_column}` is in two of them" if args.group_column else "no image is in two of them"
+    how = (
+        "The splits are those of the source."
+        if given
+        else f"Splits were drawn at random (seed {args.seed}) so that {apart}, and every class is in training."
+    )
+    return f"Made from {names} by `data_prep/prepare_table.py`. {how} {how_stored(args)}"
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from common.images.files import check_file, load_image
 from common.labels.hierarchy_files import load_hierarchy
 from data_prep.folder.images import BadRowError, ImageFile
 from data_prep.folder.scans import load_mask, load_reduced, rows_of
-from data_prep.prepare_artefact import HIERARCHY, main
-from data_prep.sources.artefact import COLOURS, palette_of
+from data_prep.prepare_artefact import COLOURS, HIERARCHY, main, palette_of
 
 REPOSITORY = Path(train_segmentation.__file__).parent
 NAMES = list(COLOURS)

@@ -76,7 +76,7 @@ def work(piece):
     print(flush=True)
 
 if __name__ == "__main__":
-    list(run_pieces(work, {0: 0, 1: 1, 2: 1}, 2, print, "common.files"))
+    list(run_pieces(work, {0: 0, 1: 1, 2: 1}, 2, print))
 """
 
 

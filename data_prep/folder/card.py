@@ -1,66 +1,78 @@
-"""stats.json and README.md of a prepared folder."""
+"""What a prepared folder holds, and what it says of itself: stats.json and README.md."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import yaml
 
-from common.data.problems import Problem
 from common.files import atomic_write
 from common.labels.encoding import encode_paths
 from common.model.hierarchy import Hierarchy
-from data_prep.parts.columns import SPLIT
-
-from .plan import Plan, Results
-from .shards import span
+from data_prep.rows.row_set import RowSet
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
-def describe(
-    plan: Plan, results: Results, frame: pd.DataFrame, tree: Hierarchy | None, problems: Sequence[Problem]
-) -> dict[str, Any]:
-    """The statistics of a prepared folder.
+@dataclass
+class Content:
+    """What a prepared folder will hold.
 
     Args:
-        plan: what it was to hold.
-        results: every shard, and what became of it.
-        frame: the rows that are left, with split and labels.
-        tree: the label tree, or ``None``.
-        problems: rows that were left out.
+        title, text: of the data set card; paragraphs about where the data come from and how they were prepared.
+        rows: with clean paths and labels.
+        columns: of the folder besides the images: level columns, group column, and others to keep.
+        divide: gives rows their splits, and may leave some out; called for all rows first, to find mistakes early,
+            and then for those with good images.
+        levels: the level columns, coarse to fine; none for masks.
+        tree: the label tree if it is given; else the rows span it.
+        group_column: or ``None``.
+        root: folder of the images, without symbolic links; empty if the rows' sources hold them.
+        source_columns: the image columns in the sources.
     """
-    splits = {}
-    for split in frame[SPLIT].unique():
-        part = frame[frame[SPLIT] == split]
-        shards = [result for shard, result in results if shard.split == split]
-        (min_width, min_height), (max_width, max_height) = span([size for result in shards for size in result.sizes])
-        pixels = sum((result.pixels for result in shards), Counter())
-        num_bytes = sum(result.num_bytes for result in shards)
-        facts = splits[split] = {"num_images": len(part)}
-        if plan.content.group_column:
-            facts["num_groups"] = int(part[plan.content.group_column].nunique())
-        if plan.content.levels:
-            facts["levels"] = _label_counts(part, tree)
-        if pixels:
-            facts["pixels"] = _pixel_counts(pixels, tree)
-        facts["image_sizes"] = {
-            "min_width": min_width,
-            "max_width": max_width,
-            "min_height": min_height,
-            "max_height": max_height,
-        }
-        if num_bytes:
-            facts["num_bytes"] = num_bytes
-    return {
-        "splits": splits,
-        "num_classes": dict(zip(tree.levels, tree.num_classes, strict=True)) if tree else {},
-        "left_out": dict(sorted(Counter(problem.kind for problem in problems).items())),
+
+    title: str
+    text: str
+    rows: RowSet
+    columns: Sequence[str]
+    divide: Callable[[RowSet], None]
+    levels: Sequence[str] = ()
+    tree: Hierarchy | None = None
+    group_column: str | None = None
+    root: str = ""
+    source_columns: Sequence[str] = ()
+
+
+def describe(rows: pd.DataFrame, stored: pd.DataFrame, content: Content, tree: Hierarchy | None) -> dict[str, Any]:
+    """The statistics of a split.
+
+    Args:
+        rows: a row for each of its images, with labels.
+        stored: ``width``, ``height``, ``num_bytes`` and ``pixels`` of them.
+        content: of the folder.
+        tree: the label tree, or ``None``.
+    """
+    facts: dict[str, Any] = {"num_images": len(rows)}
+    if content.group_column:
+        facts["num_groups"] = int(rows[content.group_column].nunique())
+    if content.levels:
+        facts["levels"] = _label_counts(rows, tree)
+    pixels = sum(map(Counter, stored["pixels"]), Counter())
+    if pixels:
+        facts["pixels"] = _pixel_counts(pixels, tree)
+    facts["image_sizes"] = {
+        f"{which}_{side}": int(getattr(stored[side], which)())
+        for side in ("width", "height")
+        for which in ("min", "max")
     }
+    if stored["num_bytes"].any():
+        facts["num_bytes"] = int(stored["num_bytes"].sum())
+    return facts
 
 
 def _label_counts(part: pd.DataFrame, tree: Hierarchy) -> dict[str, Any]:
@@ -85,18 +97,20 @@ def _pixel_counts(pixels: Mapping[str, int], tree: Hierarchy | None) -> dict[str
     return {names.get(int(value), value): pixels[value] for value in sorted(pixels, key=int)}
 
 
-def write_card(path: Path, plan: Plan, stats: Mapping[str, Any]) -> None:
+def write_card(
+    path: Path, content: Content, masks: bool, features: Mapping[str, Any], stats: Mapping[str, Any]
+) -> None:
     """Write the data set card: YAML for the Hub, then text, tables and notes for people."""
-    content, notes = plan.content, stats["notes"]
+    notes = stats["notes"]
     total = sum(split["num_images"] for split in stats["splits"].values())
     front = {
         "pretty_name": content.title,
-        "task_categories": ["image-segmentation" if plan.store.mask_column else "image-classification"],
+        "task_categories": ["image-segmentation" if masks else "image-classification"],
         "size_categories": [next((name for limit, name in SIZES if total < limit), "1M<n<10M")],
     }
     columns = [
         f"`{name}` ({'image' if type(feature).__name__ == 'Image' else feature.dtype})"
-        for name, feature in plan.features.items()
+        for name, feature in features.items()
     ]
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {content.title}",

@@ -1,8 +1,9 @@
 """Writing a prepared folder: a data set that ``datasets.load_from_disk`` reads, and what there is to know about it.
 
-Work is done in ``<output_dir>.incomplete``, which appears under its name in one step; after a kill the same command
-resumes there. That folder holds ``plan.arrow`` (a row for every image), ``shards/`` (see shards.py) and at the end
-``final/``. Every step can be repeated after a kill.
+Images are checked and stored first, and splits drawn among the rows that are left, so that a broken image cannot take
+the last one of a class out of training. Work is done in ``<output_dir>.incomplete``, which appears under its name in
+one step; after a kill the same command resumes there. That folder holds ``pieces/`` (see pieces.py) and at the end
+``final/``, into which the pieces go one by one. Every step can be repeated after a kill.
 """
 
 from __future__ import annotations
@@ -14,33 +15,35 @@ import logging
 import os
 import shutil
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
-from datasets import DatasetInfo
+from datasets import DatasetInfo, Features, Image, Value
 from tqdm.auto import tqdm
 
 from common.data.prepared import FORMAT, PREPARED_FILE, read_prepared
 from common.data.problems import Problem, write_problems
 from common.files import atomic_write
-from common.model.hierarchy import Hierarchy
-from data_prep.parts.columns import SPLIT, SPLITS
+from common.labels.table import hierarchy_from_table
+from data_prep.parts.columns import IMAGE, ROW, SOURCE, SPLIT, SPLITS
 from data_prep.parts.parallel import work_folder
-from data_prep.rows.labels import settle_unseen, tree_of
-from data_prep.rows.row_set import RowSet
 
-from .card import describe, write_card
+from .card import Content, describe, write_card
 from .images import Store
-from .plan import Content, Plan, Results, arrow_column
-from .shards import ShardMaker, make_shards, open_arrow, read_result, write_arrow
+from .pieces import PieceMaker, make_pieces, open_arrow, write_arrow
 
 logger = logging.getLogger(__name__)
 
 NOTES_SHOWN = 20
+
+APART = {"output_dir", "num_proc", "strict", "exclude_rows"}
+"""Options that do not change what is in a folder, or whose effect is in the rows"""
 
 
 def check_output(output_dir: str | Path) -> Path:
@@ -51,13 +54,13 @@ def check_output(output_dir: str | Path) -> Path:
     return folder
 
 
-def write_prepared(args: argparse.Namespace, content: Content, store: Store, rows_per_shard: int = 1000) -> Path:
+def write_prepared(args: argparse.Namespace, content: Content, store: Store, rows_per_piece: int = 1000) -> Path:
     """Look at every image, store it, and write the folder; or resume doing so, or find it finished.
 
     Args:
-        args: the command line; see :mod:`data_prep.sources.options`.
+        args: the command line; see :mod:`data_prep.folder.options`.
         content, store: the rows, and how their images are stored.
-        rows_per_shard: of a file of the data set; what a kill loses at most, times processes.
+        rows_per_piece: what a kill loses at most, times processes.
 
     Returns:
         The folder, as an absolute path.
@@ -66,37 +69,53 @@ def write_prepared(args: argparse.Namespace, content: Content, store: Store, row
         ValueError: rows have problems (``--strict``), or none is left for training; the folder holds something else;
             a worker ran out of memory.
     """
-    folder = check_output(args.output_dir)
-    if args.strict:
-        _refuse(content.rows.problems)
-    if not (content.rows.frame[SPLIT] == "train").any():
-        _refuse(content.rows.problems, "and none is left for training")
+    folder, rows = check_output(args.output_dir), content.rows
+    trial = replace(rows, frame=rows.frame.copy(), problems=list(rows.problems), notes=[])
+    content.divide(trial)
+    trainable = (trial.frame[SPLIT] == "train").any()
+    if args.strict or not trainable:
+        _refuse(trial.problems, "(--strict)" if trainable else "and none is left for training")
+    if not trainable:
         raise ValueError("No row is in training.")
-    plan = Plan(args, content, store, rows_per_shard)
+    settings = {name: value for name, value in vars(args).items() if name not in APART}
+    fingerprint = _fingerprint(settings, content, store, rows_per_piece)
     done = read_prepared(folder)
     if done is not None:
-        if done.get("fingerprint") != plan.fingerprint:
+        if done.get("fingerprint") != fingerprint:
             raise ValueError(
                 f"{folder} is finished, with other settings or data; name another folder (--output_dir), or remove it."
             )
         logger.info("%s is finished already.", folder)
         shutil.rmtree(folder.with_name(f"{folder.name}.incomplete"), ignore_errors=True)
         return folder
-    with work_folder(folder, plan.fingerprint) as work:
-        if not (work / "plan.arrow").exists():
-            write_arrow(work / "plan.arrow", plan.table.schema, plan.table.to_batches())
-        plan.table = content.rows.frame = None  # the one is on the disk now, the other in plan.frame
-        results = _store_images(work, plan, args.num_proc)
-        trainable = any(shard.split == "train" and result.rows for shard, result in results)
-        if args.strict or not trainable:
-            _refuse_broken(work, plan, results, "(--strict)" if trainable else "and no image is left for training")
-        _finish(work, plan, results, args.unseen)
+    with work_folder(folder, fingerprint) as work:
+        stored, problems = _store_images(work, content, store, rows_per_piece, args.num_proc)
+        rows.frame["__at__"] = range(len(rows.frame))
+        rows.frame = rows.frame[rows.frame["__at__"].isin(stored["at"])].reset_index(drop=True)
+        rows.problems += problems
+        content.divide(rows)
+        trainable = (rows.frame[SPLIT] == "train").any()
+        if problems and (args.strict or not trainable):
+            _forget(work, problems)
+            listed = f" All are in {work / 'problems.csv'}; what has no problems is kept for the next time."
+            _refuse(problems, "(--strict)" if trainable else "and no image is left for training", listed)
+        about = {
+            "format": FORMAT,
+            "fingerprint": fingerprint,
+            "image_column": store.image_column,
+            "mask_column": store.mask_column,
+            "level_columns": list(content.levels),
+            "group_column": content.group_column,
+            "image_root": None if store.embeds else content.root,
+            "settings": {**settings, **asdict(store)},
+        }
+        _finish(work, content, store, stored, about)
         os.replace(work / "final", folder)
     logger.info("The data set is in %s", folder)
     return folder
 
 
-def _refuse(problems: Sequence[Problem], why: str = "(--strict)", listed: str = "") -> None:
+def _refuse(problems: Sequence[Problem], why: str, listed: str = "") -> None:
     if problems:
         shown = "; ".join(
             " ".join(part for part in (found.split, f"row {found.row}", found.image) if part) + f": {found.problem}"
@@ -106,94 +125,139 @@ def _refuse(problems: Sequence[Problem], why: str = "(--strict)", listed: str = 
         raise ValueError(f"{len(problems)} rows have problems {why}: {shown}{more}.{listed}")
 
 
-def _refuse_broken(work: Path, plan: Plan, results: Results, why: str) -> None:
-    """Shards with problems are forgotten, so that they are made again when the files were fixed."""
-    for shard, result in results:
-        if result.problems:
-            (work / "shards" / f"{shard.name}.json").unlink()
-    problems = plan.problems(results)
-    path = work / "problems.csv"
-    write_problems(path, problems)
-    _refuse(problems, why, f" All are in {path}; shards without problems are kept for the next time.")
+def _fingerprint(settings: Mapping[str, Any], content: Content, store: Store, rows_per_piece: int) -> str:
+    """What a folder is told by from another one: all that it depends on."""
+    frame = content.rows.frame
+    about = {
+        "format": FORMAT,
+        "rows_per_piece": rows_per_piece,
+        "store": [type(store).__name__, asdict(store)],
+        "columns": content.columns,
+        "root": content.root,
+        "sources": [[path, os.stat(path).st_size] for path in content.rows.sources],
+        "tree": content.tree.to_dict() if content.tree else None,
+        "problems": [asdict(problem) for problem in content.rows.problems],
+        **settings,
+    }
+    digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
+    digest.update(frame.to_json(orient="split", force_ascii=False).encode())
+    return digest.hexdigest()
 
 
-def _store_images(work: Path, plan: Plan, num_proc: int) -> Results:
-    content, folder = plan.content, work / "shards"
+def _store_images(
+    work: Path, content: Content, store: Store, rows_per_piece: int, num_proc: int
+) -> tuple[pd.DataFrame, list[Problem]]:
+    """What is known of each stored image (``piece`` and what :func:`make_pieces` says), and the rows without one."""
+    rows, folder = content.rows, work / "pieces"
     folder.mkdir(exist_ok=True)
-    maker = ShardMaker(
-        folder,
-        work / "plan.arrow",
-        plan.features.arrow_schema,
-        plan.store,
-        content.root,
-        content.rows.sources,
-        dict(content.source_columns),
-    )
+    names = rows.frame[SOURCE].tolist() if rows.sources else rows.frame[store.columns].values.tolist()
+    schema = _features(content, store, [*store.columns, *store.extra_columns]).arrow_schema
+    maker = PieceMaker(folder, schema, store, content.root, rows.sources, content.source_columns)
     live = sys.stderr.isatty()
-    with tqdm(total=len(plan.frame), unit="image", desc="preparing", disable=not live, smoothing=0.05) as bar:
-        make_shards(maker, plan.shards, num_proc, bar.update)
-    return [(shard, read_result(folder, shard)) for shard in plan.shards]
+    with tqdm(total=len(names), unit="image", desc="preparing", disable=not live, smoothing=0.05) as bar:
+        pieces = make_pieces(maker, names, rows_per_piece, num_proc, bar.update)
+    entries = [(name, *entry) for name, piece in pieces.items() for entry in piece["rows"]]
+    shown = rows.frame.reindex(columns=[SPLIT, ROW, IMAGE]).astype(object)
+    problems = [
+        Problem(split, int(row), image if isinstance(image, str) else "", kind, told)
+        for piece in pieces.values()
+        for at, kind, told in piece["problems"]
+        for split, row, image in [shown.iloc[at]]
+    ]
+    return pd.DataFrame(entries, columns=["piece", "at", "width", "height", "num_bytes", "pixels"]), problems
 
 
-# ---- from finished shards to the folder
+def _forget(work: Path, problems: Sequence[Problem]) -> None:
+    """Pieces with problems, and those that went into final, are made again when the files were fixed."""
+    write_problems(work / "problems.csv", problems)
+    shutil.rmtree(work / "final", ignore_errors=True)
+    for file in (work / "pieces").glob("*.json"):
+        if json.loads(file.read_text("utf-8"))["problems"] or not file.with_suffix(".arrow").exists():
+            file.unlink()
 
 
-def _finish(work: Path, plan: Plan, results: Results, unseen: str) -> None:
-    """Final labels, files in place, descriptions."""
-    rows, tree = _final_labels(plan, [row for _, result in results for row in result.rows], unseen)
-    problems = [*plan.content.rows.problems, *plan.problems(results), *rows.problems]
-    for kind, number in pd.Series([problem.kind for problem in problems], dtype=object).value_counts().items():
+def _features(content: Content, store: Store, names: Sequence[str] | None = None) -> Features:
+    """The columns of the folder, or of a part of them, in order."""
+    kinds = {name: Image() if store.embeds else Value("string") for name in store.columns}
+    kinds |= {name: Value("string") for name in content.columns}
+    kinds |= {name: Value(kind) for name, kind in store.extra_columns.items()}
+    return Features({name: kinds[name] for name in names or kinds})
+
+
+# ---- from finished pieces to the folder
+
+
+def _finish(work: Path, content: Content, store: Store, stored: pd.DataFrame, about: Mapping[str, Any]) -> None:
+    """Pieces into splits, and the files that describe the folder; ``about`` becomes prepared.json."""
+    rows, tree, final = content.rows, content.tree, work / "final"
+    if tree is None and content.levels:
+        tree = hierarchy_from_table({level: rows.frame[level].tolist() for level in content.levels})[0]
+    for kind, number in Counter(problem.kind for problem in rows.problems).most_common():
         logger.warning("left out: %d rows, %s", number, kind)
-    written = [split for split in SPLITS if (rows.frame[SPLIT] == split).any()]
-    assert "train" in written, "labels are taken from validation and test only"
-    for split in written:
-        shards = [(shard, result) for shard, result in results if shard.split == split]
-        _write_split(work / "shards", work / "final" / split, plan, shards, rows.frame)
-    notes = list(dict.fromkeys([*plan.content.rows.notes, *rows.notes]))
+    splits = [split for split in SPLITS if (rows.frame[SPLIT] == split).any()]
+    frame = rows.frame.set_index("__at__")
+    features = _features(content, store)
+    for name, entries in stored.groupby("piece"):
+        piece = work / "pieces" / f"{name}.arrow"
+        if piece.exists():  # else it was done before a kill
+            where = frame[SPLIT].reindex(entries["at"]).to_numpy()
+            for split in splits:
+                if (where == split).any():
+                    (final / split).mkdir(parents=True, exist_ok=True)
+                    batches = _part(piece, features.arrow_schema, frame, entries["at"].to_numpy(), where == split)
+                    write_arrow(final / split / f"data-{name}.arrow", features.arrow_schema, batches)
+            piece.unlink()
+    for split in splits:
+        _describe_split(final / split, features, about["fingerprint"])
+    notes = list(dict.fromkeys(rows.notes))
     for note in notes[:NOTES_SHOWN]:
         logger.warning("%s", note)
     if len(notes) > NOTES_SHOWN:
         logger.warning("... and %d more notes, all of them in stats.json.", len(notes) - NOTES_SHOWN)
-    stats = describe(plan, results, rows.frame, tree, problems)
-    _write_descriptions(work / "final", plan, tree, problems, {**stats, "notes": notes})
+    where = frame[SPLIT].reindex(stored["at"]).to_numpy()
+    parts = {split: stored[where == split] for split in splits}
+    stats = {
+        "splits": {split: describe(frame.loc[part["at"]], part, content, tree) for split, part in parts.items()},
+        "num_classes": dict(zip(tree.levels, tree.num_classes, strict=True)) if tree else {},
+        "left_out": dict(sorted(Counter(problem.kind for problem in rows.problems).items())),
+        "notes": notes,
+    }
+    if tree is not None:
+        tree.save(final / "hierarchy.json")
+    write_problems(final / "problems.csv", rows.problems)
+    _write_json(final / "stats.json", stats, end="\n", indent=1)
+    write_card(final / "README.md", content, bool(store.mask_column), features, stats)
+    _write_json(final / "dataset_dict.json", {"splits": splits})
+    _write_json(final / PREPARED_FILE, about, end="\n", indent=1, default=str)
     for split, facts in stats["splits"].items():
         logger.info("%s: %d images", split, facts["num_images"])
 
 
-def _final_labels(plan: Plan, kept: Sequence[int], unseen: str) -> tuple[RowSet, Hierarchy | None]:
-    """The rows that are left, with their row in the plan, and their tree; a class may have lost all its images."""
-    content = plan.content
-    rows = RowSet(plan.frame.iloc[kept].assign(__plan__=kept).reset_index(drop=True))
-    if not content.levels or not len(rows.frame):
-        return rows, content.tree
-    settle_unseen(rows, content.levels, unseen)
-    return rows, content.tree or tree_of(rows.frame, content.levels)[0]
+def _part(
+    piece: Path, schema: pa.Schema, frame: pd.DataFrame, at: np.ndarray, wanted: np.ndarray
+) -> Iterator[pa.RecordBatch]:
+    """The entries of a piece that are ``wanted``, bool (entries,), with the other columns of their rows ``at``."""
+    start = 0
+    for batch in open_arrow(piece).to_batches():
+        left = start + np.flatnonzero(wanted[start : start + batch.num_rows])
+        images = batch.take(pa.array(left - start))
+        start += batch.num_rows
+        cells = frame.loc[at[left]]
+        columns = [
+            images.column(name)
+            if name in batch.schema.names
+            else pa.array(cells[name].tolist(), pa.string(), from_pandas=True)
+            for name in schema.names
+        ]
+        yield pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
-def _write_split(shards: Path, folder: Path, plan: Plan, results: Results, final: pd.DataFrame) -> None:
-    """Move the shards of a split into place, or write those anew whose labels or rows have changed."""
-    folder.mkdir(parents=True, exist_ok=True)
-    levels = list(plan.content.levels)
-    labels = final.drop_duplicates("__plan__").set_index("__plan__")[levels]
-    files = []
-    for shard, result in results:
-        left = [row in labels.index for row in result.rows]
-        if not any(left):
-            continue
-        name = f"{shard.name}.arrow"
-        files.append(name)
-        if not (shards / name).exists():
-            assert (folder / name).exists(), "a shard is either where it was made or in place"
-        elif all(left) and labels.loc[result.rows].equals(plan.frame.loc[result.rows, levels]):
-            os.replace(shards / name, folder / name)
-        else:
-            schema = plan.features.arrow_schema
-            write_arrow(folder / name, schema, _amended(shards / name, schema, result.rows, labels))
-            (shards / name).unlink()
-    DatasetInfo(features=plan.features).write_to_directory(str(folder))
-    state = {  # as Dataset.save_to_disk writes it
-        "_data_files": [{"filename": name} for name in files],
-        "_fingerprint": hashlib.sha256(f"{plan.fingerprint} {folder.name}".encode()).hexdigest()[:16],
+def _describe_split(folder: Path, features: Features, fingerprint: str) -> None:
+    """The files beside a split's data, as ``Dataset.save_to_disk`` writes them."""
+    DatasetInfo(features=features).write_to_directory(str(folder))
+    state = {
+        "_data_files": [{"filename": file.name} for file in sorted(folder.glob("*.arrow"))],
+        "_fingerprint": hashlib.sha256(f"{fingerprint} {folder.name}".encode()).hexdigest()[:16],
         "_format_columns": None,
         "_format_kwargs": {},
         "_format_type": None,
@@ -201,41 +265,6 @@ def _write_split(shards: Path, folder: Path, plan: Plan, results: Results, final
         "_split": folder.name,
     }
     _write_json(folder / "state.json", state, indent=2, sort_keys=True)
-
-
-def _amended(source: Path, schema: pa.Schema, rows: Sequence[int], labels: pd.DataFrame) -> Iterator[pa.RecordBatch]:
-    """A shard with other labels or fewer rows, in its batches, because of the memory."""
-    start = 0
-    for batch in open_arrow(source).to_batches():
-        left = [at for at in range(batch.num_rows) if rows[start + at] in labels.index]
-        new = labels.loc[[rows[start + at] for at in left]]
-        start += batch.num_rows
-        columns = dict(zip(batch.schema.names, batch.take(pa.array(left, pa.int64())).columns, strict=True))
-        columns |= {level: arrow_column(new[level]) for level in labels.columns}
-        yield pa.RecordBatch.from_arrays(list(columns.values()), schema=schema)
-
-
-def _write_descriptions(
-    final: Path, plan: Plan, tree: Hierarchy | None, problems: Sequence[Problem], stats: Mapping[str, Any]
-) -> None:
-    content, store = plan.content, plan.store
-    if tree is not None:
-        tree.save(final / "hierarchy.json")
-    write_problems(final / "problems.csv", problems)
-    _write_json(final / "stats.json", stats, end="\n", indent=1)
-    write_card(final / "README.md", plan, stats)
-    about = {
-        "format": FORMAT,
-        "fingerprint": plan.fingerprint,
-        "image_column": store.image_column,
-        "mask_column": store.mask_column,
-        "level_columns": list(content.levels),
-        "group_column": content.group_column,
-        "image_root": None if store.embeds else content.root,
-        "settings": {**plan.settings, **asdict(store)},
-    }
-    _write_json(final / "dataset_dict.json", {"splits": list(stats["splits"])})
-    _write_json(final / PREPARED_FILE, about, end="\n", indent=1, default=str)
 
 
 def _write_json(path: Path, content: Any, end: str = "", **options: Any) -> None:

@@ -23,7 +23,17 @@ from common.model.hierarchy import Hierarchy
 from common.run.setup import image_root
 
 from .columns import SPLITS
-from .reading import add_reading_options
+
+
+def add_reading_options(parser: argparse._ActionsContainer) -> None:
+    """Add ``--missing_values`` and ``--image_suffix``, which the trainers have too."""
+    parser.add_argument(
+        "--missing_values",
+        nargs="+",
+        metavar="WORD",
+        help="cells that mean blank, beside empty ones (default: NA N/A n/a NaN nan null NULL -)",
+    )
+    parser.add_argument("--image_suffix", metavar="ENDING", help="ending to add to image paths without it, as .jpg")
 
 
 def input_parser(
@@ -63,12 +73,6 @@ def input_parser(
             help="processes that decode; 0 to work in this one, where a decoder that crashes ends the script",
         )
     return parser
-
-
-def label_columns(args: argparse.Namespace) -> LabelColumns:
-    """What the options say about labels."""
-    tree = args.hierarchy or (args.label_column and hierarchy_beside(args))
-    return LabelColumns(args.level_columns, args.label_column, str(tree) if tree else None)
 
 
 def hierarchy_beside(args: argparse.Namespace) -> Path | None:
@@ -115,13 +119,22 @@ class Inputs:
 
     def cells(self, column: str | None) -> dict[str, list[Any]]:
         """A column of each split; nothing without a column, ValueError if a split lacks it."""
-        found = {}
-        for split, dataset in self.splits.items() if column else ():
+        read = read_groups if column == vars(self.args).get("group_column") else read_cells
+        splits = self.splits.items() if column else ()
+        for split, dataset in splits:
             check_columns(dataset, [column], split)
-            found[split] = (read_groups if column == vars(self.args).get("group_column") else read_cells)(
-                dataset, column
-            )
-        return found
+        return {split: read(dataset, column) for split, dataset in splits}
+
+    def labels(self) -> tuple[Hierarchy, dict[str, np.ndarray]]:
+        """The label tree, from its file or the first split, and the labels of each split, int64 (rows, levels)."""
+        tree = self.args.hierarchy or (self.args.label_column and hierarchy_beside(self.args))
+        columns = LabelColumns(self.args.level_columns, self.args.label_column, str(tree) if tree else None)
+        for split, dataset in self.splits.items():
+            columns.check(dataset, split)
+        hierarchy, report = columns.read_hierarchy(next(iter(self.splits.values())))
+        for line in report:
+            print(f"label tree: {line}", file=sys.stderr)
+        return hierarchy, {split: columns.read_labels(data, hierarchy, split) for split, data in self.splits.items()}
 
     def settings(self, *more: object) -> str:
         """What results depend on, as a text: the data, where images lie, and whatever else is given."""
@@ -152,13 +165,9 @@ def open_inputs(args: argparse.Namespace) -> Inputs:
     if bool(args.dataset_name) == any(files.values()):
         raise ValueError("Say where the data are: --dataset_name NAME, or --train_file FILE and others like it.")
     found = load_splits(args.dataset_name or "", args.dataset_config_name, files, Reading.of(args))
-    splits = DatasetDict({name: found[name] for name in sorted(found, key=_order)})
+    splits = DatasetDict({name: found[name] for name in dict.fromkeys([*SPLITS, *found]) if name in found})
     if not sum(map(len, splits.values())):
         raise ValueError("The data set has no rows.")
     lengths = {split: len(dataset) for split, dataset in splits.items()}
     numbers = kept_rows(splits, args.exclude_rows, args.image_column)
     return Inputs(args, leave_out(splits, args.exclude_rows, args.image_column), numbers, lengths)
-
-
-def _order(split: str) -> int:
-    return SPLITS.index(split) if split in SPLITS else len(SPLITS)

@@ -29,7 +29,8 @@ from common.workers import end_with_parent
 OfRow = Callable[[int], dict[str, Any]]
 """Gives what is known of a row: numbers, strings and arrays, of the same kinds and shapes for every row"""
 
-PRELOAD = "common.data.rows"  # has the libraries that work on rows needs
+PRELOAD = "common.data.rows"
+"""Has the libraries that work on rows needs; imported once, in a server whose memory the workers share"""
 
 # ---- rows, in chunks that are kept
 
@@ -58,7 +59,7 @@ def map_rows(
     work, crashed = partial(_measured, measure), partial(_one_by_one, measure, lost)
     with tqdm(total=len(rows), desc=name, unit="row", dynamic_ncols=True, disable=not sys.stderr.isatty()) as bar:
         bar.update(len(rows) - sum(map(len, missing.values())))
-        for index, arrays in run_pieces(work, missing, num_proc, crashed, PRELOAD):
+        for index, arrays in run_pieces(work, missing, num_proc, crashed):
             with atomic_write(files[index], "wb") as file:
                 np.savez(file, **arrays)
             bar.update(len(chunks[index]))
@@ -73,7 +74,7 @@ def _measured(measure: OfRow, rows: Sequence[int]) -> dict[str, np.ndarray]:
 def _one_by_one(measure: OfRow, lost: OfRow, rows: Sequence[int]) -> dict[str, np.ndarray]:
     """Results of rows of which one may have ended a process: in halves, until that one is alone."""
     try:
-        with _pool(partial(_measured, measure), 1, PRELOAD) as pool:
+        with _pool(partial(_measured, measure), 1) as pool:
             return pool.submit(_run, rows).result()
     except BrokenProcessPool:
         if len(rows) == 1:
@@ -127,11 +128,7 @@ def work_folder(output: str | Path, settings: str) -> Iterator[Path]:
 
 
 def run_pieces(
-    work: Callable[[Any], Any],
-    pieces: Mapping[int, Any],
-    num_proc: int,
-    crashed: Callable[[Any], Any],
-    preload: str,
+    work: Callable[[Any], Any], pieces: Mapping[int, Any], num_proc: int, crashed: Callable[[Any], Any]
 ) -> Iterator[tuple[int, Any]]:
     """Results of ``work`` for pieces, as they are finished, in processes that end with this one.
 
@@ -140,7 +137,6 @@ def run_pieces(
         pieces: number -> what ``work`` takes.
         num_proc: processes; 0 for this one.
         crashed: gives the result of a piece during which a process ended, or raises an error.
-        preload: module whose imports all processes share.
 
     Yields:
         Number and result.
@@ -151,7 +147,7 @@ def run_pieces(
     left = dict(pieces)
     while left:
         running: dict[Future, int] = {}
-        with _pool(work, min(num_proc, len(left)), preload) as pool:
+        with _pool(work, min(num_proc, len(left))) as pool:
             waiting = iter(list(left))
             try:
                 while True:
@@ -175,9 +171,9 @@ _work: Callable[[Any], Any]  # of this worker process
 
 
 @contextmanager
-def _pool(work: Callable[[Any], Any], num_proc: int, preload: str) -> Iterator[ProcessPoolExecutor]:
+def _pool(work: Callable[[Any], Any], num_proc: int) -> Iterator[ProcessPoolExecutor]:
     # A server that has the imports done forks the workers: each starts at once, and inherits nothing of this process.
-    forkserver.set_forkserver_preload([preload])
+    forkserver.set_forkserver_preload([PRELOAD])
     with _environment(PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1"):  # it does not inherit sys.path
         forkserver.ensure_running()
     context = multiprocessing.get_context("forkserver")

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 
 from data_prep.folder.images import Store
-from data_prep.folder.shards import Shard, ShardMaker, make_shards, open_arrow, read_result, write_arrow
+from data_prep.folder.pieces import PieceMaker, make_pieces, open_arrow
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -39,16 +39,13 @@ class DyingStore(Store):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def make_work(folder: Path, store: Store, num_rows: int = 6) -> tuple[ShardMaker, list[Shard]]:
+def make_work(folder: Path, store: Store, num_rows: int = 6) -> tuple[PieceMaker, list[list[str]]]:
     for index in range(num_rows):
         Image.new("RGB", (8, 9), (index, 0, 0)).save(folder / f"{index}.png")
-    (folder / "shards").mkdir(exist_ok=True)
-    table = pa.table({"image": [f"{index}.png" for index in range(num_rows)], "label": ["a"] * num_rows})
-    write_arrow(folder / "plan.arrow", table.schema, iter(table.to_batches()))
+    (folder / "pieces").mkdir(exist_ok=True)
     kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if store.embeds else pa.string()
-    schema = pa.schema({"image": kind, "label": pa.string()})
-    work = ShardMaker(folder / "shards", folder / "plan.arrow", schema, store, os.path.realpath(folder))
-    return work, [Shard(number, "train", 2 * number, 2 * number + 2) for number in range(num_rows // 2)]
+    maker = PieceMaker(folder / "pieces", pa.schema({"image": kind}), store, os.path.realpath(folder))
+    return maker, [[f"{index}.png"] for index in range(num_rows)]
 
 
 def test_any_number_of_processes_writes_the_same(tmp_path):
@@ -56,55 +53,45 @@ def test_any_number_of_processes_writes_the_same(tmp_path):
     for num_proc in (1, 2):
         folder = tmp_path / str(num_proc)
         folder.mkdir()
-        work, shards = make_work(folder, Store("image", embed=True))
+        maker, rows = make_work(folder, Store("image", embed=True))
         done: list[int] = []
-        make_shards(work, shards, num_proc, done.append)
+        found = make_pieces(maker, rows, 2, num_proc, done.append)
         assert sum(done) == 6
-        contents.append({path.name: path.read_bytes() for path in work.folder.iterdir()})
+        contents.append({path.name: path.read_bytes() for path in maker.folder.iterdir()})
     assert contents[0] == contents[1] and len(contents[0]) == 6
-    table = open_arrow(work.folder / "data-00001.arrow")
+    table = open_arrow(maker.folder / "00001.arrow")
     assert table["image"][0].as_py() == {"bytes": (folder / "2.png").read_bytes(), "path": "2.png"}
-    result = read_result(work.folder, shards[1])
-    assert result.rows == [2, 3]
-    assert result.sizes == [[8, 9]] * 2 and result.num_bytes > 0
+    sizes = [(folder / f"{row}.png").stat().st_size for row in (2, 3)]
+    rows = [[row, 8, 9, size, {}] for row, size in zip((2, 3), sizes, strict=True)]
+    assert found["00001"] == {"rows": rows, "problems": []}
 
 
 def test_what_is_finished_is_not_made_again(tmp_path):
-    work, shards = make_work(tmp_path, Store("image"))
-    make_shards(work, shards, 1, lambda _: None)
+    maker, rows = make_work(tmp_path, Store("image"))
+    make_pieces(maker, rows, 2, 1, lambda _: None)
     for index in range(6):
         (tmp_path / f"{index}.png").unlink()
-    before = (work.folder / "data-00000.arrow").read_bytes()
-    (work.folder / "data-00002.json").unlink()  # a kill between the two files of a shard
-    make_shards(work, shards, 1, lambda _: None)
-    assert (work.folder / "data-00000.arrow").read_bytes() == before
-    assert [kind for _, kind, _ in read_result(work.folder, shards[2]).problems] == ["missing", "missing"]
-
-
-@pytest.mark.parametrize(
-    "module", ["folder.shards", "folder.scan_store", "prepare_table", "prepare_fungitastic", "prepare_artefact"]
-)
-def test_workers_are_small(module):
-    """Python imports the script anew in every worker: it must not bring half a gigabyte of packages along."""
-    code = f"import sys, data_prep.{module}; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    assert not {"torch", "timm", "transformers", "datasets", "pandas"} & set(done.stdout.split())
+    before = (maker.folder / "00000.arrow").read_bytes()
+    (maker.folder / "00002.json").unlink()  # a kill between the two files of a piece
+    found = make_pieces(maker, rows, 2, 1, lambda _: None)
+    assert (maker.folder / "00000.arrow").read_bytes() == before
+    assert [(row, kind) for row, kind, _ in found["00002"]["problems"]] == [(4, "missing"), (5, "missing")]
 
 
 def test_a_killed_worker_is_explained(tmp_path):
-    work, shards = make_work(tmp_path, DyingStore("image"))
+    maker, rows = make_work(tmp_path, DyingStore("image"))
     with pytest.raises(ValueError, match="smaller --num_proc"):
-        make_shards(work, shards, 2, lambda _: None)
+        make_pieces(maker, rows, 2, 2, lambda _: None)
 
 
 def test_workers_die_with_their_parent(tmp_path):
-    work, _ = make_work(tmp_path, SlowStore("image"), 40)
+    maker, _ = make_work(tmp_path, SlowStore("image"), 40)
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]\n"
         "if __name__ == '__main__':\n"
-        "    import test_shards as t; from pathlib import Path\n"
-        "    work, shards = t.make_work(Path(sys.argv[3]), t.SlowStore('image'), 40)\n"
-        "    t.make_shards(work, shards, 2, lambda _: None)\n"
+        "    import test_pieces as t; from pathlib import Path\n"
+        "    maker, rows = t.make_work(Path(sys.argv[3]), t.SlowStore('image'), 40)\n"
+        "    t.make_pieces(maker, rows, 2, 2, lambda _: None)\n"
     )
     (tmp_path / "script.py").write_text(code)
     command = [sys.executable, str(tmp_path / "script.py"), str(REPOSITORY), str(REPOSITORY / "tests"), str(tmp_path)]
@@ -119,9 +106,9 @@ def test_workers_die_with_their_parent(tmp_path):
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, workers))
-    finished = len(list(work.folder.glob("*.json")))
+    finished = len(list(maker.folder.glob("*.json")))
     assert finished < 20
-    assert all(json.loads(path.read_text())["rows"] for path in work.folder.glob("*.json"))
+    assert all(json.loads(path.read_text())["rows"] for path in maker.folder.glob("*.json"))
 
 
 def is_alive(process: int) -> bool:

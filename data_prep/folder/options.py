@@ -1,4 +1,4 @@
-"""Options that the prepare_* commands share; this imports nothing heavy, see data_prep/folder/shards.py."""
+"""Options that the prepare_* commands share."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 import sys
 from collections.abc import Sequence
 
-from data_prep.folder.images import DEFAULT_MAX_MEGAPIXELS, Store
 from data_prep.parts.columns import IMAGE
+
+from .images import DEFAULT_MAX_MEGAPIXELS, Store
 
 logger = logging.getLogger(__name__)
 
