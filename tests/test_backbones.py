@@ -46,7 +46,7 @@ def check(backbone: Backbone, folder: Path) -> None:
     model.train()
     model(torch.randn(4, 3, size, size), logits_only=True).square().sum().backward()
     for name, parameter in model.named_parameters():  # DDP needs a gradient of each
-        if parameter.requires_grad:
+        if not name.endswith("mask_token"):  # the dry run freezes it
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), name
     model.save_pretrained(folder)
     assert json.loads(json.dumps(backbone.spec)) == backbone.spec

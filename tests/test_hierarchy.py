@@ -145,7 +145,10 @@ def test_path_scores_and_best_path():
             scores = random_scores(tree, seed, shape)
             rows = leaf_paths(tree)[1]
             per_level = [as_rows(score) for score in scores]
-            totals, best = as_rows(tree.path_scores(scores)), torch.stack(tree.best_path(scores), 1)
+            totals, best = (
+                as_rows(tree.path_scores(scores)),
+                torch.stack(tree.lift(tree.path_scores(scores).argmax(1)), 1),
+            )
             for element, (total, chosen) in enumerate(zip(totals, as_rows(best), strict=True)):
                 expected = [
                     math.fsum(per_level[level][element][label] for level, label in enumerate(row) if label != IGNORE)

@@ -53,7 +53,7 @@ def random_batch(hierarchy, seed, num_samples=160):
         log_probs.append(scores.log_softmax(1))
     depth = torch.randint(2 * hierarchy.num_levels, (num_samples, 1), generator=generator)
     references[torch.arange(hierarchy.num_levels) >= depth] = IGNORE
-    predictions = {"log_probs": log_probs, "path": hierarchy.best_path(log_probs)}
+    predictions = {"log_probs": log_probs, "path": hierarchy.lift(hierarchy.path_scores(log_probs).argmax(1))}
     return predictions, references
 
 
@@ -429,7 +429,7 @@ def test_half_precision(dtype):
         torch.stack([-torch.randperm(num_classes, generator=generator) / 4 for _ in references])
         for num_classes in hierarchy.num_classes
     ]
-    path = hierarchy.best_path(log_probs)
+    path = hierarchy.lift(hierarchy.path_scores(log_probs).argmax(1))
     exact = counted(hierarchy, {"log_probs": log_probs, "path": path}, references)
     half = counted(hierarchy, {"log_probs": [scores.to(dtype) for scores in log_probs], "path": path}, references)
     assert_same(half.compute(), exact.compute(), tolerance=1e-12)

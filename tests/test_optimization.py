@@ -218,8 +218,3 @@ def test_factors_are_pure_and_in_range(schedule, num_steps, warmup):
     assert backwards[::-1] == factors
     beyond = learning_rate_factor(schedule, num_steps + 3, num_steps, warmup)
     assert 0 <= beyond <= max(factors)
-
-
-def test_unknown_schedule():
-    with pytest.raises(ValueError, match="'cosin'.*cosine, linear"):
-        learning_rate_factor("cosin", 5, 10)

@@ -47,30 +47,6 @@ class Answers:
         return lines
 
 
-def decode(
-    hierarchy: Hierarchy,
-    leaf_logits: torch.Tensor,
-    log_probs: Sequence[torch.Tensor],
-    decoding: str,
-    thresholds: Sequence[float | None] | None = None,
-) -> Answers:
-    """The best path and the back-off from it.
-
-    Args:
-        hierarchy: the label tree.
-        leaf_logits: (batch, leaves, ...).
-        log_probs: per level (batch, classes, ...).
-        decoding: ``leaf`` for the most probable leaf, ``levels`` for the path with the most levels expected right.
-        thresholds: per level the lowest probability that is answered, ``None`` for levels that never are; without
-            them every path is answered to its end.
-    """
-    leaf = path_scores(hierarchy, leaf_logits, log_probs, decoding).argmax(1)
-    labels = hierarchy.lift(leaf)
-    path, probabilities = torch.stack(labels, 1), path_probabilities(log_probs, labels)
-    level = answer_levels(probabilities, path, [0.0] * hierarchy.num_levels if thresholds is None else thresholds)
-    return Answers(hierarchy, leaf, path, probabilities, level)
-
-
 def path_probabilities(log_probs: Sequence[torch.Tensor], path: Sequence[torch.Tensor]) -> torch.Tensor:
     """Probability of the path's class at every level, float32 (batch, levels, ...); 0 where the path has none.
 
@@ -99,13 +75,6 @@ def answer_levels(probabilities: torch.Tensor, path: torch.Tensor, thresholds: S
         if bound is not None:
             answered = answered.masked_fill((path[:, level] >= 0) & (probabilities[:, level] >= bound), level)
     return answered
-
-
-def path_scores(
-    hierarchy: Hierarchy, leaf_logits: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str
-) -> torch.Tensor:
-    """(batch, leaves, ...): the best path ends in the leaf with the highest of these."""
-    return hierarchy.path_scores([level.exp() for level in log_probs]) if decoding == "levels" else leaf_logits
 
 
 def thresholds_for(calibration: Mapping[str, Any], precision: float) -> tuple[float, list[float | None]]:

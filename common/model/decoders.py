@@ -11,26 +11,37 @@ from torch.nn import functional as F
 _STEP = 16  # channels come in multiples of this, so that halves and quarters still make groups
 
 
-class UPerNet(nn.Module):
-    """Pyramid pooling on the deepest map, then a feature pyramid, all of whose levels are fused at stride 4.
-
-    Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018.
+class _Decoder(nn.Module):
+    """Four maps (batch, channels, height / stride, width / stride) -> (batch, ``num_features``, as the first).
 
     Args:
         in_channels: of the four maps, from stride 4 to stride 32.
-        channels: of every level and of the output; a multiple of 16.
+        channels: of the decoder's own maps, see each decoder; a multiple of 16.
 
     Raises:
         ValueError: if there are not four maps, or ``channels`` is no multiple of 16.
     """
 
+    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
+        super().__init__()
+        if len(in_channels) != 4:
+            raise ValueError(f"A decoder takes four feature maps, not {len(in_channels)}.")
+        if channels < _STEP or channels % _STEP:
+            raise ValueError(f"The channels of a decoder must be a multiple of {_STEP}, not {channels}.")
+        self.num_features = channels
+
+
+class UPerNet(_Decoder):
+    """Pyramid pooling on the deepest map, then a feature pyramid, all of whose levels are fused at stride 4.
+
+    Xiao et al., "Unified Perceptual Parsing for Scene Understanding", ECCV 2018. Every level has ``channels``.
+    """
+
     scales = (1, 2, 3, 6)
 
     def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
-        super().__init__()
-        _check(in_channels, channels)
+        super().__init__(in_channels, channels)
         *shallow, deepest = in_channels
-        self.num_features = channels
         self.pooled = nn.ModuleList(convolution(deepest, channels, 1) for _ in self.scales)
         self.bottleneck = convolution(deepest + len(self.scales) * channels, channels, 3)
         self.laterals = nn.ModuleList(convolution(width, channels, 1) for width in shallow)
@@ -39,7 +50,6 @@ class UPerNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Four maps (batch, channels, height / stride, width / stride) -> (batch, ``num_features``, as the first)."""
         *shallow, deepest = maps
         context = [
             resize(layer(pool(deepest, scale)), deepest) for scale, layer in zip(self.scales, self.pooled, strict=True)
@@ -52,23 +62,16 @@ class UPerNet(nn.Module):
         return self.fusion(torch.cat([resize(level, smooth[0]) for level in smooth], 1))
 
 
-class UNet(nn.Module):
+class UNet(_Decoder):
     """From the deepest map up: twice the size, concatenate the encoder's map of that size, two 3x3 convolutions.
 
     Ronneberger et al., "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015; it ends at
-    stride 4, where the encoders' finest map is.
-
-    Args:
-        in_channels: of the four maps, from stride 4 to stride 32.
-        channels: of the coarsest step, a multiple of 16; each finer step has half of it, but at least 16.
-
-    Raises:
-        ValueError: if there are not four maps, or ``channels`` is no multiple of 16.
+    stride 4, where the encoders' finest map is. ``channels`` are the coarsest step's; each finer step has half of
+    them, but at least 16.
     """
 
     def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
-        super().__init__()
-        _check(in_channels, channels)
+        super().__init__(in_channels, channels)
         *skips, width = in_channels
         self.steps = nn.ModuleList()
         for index, skip in enumerate(reversed(skips)):
@@ -79,7 +82,6 @@ class UNet(nn.Module):
         self.apply(_initialise)
 
     def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Four maps (batch, channels, height / stride, width / stride) -> (batch, ``num_features``, as the first)."""
         *skips, features = maps
         for step, skip in zip(self.steps, reversed(skips), strict=True):
             features = step(torch.cat([resize(features, skip), skip], 1))
@@ -119,13 +121,6 @@ def pool(features: torch.Tensor, size: int) -> torch.Tensor:
     eye = torch.eye(max(features.shape[2:]), dtype=features.dtype, device=features.device)
     rows, columns = (F.adaptive_avg_pool1d(eye[None, :side, :side], size)[0] for side in features.shape[2:])
     return rows.T @ features @ columns
-
-
-def _check(in_channels: Sequence[int], channels: int) -> None:
-    if len(in_channels) != 4:
-        raise ValueError(f"A decoder takes four feature maps, not {len(in_channels)}.")
-    if channels < _STEP or channels % _STEP:
-        raise ValueError(f"The channels of a decoder must be a multiple of {_STEP}, not {channels}.")
 
 
 def _initialise(module: nn.Module) -> None:

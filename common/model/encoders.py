@@ -25,21 +25,33 @@ TIMM_PREFIXES = ("timm/", "hf-hub:", "local-dir:")
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass
 class EncoderOptions:
-    """Which encoder to open; the fields are those of :func:`.backbones.load_backbone`.
+    """Which encoder to open, and how.
 
-    ``pretrained`` is False if there is a weights file. ``image_mean`` and ``image_std`` stand for the encoder's own.
+    Attributes:
+        name: ``timm/<architecture or model id>``, ``hf-hub:<org>/<timm model>``, ``local-dir:<timm folder>``, or what
+            Transformers' ``AutoModelForImageClassification`` knows, by id or local path; for a pyramid, what
+            ``AutoBackbone`` knows, or ``AutoModel`` if its hidden states are maps (SegFormer) or those of a ViT.
+        pretrained: load the weights that go with the name; ``False`` builds the architecture with random weights.
+        weights: a safetensors file with a state dict to load instead of those.
+        image_size: side of the square input in pixels; the model's own by default.
+        drop_path_rate: stochastic depth, where the architecture has it; its own by default.
+        trust_remote_code: allow code from the model's repository to run (Transformers only).
+        image_mean, image_std: of the three colours, in 0..1, instead of those that go with the weights.
     """
 
     name: str
-    pretrained: bool
-    weights: str | None
-    image_size: int | None
-    drop_path_rate: float | None
-    trust_remote_code: bool
+    pretrained: bool = True
+    weights: str | None = None
+    image_size: int | None = None
+    drop_path_rate: float | None = None
+    trust_remote_code: bool = False
     image_mean: Sequence[float] | None = None
     image_std: Sequence[float] | None = None
+
+    def __post_init__(self) -> None:
+        self.pretrained = self.pretrained and self.weights is None
 
 
 # ---- timm
@@ -55,16 +67,14 @@ def open_timm(options: EncoderOptions, **optional: Any) -> tuple[nn.Module, dict
     Raises:
         ValueError: if the weights do not fit.
     """
-    kwargs: dict[str, Any] = {}
-    architecture = options.name.removeprefix("timm/")
-    own = None
+    architecture = name = options.name.removeprefix("timm/")
+    kwargs, own, state = {}, None, None
     for prefix, read in (("hf-hub:", load_model_config_from_hf), ("local-dir:", load_model_config_from_path)):
-        if options.name.startswith(prefix):  # remember the architecture, so that the saved model needs no hub
-            own, architecture, model_args = read(options.name.removeprefix(prefix))
+        if name.startswith(prefix):  # remember the architecture, so that the saved model needs no hub
+            own, architecture, model_args = read(name.removeprefix(prefix))
             kwargs.update(model_args or {})
-    name = options.name if options.name.startswith(("hf-hub:", "local-dir:")) else architecture
-    state = load_file(options.weights) if options.weights else None
-    if state is not None:
+    if options.weights:
+        state = load_file(options.weights)
         kwargs["num_classes"] = num_classes_in(state, timm.get_pretrained_cfg_value(architecture, "classifier"))
     optional |= {"img_size": options.image_size, "drop_path_rate": options.drop_path_rate}
     model = _create_timm(name, options.pretrained, kwargs, optional)
@@ -93,7 +103,8 @@ def _timm_pixels(options: EncoderOptions, own: Mapping[str, Any], architecture: 
     found = resolve_data_config({"in_chans": 3}, {**(usual.to_dict() if usual else {}), **own})
     resize_mode = "squash" if found["crop_mode"] == "squash" else "center"
     found |= {"image_size": found["input_size"][-1], "resize_mode": resize_mode}
-    missing = [key for key in ("mean", "std", "input_size", "interpolation", "crop_pct") if key not in own]
+    own["image_size"] = own.get("input_size")
+    missing = [key for key in ("mean", "std", "image_size", "interpolation", "crop_pct") if own.get(key) is None]
     return _pixels(options, found, missing, f"timm's {architecture}" if usual else "ImageNet")
 
 
@@ -153,33 +164,23 @@ def transformers_spec(
         imagenet: use ImageNet's mean and deviation instead of reading the model's preprocessing.
         sized: whether the image size of the preprocessing goes before that of the configuration.
     """
-    return {
-        "library": "transformers",
-        "config": config_to_dict(config),
-        **_transformers_pixels(options, config, default_size, imagenet, sized),
-    }
+    found: dict[str, Any] = {"image_size": image_size_of(config) or default_size}
+    missing: tuple[str, ...] = ()
+    if imagenet:
+        found["interpolation"] = "bilinear"
+    else:
+        try:
+            found |= _processed(AutoImageProcessor.from_pretrained(options.name), sized)
+        except (OSError, ValueError):  # the defaults of its class are often others than those of the published weights
+            missing = ("mean", "std", "interpolation", "image_size")
+    pixels = _pixels(options, found, missing, "ImageNet")
+    return {"library": "transformers", "config": config_to_dict(config), **pixels}
 
 
 def config_to_dict(config: PretrainedConfig) -> dict[str, Any]:
     """What describes the encoder in a configuration, without labels, origin and storage."""
-    kept = config.to_dict()
-    for key in ("id2label", "label2id", "architectures", "transformers_version", "num_labels", "dtype"):
-        kept.pop(key, None)
-    return kept
-
-
-def _transformers_pixels(
-    options: EncoderOptions, config: PretrainedConfig, default_size: int, imagenet: bool, sized: bool
-) -> dict[str, Any]:
-    """What :func:`_pixels` returns: that of preprocessor_config.json."""
-    found: dict[str, Any] = {"image_size": image_size_of(config) or default_size}
-    if imagenet:
-        return _pixels(options, found | {"interpolation": "bilinear"}, (), "")
-    try:
-        processor = AutoImageProcessor.from_pretrained(options.name)
-    except (OSError, ValueError):  # the defaults of its class are often others than those of the published weights
-        return _pixels(options, found, ("mean", "std", "interpolation", "image_size"), "ImageNet")
-    return _pixels(options, found | _processed(processor, sized), (), "")
+    dropped = ("id2label", "label2id", "architectures", "transformers_version", "num_labels", "dtype")
+    return {key: value for key, value in config.to_dict().items() if key not in dropped}
 
 
 def _processed(processor: Any, sized: bool) -> dict[str, Any]:
@@ -235,12 +236,10 @@ def _pixels(options: EncoderOptions, found: Mapping[str, Any], missing: Sequence
     """
     given = {"mean": options.image_mean, "std": options.image_std, "image_size": options.image_size}
     given = {key: value for key, value in given.items() if value is not None}
-    trained = bool(options.pretrained or options.weights)
     pixels = {"mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD, "interpolation": "bicubic"}
     pixels |= {"resize_mode": "center", "crop_pct": 1.0, **found, **given}
     pixels |= {"mean": list(pixels["mean"]), "std": list(pixels["std"])}
-    names = {"input_size": "image_size"}
-    assumed = [names.get(key, key) for key in missing if names.get(key, key) not in given]
+    trained, assumed = bool(options.pretrained or options.weights), [key for key in missing if key not in given]
     if assumed and trained:
         logger.warning(
             "%s does not say how the images were that it was trained on. Assumed, as of %s: %s. --image_mean, "

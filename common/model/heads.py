@@ -5,9 +5,8 @@ Three kinds of heads, all linear in the features:
 - ``tree``: every class has a weight vector, and the logit of a leaf is the sum over the classes on its path; one
   softmax over the leaves, of which every level's probabilities are marginals. The sum is scaled, by default with one
   over the root of the number of levels: otherwise each step would move it as many times as far as a flat head's score.
-  Levels agree by construction, and rare
-  leaves share the weights above them (parameter-sharing softmax: Valmadre, Hierarchical classification at multiple
-  operating points, NeurIPS 2022).
+  Levels agree by construction, and rare leaves share the weights above them (parameter-sharing softmax: Valmadre,
+  Hierarchical classification at multiple operating points, NeurIPS 2022).
 - ``independent``: a softmax per level, as multi-task models usually have it.
 - ``flat``: one softmax over the leaves, each with its own weight vector; upper levels are marginals. The baseline.
 """
@@ -16,12 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .answers import path_scores
 from .hierarchy import Hierarchy
 from .tree import IGNORE
 
@@ -53,9 +52,9 @@ class LevelHeads(nn.Module):
         num_outputs = hierarchy.num_leaves if kind == "flat" else sum(hierarchy.num_classes)
         self.weight = nn.Parameter(torch.empty(num_outputs, in_features))
         self.bias = nn.Parameter(torch.empty(num_outputs))
-        counts, ancestors = hierarchy.num_classes, hierarchy.ancestors.T
-        offsets = torch.tensor([sum(counts[:level]) for level in range(len(counts))], device="cpu")
-        self._nodes = torch.where(ancestors == IGNORE, sum(counts), ancestors + offsets[:, None])
+        counts, ancestors = torch.tensor(hierarchy.num_classes, device="cpu"), hierarchy.ancestors.T
+        offsets = counts.cumsum(0) - counts
+        self._nodes = torch.where(ancestors == IGNORE, counts.sum(), ancestors + offsets[:, None])
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -88,13 +87,11 @@ class LevelHeads(nn.Module):
 
     def log_probs(self, logits: torch.Tensor, levels: Sequence[int] | None = None) -> list[torch.Tensor | None]:
         """Float32 log-probabilities (batch, classes of the level, ...) per level; ``None`` for levels not wanted."""
-        every = range(self.hierarchy.num_levels)
-        wanted = every if levels is None else levels
         logits = logits.float()
         if self.leaf_softmax:
-            return self.hierarchy.marginalize(logits.log_softmax(1), wanted)
+            return self.hierarchy.marginalize(logits.log_softmax(1), levels)
         split = logits.split(self.hierarchy.num_classes, dim=1)
-        return [split[level].log_softmax(1) if level in wanted else None for level in every]
+        return [part.log_softmax(1) if levels is None or level in levels else None for level, part in enumerate(split)]
 
     def leaf_logits(self, logits: torch.Tensor) -> torch.Tensor:
         """(batch, leaves, ...): logits of the leaves; a softmax over them gives the leaves' probabilities.
@@ -109,15 +106,16 @@ class LevelHeads(nn.Module):
         return total * (self.hierarchy.num_levels / num_values).view(1, -1, *(1,) * (total.dim() - 2))
 
     def path_scores(self, logits: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str) -> torch.Tensor:
-        """(batch, leaves, ...): the best path ends in the leaf with the highest of these; see :func:`.answers.decode`.
+        """(batch, leaves, ...): the best path ends in the leaf with the highest of these.
 
         Args:
             logits: (batch, outputs, ...).
             log_probs: of every level, from the same logits; only ``levels`` needs them.
-            decoding: ``leaf`` or ``levels``.
+            decoding: ``leaf`` for the most probable leaf, ``levels`` for the path with the most levels expected right.
         """
-        leaf_logits = logits if decoding == "levels" else self.leaf_logits(logits)
-        return path_scores(self.hierarchy, leaf_logits, log_probs, decoding)
+        if decoding == "levels":
+            return self.hierarchy.path_scores([level.exp() for level in log_probs])
+        return self.leaf_logits(logits)
 
     def normalized(self, logits: torch.Tensor) -> torch.Tensor:
         """The same logits shifted, in float32, so that they are the log-probabilities of each softmax."""
@@ -160,32 +158,23 @@ class LevelHeads(nn.Module):
             bias: (its classes,), or ``None`` if it has none.
             rows: for each class of our last level its row there, or ``None`` if it has none.
         """
-        if weight.shape[1] != self.weight.shape[1]:
-            raise ValueError(
-                f"The classifier takes {weight.shape[1]} features, the backbone has {self.weight.shape[1]}."
-            )
+        sizes = weight.shape[1], self.weight.shape[1]
+        if sizes[0] != sizes[1]:
+            raise ValueError("The classifier takes {} features, the backbone has {}.".format(*sizes))
         first = 0 if self.kind == "flat" else sum(self.hierarchy.num_classes[:-1])
         if self.kind == "tree":  # otherwise the sums over paths would differ from the classifier's logits
             self.weight.zero_()
             self.bias.zero_()
-        for position, row in enumerate(rows):
+        for position, row in enumerate(rows, first):
             if row is not None:
-                self.weight[first + position] = weight[row].to(self.weight) / self.scale
-                self.bias[first + position] = 0 if bias is None else bias[row].to(self.bias) / self.scale
+                self.weight[position] = weight[row].to(self.weight) / self.scale
+                self.bias[position] = 0 if bias is None else bias[row].to(self.bias) / self.scale
 
     def _sum_over_path(self, rows: torch.Tensor) -> torch.Tensor:
         """(nodes, ...) -> (leaves, ...): the sum of the rows on each leaf's path, scaled."""
-        nodes = self._path_nodes(rows.device)
-        padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]) if any(self.hierarchy.has_gaps) else rows
-        total = None
-        for column in nodes:
-            term = padded.index_select(0, column)
-            total = term if total is None else total + term
-        return total if self.scale == 1.0 else total * self.scale
-
-    def _path_nodes(self, device: torch.device) -> torch.Tensor:
-        """(levels, leaves): row of each path's class at each level; the row after the last where it has none."""
-        nodes = self._nodes.to(device)
+        nodes = self._nodes.to(rows.device)  # (levels, leaves); the row after the last where a path has none
         if not torch.compiler.is_exporting():  # whose tensors are fake and would stay in the model
             self._nodes = nodes
-        return nodes
+        padded = torch.cat([rows, rows.new_zeros(1, *rows.shape[1:])]) if any(self.hierarchy.has_gaps) else rows
+        total = reduce(torch.add, (padded.index_select(0, column) for column in nodes))
+        return total if self.scale == 1.0 else total * self.scale

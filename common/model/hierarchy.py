@@ -28,6 +28,13 @@ class Hierarchy:
         parents: per level, one entry per class: the index of its parent in the level above; or ``(level, class)``
             where the levels in between have none; or ``None`` where nothing is above it.
 
+    Attributes:
+        num_levels, num_classes: number of levels, and of classes of each level.
+        leaves: (level, class) of every leaf: first the classes of the last level, in order.
+        num_leaves: their number.
+        ancestors: int64 (leaves, levels): the classes on each leaf's path, IGNORE where a level has none.
+        has_gaps: per level, whether some path has no class there.
+
     Raises:
         ValueError: if this is not a tree; the message names the classes.
     """
@@ -42,39 +49,21 @@ class Hierarchy:
         if not self.levels or len(set(self.levels)) != len(self.levels):
             raise ValueError(f"A hierarchy needs at least one level and no level twice; got {list(self.levels)}.")
         self.names = tuple(tuple(map(str, column)) for column in per_level("names", names, self.levels))
-        self.parents = tuple(
-            tuple(to_parent(entry, level) for entry in column)
-            for level, column in enumerate(per_level("parents", parents, self.levels))
-        )
+        above = enumerate(per_level("parents", parents, self.levels))
+        self.parents = tuple(tuple(to_parent(entry, level) for entry in column) for level, column in above)
         check_tree(self.levels, self.names, self.parents)
-        self._paths = node_paths(self.parents)
-        self.leaves = find_leaves(self.parents)
-        self.ancestors = torch.tensor(
-            [self._paths[level][index] for level, index in self.leaves], dtype=torch.long, device="cpu"
-        )
-        self.has_gaps = (self.ancestors < 0).any(0).tolist()
+        self._paths, self.leaves = node_paths(self.parents), find_leaves(self.parents)
+        self.num_levels, self.num_leaves = len(self.levels), len(self.leaves)
+        self.num_classes = tuple(map(len, self.names))
         nodes = torch.tensor([path for level in self._paths for path in level], dtype=torch.long, device="cpu")
+        self.ancestors = torch.tensor([self._paths[level][index] for level, index in self.leaves], device="cpu")
+        self.has_gaps = (self.ancestors < 0).any(0).tolist()
         self._tables = {
             (kind, "cpu"): torch.cat([rows, rows.new_full((1, self.num_levels), IGNORE)]).T.contiguous()
             for kind, rows in (("lift", self.ancestors), ("nodes", nodes))
         }
 
     # ---- what it is made of
-
-    @property
-    def num_levels(self) -> int:
-        """Number of levels."""
-        return len(self.levels)
-
-    @property
-    def num_classes(self) -> tuple[int, ...]:
-        """Number of classes of each level."""
-        return tuple(len(column) for column in self.names)
-
-    @property
-    def num_leaves(self) -> int:
-        """Number of leaves; at least the number of classes of the last level, which come first and in order."""
-        return len(self.leaves)
 
     def path(self, level: int, index: int) -> tuple[int, ...]:
         """Class per level from the root down to class ``index`` of ``level``, IGNORE elsewhere."""
@@ -87,18 +76,19 @@ class Hierarchy:
 
     def display_names(self, level: int) -> list[str]:
         """Class names of one level, made unique by the names above them where one name has several parents."""
-        column = self.names[level]
-        twice = repeated(column)
-        shown = []
-        for index, name in enumerate(column):
-            above = [part for part in self.path_names(level, index)[:level] if part is not None]
-            shown.append(f"{name} ({' > '.join(above) or 'root'})" if name in twice else name)
-        return shown
+        return self.shown_names[level]
 
     @cached_property
     def shown_names(self) -> list[list[str]]:
         """:meth:`display_names` of every level."""
-        return [self.display_names(level) for level in range(self.num_levels)]
+        shown = [list(column) for column in self.names]
+        for level, column in enumerate(self.names):
+            twice = repeated(column)
+            for index, name in enumerate(column):
+                if name in twice:
+                    above = [part for part in self.path_names(level, index)[:level] if part is not None]
+                    shown[level][index] = f"{name} ({' > '.join(above) or 'root'})"
+        return shown
 
     def leaf_names(self) -> list[str]:
         """Display name of every leaf."""
@@ -131,12 +121,10 @@ class Hierarchy:
 
     def count_lifted(self, leaf_counts: torch.Tensor) -> list[torch.Tensor]:
         """How often each class of each level occurs, from how often each leaf does: int64 (classes,) per level."""
-        counts = []
-        for level, num_classes in enumerate(self.num_classes):
-            index = self.ancestors[:, level]
-            known = index >= 0
-            counts.append(torch.zeros(num_classes, dtype=torch.long).index_add(0, index[known], leaf_counts[known]))
-        return counts
+        return [
+            torch.zeros(size, dtype=torch.long).index_add(0, index[index >= 0], leaf_counts[index >= 0])
+            for size, index in zip(self.num_classes, self.ancestors.T, strict=True)
+        ]
 
     def path_scores(self, scores: Sequence[torch.Tensor]) -> torch.Tensor:
         """Sum of the scores along each leaf's path.
@@ -147,23 +135,13 @@ class Hierarchy:
         Returns:
             (batch, leaves, ...); levels without a class on a leaf's path add nothing.
         """
-        assert len(scores) == self.num_levels, "one tensor of scores per level"
         total = None
-        for level, score in enumerate(scores):
-            index = self._table("lift", score.device)[level, :-1]
-            term = score.index_select(1, index.clamp(min=0))
-            if self.has_gaps[level]:
-                term = term.masked_fill(_as_dim1(index < 0, score.dim()), 0)
+        for score, index, has_gaps in zip(scores, self._table("lift", scores[0].device), self.has_gaps, strict=True):
+            term = score.index_select(1, index[:-1].clamp(min=0))
+            if has_gaps:
+                term = term.masked_fill(_as_dim1(index[:-1] < 0, score.dim()), 0)
             total = term if total is None else total + term
         return total
-
-    def best_path(self, scores: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """The path with the highest summed score: one label tensor (batch, ...) per level, always a path of the tree.
-
-        Args:
-            scores: per level, a tensor (batch, classes of the level, ...), usually log-probabilities.
-        """
-        return self.lift(self.path_scores(scores).argmax(1))
 
     def marginalize(
         self, leaf_log_probs: torch.Tensor, levels: Sequence[int] | None = None
@@ -180,9 +158,8 @@ class Hierarchy:
             Per level a tensor (batch, classes of the level, ...), or ``None``.
         """
         wanted = range(self.num_levels) if levels is None else levels
-        return [
-            self._logsumexp(leaf_log_probs, level) if level in wanted else None for level in range(self.num_levels)
-        ]
+        every = range(self.num_levels)
+        return [self._logsumexp(leaf_log_probs, level) if level in wanted else None for level in every]
 
     def is_path(self, labels: Sequence[torch.Tensor]) -> torch.Tensor:
         """Whether labels predicted for each level on its own form a path of the tree.
@@ -206,18 +183,17 @@ class Hierarchy:
         return consistent
 
     def _logsumexp(self, leaf_log_probs: torch.Tensor, level: int) -> torch.Tensor:
-        num_classes = self.num_classes[level]
+        num_classes, leaves = self.num_classes[level], leaf_log_probs
         if level == self.num_levels - 1:  # leaves of the last level are its classes, in order
-            return leaf_log_probs[:, :num_classes]
+            return leaves[:, :num_classes]
         # Leaves without a class at this level go to an extra class, which is cut off again.
-        index = self._table("lift", leaf_log_probs.device)[level, :-1]
+        index = self._table("lift", leaves.device)[level, :-1]
         index = torch.where(index < 0, num_classes, index)
-        shape = (leaf_log_probs.shape[0], num_classes + 1, *leaf_log_probs.shape[2:])
-        where = _as_dim1(index, leaf_log_probs.dim()).expand_as(leaf_log_probs)
-        top = leaf_log_probs.new_full(shape, -torch.inf).scatter_reduce(1, where, leaf_log_probs.detach(), "amax")
+        shape = (leaves.shape[0], num_classes + 1, *leaves.shape[2:])
+        where = _as_dim1(index, leaves.dim()).expand_as(leaves)
+        top = leaves.new_full(shape, -torch.inf).scatter_reduce(1, where, leaves.detach(), "amax")
         top = top.masked_fill(top == -torch.inf, 0)
-        scaled = (leaf_log_probs - top.index_select(1, index)).exp()
-        total = leaf_log_probs.new_zeros(shape).index_add(1, index, scaled)
+        total = leaves.new_zeros(shape).index_add(1, index, (leaves - top.index_select(1, index)).exp())
         return (total[:, :num_classes].log() + top[:, :num_classes]).contiguous()
 
     def _table(self, kind: str, device: torch.device) -> torch.Tensor:
@@ -233,22 +209,23 @@ class Hierarchy:
     def node_index(self) -> list[dict[str, list[int]]]:
         """Per level, name (case and spacing folded) -> the classes of that name."""
         index: list[dict[str, list[int]]] = [{} for _ in self.levels]
-        for level, column in enumerate(self.names):
+        for found, column in zip(index, self.names, strict=True):
             for position, name in enumerate(column):
-                index[level].setdefault(fold_name(name), []).append(position)
+                found.setdefault(fold_name(name), []).append(position)
         return index
 
     # ---- disk
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and dicts, as stored in JSON and in a model's ``config.json``."""
+        parents = [
+            [parent and (parent[1] if parent[0] == level - 1 else list(parent)) for parent in column]
+            for level, column in enumerate(self.parents)
+        ]
         return {
             "levels": list(self.levels),
-            "names": {level: list(column) for level, column in zip(self.levels, self.names, strict=True)},
-            "parents": {
-                name: [parent if parent is None else _compact(parent, level) for parent in self.parents[level]]
-                for level, name in enumerate(self.levels)
-            },
+            "names": dict(zip(self.levels, map(list, self.names), strict=True)),
+            "parents": dict(zip(self.levels, parents, strict=True)),
         }
 
     @classmethod
@@ -262,10 +239,6 @@ class Hierarchy:
     def save(self, path: str | Path) -> None:
         """Write JSON; :func:`common.labels.hierarchy_files.load_hierarchy` reads it."""
         Path(path).write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _compact(parent: tuple[int, int], level: int) -> int | list[int]:
-    return parent[1] if parent[0] == level - 1 else list(parent)
 
 
 def _as_dim1(vector: torch.Tensor, num_dims: int) -> torch.Tensor:

@@ -19,14 +19,14 @@ _bias_indices: dict[Any, torch.Tensor] = {}
 
 def image_size_of(config: PretrainedConfig) -> int | None:
     """The side of the images that a configuration is for, also that of an image encoder in it; ``None`` without."""
-    size = getattr(_of_images(config), "image_size", None)
+    size = getattr(getattr(config, "vision_config", config), "image_size", None)
     return size if size is None or isinstance(size, int) else size[0]
 
 
 def with_image_size(config: PretrainedConfig, size: int) -> PretrainedConfig:
     """A copy of a configuration for images of another size."""
     config = copy.deepcopy(config)
-    inner = _of_images(config)
+    inner = getattr(config, "vision_config", config)
     inner.image_size = size if isinstance(inner.image_size, int) else [size] * len(inner.image_size)
     return config
 
@@ -62,9 +62,8 @@ def fit_weights(model: nn.Module, config: PretrainedConfig, build: Build) -> nn.
     try:
         fitted.load_state_dict(_resampled(model, fitted, size))
     except (RuntimeError, AttributeError) as error:
-        raise ValueError(
-            f"This backbone takes only images of {own} px, not {size}: leave --image_size out."
-        ) from error
+        message = f"This backbone takes only images of {own} px, not {size}: leave --image_size out."
+        raise ValueError(message) from error
     return fitted
 
 
@@ -78,8 +77,12 @@ def _resampled(model: nn.Module, fitted: nn.Module, size: int) -> dict[str, torc
                 continue
             if table == "relative_position_bias_table":
                 state[key] = _resize_bias(state[key], module.window_size, fitted.get_submodule(name).window_size)
-            else:
-                state[key] = _interpolate(module, shapes[key], size).reshape(shapes[key])
+                continue
+            # As the module itself interpolates them, shown a dummy of the right number of tokens.
+            given = (torch.zeros(1, *shapes[key][-2:]), size, size)
+            if "pos_embeds" in inspect.signature(module.interpolate_pos_encoding).parameters:
+                given = (given[0], module.position_embeddings, size, size)
+            state[key] = module.interpolate_pos_encoding(*given).reshape(shapes[key])
     return state
 
 
@@ -120,15 +123,3 @@ def _resize_bias(table: torch.Tensor, old: Sequence[int], new: Sequence[int]) ->
     grid = table[:-3].reshape(1, rows, columns, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=[2 * side - 1 for side in new], mode="bilinear")
     return torch.cat([grid[0].permute(1, 2, 0).flatten(0, 1), table[-3:]])
-
-
-def _interpolate(module: nn.Module, shape: torch.Size, size: int) -> torch.Tensor:
-    """The position embeddings as the module itself interpolates them for images of this size."""
-    dummy = torch.zeros(1, *shape[-2:])  # one of the right number of tokens
-    if "pos_embeds" in inspect.signature(module.interpolate_pos_encoding).parameters:
-        return module.interpolate_pos_encoding(dummy, module.position_embeddings, size, size)
-    return module.interpolate_pos_encoding(dummy, size, size)
-
-
-def _of_images(config: PretrainedConfig) -> PretrainedConfig:
-    return getattr(config, "vision_config", config)

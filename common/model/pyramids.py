@@ -20,19 +20,8 @@ from transformers import (
     SegformerConfig,
 )
 
-from .encoders import (
-    TIMM_PREFIXES,
-    EncoderOptions,
-    accepts,
-    build_timm,
-    config_to_dict,
-    first_line,
-    open_timm,
-    read_config,
-    segformer_config,
-    segformer_size,
-    transformers_spec,
-)
+from . import encoders
+from .encoders import TIMM_PREFIXES, EncoderOptions, config_to_dict
 from .positions import fit_config, fit_weights, image_size_of, speed_up_bias, with_image_size
 
 STRIDES = (4, 8, 16, 32)
@@ -49,26 +38,22 @@ class PyramidBackbone(nn.Module):
         spec: what it takes to build the same architecture again without any download: ``library`` ("timm" or
             "transformers") and its arguments, ``image_size`` and the preprocessing; and, found by :func:`_plan`,
             ``levels`` (indices of the four maps among all that the encoder gives), ``stride`` (of an encoder with
-            one, else None), ``channels``, ``size_divisor``, ``tiles`` and ``unused`` (parameters without a gradient).
+            one, else None), ``channels``, ``size_divisor`` and ``tiles``.
         model: the encoder, if there is one already; otherwise it is built with random weights.
     """
 
     def __init__(self, spec: dict[str, Any], model: nn.Module | None = None) -> None:
         super().__init__()
         self.spec = spec
-        self.model = _prune(model if model is not None else _build(spec), spec)
+        self.model = model if model is not None else _build(spec)
+        if spec["library"] == "timm":  # without what comes after the last level: classifier, final norm, deeper stages
+            self.model.prune_intermediate_layers(sorted(set(spec["levels"])), prune_norm=True, prune_head=True)
         speed_up_bias(self.model)
         self.channels: list[int] = list(spec["channels"])
         self.strides: list[int] = list(STRIDES)
         self.size_divisor: int = spec["size_divisor"]
-        self.resizers = nn.ModuleList()
-        if spec["stride"]:
-            self.resizers.extend(
-                _resizer(channels, spec["stride"] / stride)
-                for channels, stride in zip(self.channels, STRIDES, strict=True)
-            )
-        for name in spec["unused"]:  # DDP wants gradients of everything
-            self.model.get_parameter(name).requires_grad_(False)
+        pairs = zip(self.channels, STRIDES, strict=True) if spec["stride"] else ()
+        self.resizers = nn.ModuleList(_resizer(channels, spec["stride"] / stride) for channels, stride in pairs)
 
     def forward(self, pixel_values: torch.Tensor) -> list[torch.Tensor]:
         """Normalised images (batch, 3, height, width), floating point -> maps (batch, channels, padded size / stride).
@@ -83,11 +68,10 @@ class PyramidBackbone(nn.Module):
         if tiles:
             maps = [_join(features, height // side, width // side) for features in maps]
         for index, (resizer, stride) in enumerate(zip(self.resizers, STRIDES, strict=False)):
+            maps[index] = resizer(maps[index])
             size = (height // stride, width // stride)
-            features = resizer(maps[index])
-            if features.shape[2:] != size:  # patches of 14 pixels
-                features = F.interpolate(features, size=size, mode="bilinear", align_corners=False)
-            maps[index] = features
+            if maps[index].shape[2:] != size:  # patches of 14 pixels
+                maps[index] = F.interpolate(maps[index], size=size, mode="bilinear", align_corners=False)
         return maps
 
 
@@ -98,40 +82,25 @@ def load_pyramid(options: EncoderOptions) -> PyramidBackbone:
         ValueError: if the weights do not fit, or the encoder has no four maps.
     """
     if options.name.startswith(TIMM_PREFIXES):  # some take any size if asked to; _plan finds out about the others
-        model, spec = open_timm(options, dynamic_img_size=True, strict_img_size=False)
+        model, spec = encoders.open_timm(options, dynamic_img_size=True, strict_img_size=False)
         return PyramidBackbone(_plan(spec, options.name), model)
-    known = None if options.pretrained or Path(options.name).is_dir() else segformer_config(options.name)
-    config = read_config(options, known)
+    known = None if options.pretrained or Path(options.name).is_dir() else encoders.segformer_config(options.name)
+    config = encoders.read_config(options, known)
     if isinstance(config, SegformerConfig):
         config.reshape_last_stage = True
-    own, size = image_size_of(config), segformer_size(options.name)
+    own, size = image_size_of(config), encoders.segformer_size(options.name)
     config = fit_config(config, options.image_size, _from_config)
-    spec = _plan(transformers_spec(options, config, size, imagenet=bool(known), sized=False), options.name)
+    spec = _plan(encoders.transformers_spec(options, config, size, imagenet=bool(known), sized=False), options.name)
+    if not options.pretrained and not options.weights:
+        return PyramidBackbone(spec)
     padded = math.ceil(spec["image_size"] / spec["size_divisor"]) * spec["size_divisor"]
     fitted = fit_config(_config(spec), padded, _from_config)
-    config = with_image_size(fitted, own) if own else fitted
-    if options.pretrained:
-        model = _from_pretrained(config, options.name, None, options.name)
-    elif options.weights:
-        model = _from_pretrained(config, None, load_file(options.weights), options.weights)
-    else:
-        return PyramidBackbone(spec, _from_config(_config(spec)))
+    model = _from_pretrained(with_image_size(fitted, own) if own else fitted, options)
     model = fit_weights(model, fitted, _from_config)
     return PyramidBackbone(spec | {"config": config_to_dict(fitted)}, model)
 
 
 # ---- encoders
-
-
-def _build(spec: dict[str, Any]) -> nn.Module:
-    return build_timm(spec) if spec["library"] == "timm" else _from_config(_config(spec))
-
-
-def _prune(model: nn.Module, spec: dict[str, Any]) -> nn.Module:
-    """Remove what comes after the last level: classifier, final norm, deeper stages."""
-    if spec["library"] == "timm":
-        model.prune_intermediate_layers(sorted(set(spec["levels"])), prune_norm=True, prune_head=True)
-    return model
 
 
 def _feature_maps(model: nn.Module, pixels: torch.Tensor, levels: list[int] | None = None) -> list[torch.Tensor]:
@@ -140,7 +109,9 @@ def _feature_maps(model: nn.Module, pixels: torch.Tensor, levels: list[int] | No
     if hasattr(model, "forward_intermediates"):
         maps = model.forward_intermediates(pixels, indices=positions, intermediates_only=True)
         return [maps[positions.index(level)] for level in levels] if positions else maps
-    options: dict[str, Any] = {"interpolate_pos_encoding": True} if accepts(model, "interpolate_pos_encoding") else {}
+    options: dict[str, Any] = (
+        {"interpolate_pos_encoding": True} if encoders.accepts(model, "interpolate_pos_encoding") else {}
+    )
     if type(model.config) in MODEL_FOR_BACKBONE_MAPPING:
         maps = model(pixels, **options).feature_maps
     else:
@@ -186,20 +157,22 @@ def _config(spec: dict[str, Any], levels: list[int] | None = None) -> Pretrained
 
 
 def _from_config(config: PretrainedConfig) -> nn.Module:
-    return (AutoBackbone if type(config) in MODEL_FOR_BACKBONE_MAPPING else AutoModel).from_config(
-        config, dtype=torch.float32
-    )
+    kind = AutoBackbone if type(config) in MODEL_FOR_BACKBONE_MAPPING else AutoModel
+    return kind.from_config(config, dtype=torch.float32)
 
 
-def _from_pretrained(
-    config: PretrainedConfig, folder: str | None, state: dict[str, torch.Tensor] | None, source: str
-) -> nn.Module:
+def _build(spec: dict[str, Any]) -> nn.Module:
+    return encoders.build_timm(spec) if spec["library"] == "timm" else _from_config(_config(spec))
+
+
+def _from_pretrained(config: PretrainedConfig, options: EncoderOptions) -> nn.Module:
     """Load with Transformers, which translates older parameter names, and without the checkpoint's heads.
 
     AutoBackbone would ask the hub whether there is such a repository, even for a local folder.
     """
     in_backbones = type(config) in MODEL_FOR_BACKBONE_MAPPING
     kind = (MODEL_FOR_BACKBONE_MAPPING if in_backbones else MODEL_MAPPING)[type(config)]
+    folder, state = (None, load_file(options.weights)) if options.weights else (options.name, None)
     model, found = kind.from_pretrained(
         folder, config=config, state_dict=state, dtype=torch.float32, output_loading_info=True
     )
@@ -208,6 +181,7 @@ def _from_pretrained(
     prefix = f"{model.base_model_prefix}."
     missing = sorted(key for key in found["missing_keys"] if key.removeprefix(prefix) in known and "pooler" not in key)
     if missing:
+        source = options.weights or options.name
         raise ValueError(f"The weights in {source} do not fit the backbone: {len(missing)} missing {missing[:3]}.")
     return model
 
@@ -222,33 +196,29 @@ def _plan(spec: dict[str, Any], name: str) -> dict[str, Any]:
         ValueError: if there are no maps at the four strides.
     """
     own, error = spec["image_size"], None
-    whole = own % 32 == 0
+    divisors = sorted({32, 64, 128, 224} | ({own} if own % 32 == 0 else set()))
     with torch.device("meta"):
-        encoder = _build_with_all_levels(spec).eval()
-        for divisor in sorted({32, 64, 128, 224, own} if whole else {32, 64, 128, 224}):
+        if spec["library"] == "timm":
+            encoder = encoders.build_timm(spec)
+        else:
+            names = getattr(_config(spec), "stage_names", None) or []
+            encoder = _from_config(_config(spec, list(range(len(names)))))
+            speed_up_bias(
+                encoder
+            )  # Transformers' own would remember what it computes on "meta", and spoil later passes
+        encoder.eval()
+        for divisor, tiles in [*((divisor, False) for divisor in divisors), (own, True)]:
             try:
                 chosen = _choose(encoder, divisor, divisor)
-                if _choose(encoder, 3 * divisor, 5 * divisor) == chosen:
-                    return _complete(spec | chosen | {"size_divisor": divisor, "tiles": False})
+                if tiles and own not in divisors:
+                    raise ValueError(f"it takes only images of one size, and {own} pixels are not a multiple of 32.")
+                if tiles or _choose(encoder, 3 * divisor, 5 * divisor) == chosen:
+                    return _with_levels(spec | chosen | {"size_divisor": divisor, "tiles": tiles})
             except Exception as refusal:  # encoders refuse sizes with any exception: asserts, shape mismatches, ...
                 error = refusal
-        try:
-            chosen = _choose(encoder, own, own)
-            if whole:
-                return _complete(spec | chosen | {"size_divisor": own, "tiles": True})
-            error = ValueError(f"it takes only images of one size, and {own} pixels are not a multiple of 32.")
-        except Exception as refusal:
-            error = refusal
-    raise ValueError(f"{name} gives no feature maps at strides 4, 8, 16 and 32: {first_line(error)}.") from error
-
-
-def _build_with_all_levels(spec: dict[str, Any]) -> nn.Module:
-    if spec["library"] == "timm":
-        return build_timm(spec)
-    names = getattr(_config(spec), "stage_names", None) or []
-    encoder = _from_config(_config(spec, list(range(len(names)))))
-    speed_up_bias(encoder)  # Transformers' own would remember what it computes on "meta", and spoil later passes
-    return encoder
+    raise ValueError(
+        f"{name} gives no feature maps at strides 4, 8, 16 and 32: {encoders.first_line(error)}."
+    ) from error
 
 
 def _choose(encoder: nn.Module, height: int, width: int) -> dict[str, Any]:
@@ -274,14 +244,10 @@ def _choose(encoder: nn.Module, height: int, width: int) -> dict[str, Any]:
     return {"levels": levels, "stride": single, "channels": [maps[level].shape[1] for level in levels]}
 
 
-def _complete(spec: dict[str, Any]) -> dict[str, Any]:
-    """Add the names of the encoder's parameters that the four maps do not depend on."""
-    if spec["library"] == "transformers":
-        returned = sorted(set(spec["levels"]))
-        config = _config(spec, returned)
-        if type(config) in MODEL_FOR_BACKBONE_MAPPING:  # it has norms for the levels that it returns only
-            spec |= {"levels": [returned.index(level) for level in spec["levels"]], "config": config_to_dict(config)}
-    pyramid = PyramidBackbone(spec | {"unused": []}).eval()
-    maps = pyramid(torch.zeros(1, 3, spec["size_divisor"], spec["size_divisor"]))
-    sum(features.sum() for features in maps).backward()
-    return spec | {"unused": [name for name, value in pyramid.model.named_parameters() if value.grad is None]}
+def _with_levels(spec: dict[str, Any]) -> dict[str, Any]:
+    """Make a backbone of Transformers return its four maps alone: it has norms for the levels that it returns only."""
+    returned = sorted(set(spec["levels"]))
+    if spec["library"] == "timm" or type(_config(spec)) not in MODEL_FOR_BACKBONE_MAPPING:
+        return spec
+    levels = [returned.index(level) for level in spec["levels"]]
+    return spec | {"levels": levels, "config": config_to_dict(_config(spec, returned))}

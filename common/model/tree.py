@@ -71,23 +71,17 @@ def node_paths(parents: Sequence[Sequence[Node | None]]) -> list[list[list[int]]
     """For each level and class the path from the root: one class per level, IGNORE where there is none."""
     paths: list[list[list[int]]] = []
     for level, column in enumerate(parents):
-        rows = []
-        for index, parent in enumerate(column):
-            row = [IGNORE] * len(parents) if parent is None else list(paths[parent[0]][parent[1]])
-            row[level] = index
-            rows.append(row)
-        paths.append(rows)
+        above = [[IGNORE] * len(parents) if parent is None else paths[parent[0]][parent[1]] for parent in column]
+        paths.append([[*path[:level], index, *path[level + 1 :]] for index, path in enumerate(above)])
     return paths
 
 
 def find_leaves(parents: Sequence[Sequence[Node | None]]) -> list[Node]:
     """Every class of the last level, and then the classes of upper levels without children."""
     has_child = {parent for column in parents for parent in column}
-    last = len(parents) - 1
-    leaves = [(last, index) for index in range(len(parents[last]))]
-    for level in range(last):
-        leaves += [(level, index) for index in range(len(parents[level])) if (level, index) not in has_child]
-    return leaves
+    nodes = [(level, index) for level, column in enumerate(parents) for index in range(len(column))]
+    last = len(parents[-1])
+    return nodes[-last:] + [node for node in nodes[:-last] if node not in has_child]
 
 
 def repeated(items: Iterable[Any]) -> set[Any]:

@@ -53,9 +53,7 @@ def parameter_groups(
     excluded = set(getattr(encoder, "no_weight_decay", set)())
     scales = _layer_scales(encoder, layer_decay)
     groups: dict[tuple[float, float], dict] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
+    for name, parameter in ((name, value) for name, value in model.named_parameters() if value.requires_grad):
         inner = name.removeprefix("backbone.model.")
         named = _NO_DECAY.match(inner) or any(inner.endswith(entry) for entry in excluded)
         plain = parameter.dim() <= 1 or (inner != name and named)
@@ -82,9 +80,7 @@ def _layer_scales(encoder: nn.Module, layer_decay: float) -> dict[str, float]:
 def make_optimizer(args: Any, model: nn.Module, device: torch.device) -> torch.optim.Optimizer:
     """``--optimizer`` from timm's factory over :func:`parameter_groups`; fused where PyTorch can."""
     info = get_optimizer_info(args.optimizer)
-    groups = parameter_groups(
-        model, args.learning_rate, args.weight_decay, args.layer_decay, head_lr_scale=args.head_lr_scale
-    )
+    groups = parameter_groups(model, args.learning_rate, args.weight_decay, args.layer_decay, args.head_lr_scale)
     options: dict[str, Any] = {}
     if info.has_betas and info.num_betas == 2:
         options["betas"] = (args.adam_beta1, args.adam_beta2)
@@ -103,7 +99,5 @@ def check_optimizer(name: str) -> None:
     known = sorted({*list_optimizers()} - {"adahessian"})  # that one differentiates gradients
     if name not in known:
         near = get_close_matches(name, known, 1)
-        raise ValueError(
-            f"--optimizer {name} is unknown to timm's factory; "
-            + (f"did you mean {near[0]}?" if near else "adamw, sgd, momentum, lion, lamb and others are.")
-        )
+        hint = f"did you mean {near[0]}?" if near else "adamw, sgd, momentum, lion, lamb and others are."
+        raise ValueError(f"--optimizer {name} is unknown to timm's factory; {hint}")

@@ -30,29 +30,16 @@ def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_st
     """
     if schedule == "range_test":  # of --find_learning_rate, from a thousandth to a hundred times
         return 10 ** (5 * step / max(num_steps - 1, 1) - 3)
-    if schedule == "onecycle":
-        return _one_cycle(step, num_steps, num_warmup_steps)
+    if schedule == "onecycle":  # Smith & Topin 2018: from 1/25 up to 1, then down to 1/250,000
+        rising = max((num_warmup_steps or 0.3 * num_steps) - 1, 1e-9)
+        falling = min((step - rising) / max(num_steps - 1 - rising, 1e-9), 1.0)
+        low, progress = (1 / 25, 1 - step / rising) if step <= rising else (1 / 25e4, falling)
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
     if step < num_warmup_steps:
         return (step + 1) / num_warmup_steps
     progress = min((step - num_warmup_steps) / max(num_steps - num_warmup_steps, 1), 1.0)
-    if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "linear":
-        return 1 - progress
-    if schedule in ("constant", "plateau"):  # of plateau, the rest depends on evaluations: see Plateau
-        return 1.0
-    raise ValueError(f"Unknown schedule {schedule!r}; choose from {', '.join(SCHEDULES)}.")
-
-
-def _one_cycle(step: int, num_steps: int, num_warmup_steps: int) -> float:
-    """Smith & Topin 2018 with PyTorch's defaults: from 1/25 up to 1, then down to 1/250,000."""
-    rising = max((num_warmup_steps or 0.3 * num_steps) - 1, 1e-9)
-    start, end = 1 / 25, 1 / 25e4
-    if step <= rising:
-        low, progress = start, 1 - step / rising
-    else:
-        low, progress = end, min((step - rising) / max(num_steps - 1 - rising, 1e-9), 1.0)
-    return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * progress))
+    courses = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress}
+    return {**courses, "constant": 1.0, "plateau": 1.0}[schedule]  # the rest of plateau depends on evaluations
 
 
 class Plateau:
@@ -109,6 +96,7 @@ class Stage:
     weights: list[float]
 
 
+@dataclass
 class Curriculum:
     """The stages of a training, one after the other.
 
@@ -118,9 +106,8 @@ class Curriculum:
             levels that come last are only ever trained with what is left of the rate.
     """
 
-    def __init__(self, stages: Sequence[Stage], scope: str = "span") -> None:
-        assert stages and scope in SCHEDULE_SCOPES
-        self.stages, self.scope = list(stages), scope
+    stages: list[Stage]
+    scope: str = "span"
 
     def stage(self, step: int) -> Stage:
         """The stage of the update from ``step`` to ``step + 1``; past the end, the last one."""
@@ -128,10 +115,8 @@ class Curriculum:
 
     def learning_rate_factor(self, schedule: str, step: int, warmup_ratio: float) -> float:
         """Multiple of the base learning rate, see :func:`learning_rate_factor`."""
-        first, end = 0, self.stages[-1].end
-        if self.scope == "restart":
-            stage = self.stage(step)
-            first, end = stage.first, stage.end
+        stage = self.stage(step)
+        first, end = (stage.first, stage.end) if self.scope == "restart" else (0, self.stages[-1].end)
         return learning_rate_factor(schedule, step - first, end - first, round(warmup_ratio * (end - first)))
 
     def describe(self, stage: Stage, levels: Sequence[str]) -> str:
@@ -152,12 +137,6 @@ def stage_epochs(given: Sequence[str]) -> list[int]:
     return [int(count) for count in epochs]
 
 
-def stage_weights(given: Sequence[str], hierarchy: Hierarchy, normalize: bool = True) -> list[list[float]]:
-    """Level weights of each stage of ``--curriculum``: numbers, or a preset of :func:`level_weights`."""
-    words = [[word.strip() for word in entry.partition("=")[2].split(",")] for entry in given]
-    return [level_weights(entry, hierarchy, normalize, "--curriculum") for entry in words]
-
-
 def make_curriculum(args: Any, hierarchy: Hierarchy, sampler: Any | None, normalize: bool = True) -> Curriculum:
     """From the options: the stages of ``--curriculum``, or a single one with ``--level_weights``.
 
@@ -174,7 +153,8 @@ def make_curriculum(args: Any, hierarchy: Hierarchy, sampler: Any | None, normal
     epochs, weights = [1], [level_weights(given, hierarchy, normalize)]
     if args.curriculum:
         epochs = stage_epochs(args.curriculum)
-        weights = stage_weights(args.curriculum, hierarchy, normalize)
+        words = [[word.strip() for word in entry.partition("=")[2].split(",")] for entry in args.curriculum]
+        weights = [level_weights(entry, hierarchy, normalize, "--curriculum") for entry in words]
     num_steps, steps_per_epoch = (sampler.num_steps, sampler.steps_per_epoch) if sampler else (sum(epochs), 1)
     ends = [total * steps_per_epoch for total in accumulate(epochs)]
     if ends[-1] != num_steps and args.curriculum:
@@ -182,10 +162,8 @@ def make_curriculum(args: Any, hierarchy: Hierarchy, sampler: Any | None, normal
         logger.warning("The curriculum has %d steps, the training %d: it is %s.", ends[-1], num_steps, done)
     ends[-1] = max(ends[-1], num_steps)
     bounds = pairwise([0, *(min(end, num_steps) for end in ends)])
-    return Curriculum(
-        [Stage(*bound, values) for bound, values in zip(bounds, weights, strict=True) if bound[0] < bound[1]],
-        args.curriculum_schedule,
-    )
+    stages = [Stage(*bound, values) for bound, values in zip(bounds, weights, strict=True) if bound[0] < bound[1]]
+    return Curriculum(stages, args.curriculum_schedule)
 
 
 def level_weights(
@@ -212,17 +190,12 @@ def level_weights(
         "rising": [*torch.linspace(0.2, 0.3, levels - 1, dtype=torch.float64).tolist(), 1.0],
     }
     given = list(given or ["leaf"])
-    if len(given) == 1 and given[0] in presets:
-        weights = presets[given[0]]
-    else:
-        try:
-            weights = [float(entry) for entry in given]
-        except ValueError:
-            raise ValueError(f"{option} takes numbers or one of {', '.join(presets)}; got {given}.") from None
-        if len(weights) != levels:
-            raise ValueError(
-                f"{option} has {len(weights)} numbers for {levels} levels ({', '.join(hierarchy.levels)})."
-            )
+    try:
+        weights = presets[given[0]] if given[0] in presets and len(given) == 1 else [float(entry) for entry in given]
+    except ValueError:
+        raise ValueError(f"{option} takes numbers or one of {', '.join(presets)}; got {given}.") from None
+    if len(weights) != levels:
+        raise ValueError(f"{option} has {len(weights)} numbers for {levels} levels ({', '.join(hierarchy.levels)}).")
     if min(weights) < 0 or not 0 < sum(weights) < float("inf"):
         raise ValueError(f"{option} must be at least 0, finite and not all 0; got {weights}.")
     return [weight / sum(weights) for weight in weights] if normalize else weights

@@ -250,10 +250,7 @@ def start_from(
         The complete model; or ``None``, its backbone, and the backbone's own classifier if it has a trained one.
     """
     name = args.model_name_or_path
-    saved = kind.is_saved_at(name)
-    if args.eval_only and not saved:
-        raise ValueError(f"{name} holds no model written by this script (--eval_only).")
-    if not saved:
+    if kind.read_hierarchy(name) is None:
         return None, *load_backbone(
             name,
             pretrained=not args.no_pretrained,
@@ -300,7 +297,9 @@ def evaluated_as_saved(args: Arguments, names: Sequence[str]) -> Arguments:
     """With ``--eval_only``: the options, those of ``names`` that were not given as the saved model was evaluated."""
     if not args.eval_only:
         return args
-    config = LabelTreeConfig.from_pretrained(args.model_name_or_path)
+    config, name = LabelTreeConfig.from_pretrained(args.model_name_or_path), args.model_name_or_path
+    if config.hierarchy is None:
+        raise ValueError(f"{name} holds no model written by this script (--eval_only).")
     before = config.evaluation or {}
     kept = {name: before[name] for name in names if name in before and not changed(args, name)}
     return replace(args, head=config.head, **kept)
