@@ -163,7 +163,7 @@ def test_attention_features_and_tuples(tmp_path):
         LabelTreeForImageClassification.from_pretrained(tmp_path, attn_implementation="flash_attention_2")
     features = LabelTreeFeatures.from_pretrained(tmp_path).eval()(pixels()).pooler_output
     assert torch.equal(model.heads(features), model(pixels()).logits)
-    assert '"AutoModel": "modeling.LabelTreeFeatures"' in (tmp_path / "config.json").read_text()
+    assert '"AutoModel": "encoder_models.LabelTreeFeatures"' in (tmp_path / "config.json").read_text()
     logits, log_probs = model(pixels(), return_dict=False)
     assert torch.equal(logits, model(pixels()).logits) and len(log_probs) == 2
 
