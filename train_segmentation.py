@@ -30,7 +30,7 @@ from common.checkpoint.state import TrainState
 from common.data.masks import MaskedImageRows, MaskReader, masks_to_labels
 from common.data.parts import Data, Part
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
-from common.data.sampling import EvaluationBatchSampler, GlobalBatchSampler, seed_step
+from common.data.sampling import GlobalBatchSampler, evaluation_batches, seed_step
 from common.images.mask_transforms import MASK_RESIZE_MODES, Geometry, MaskEvaluationTransform, MaskTrainTransform
 from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
@@ -414,8 +414,8 @@ def make_eval_loader(
     rows = cached_rows(args, accelerator, part.images)
     images = Samples(rows, part.rows, MaskEvaluationTransform(shown, spec["mean"]), on_bad_sample="drop")
     batch_size = 1 if shown.windows else args.per_device_eval_batch_size
-    sampler = EvaluationBatchSampler(len(images), batch_size, accelerator.process_index, accelerator.num_processes)
-    return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
+    batches = evaluation_batches(len(images), batch_size, accelerator.process_index, accelerator.num_processes)
+    return make_loader(images, batches, num_workers(args, accelerator), accelerator.device.type == "cuda")
 
 
 def geometry(args: SegmentationArguments, size: int) -> Geometry:

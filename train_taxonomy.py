@@ -29,8 +29,8 @@ from torch.utils.data import DataLoader
 from common.checkpoint.state import TrainState
 from common.data.parts import Data, Part
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
-from common.data.sampling import SAMPLINGS, EvaluationBatchSampler, GlobalBatchSampler, sample_weights, seed_step
-from common.data.splits import LabelColumns, check_unseen, get_split, leaves_without_images
+from common.data.sampling import SAMPLINGS, GlobalBatchSampler, evaluation_batches, sample_weights, seed_step
+from common.data.splits import LabelColumns, check_columns, check_unseen, get_split, leaves_without_images
 from common.files import write_json
 from common.images.transforms import IMAGE_RESIZE_MODES, EvaluationTransform, MixImages, Normalize, TrainTransform
 from common.labels.encoding import read_class_order
@@ -347,8 +347,7 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
         columns.level_columns = columns.level_columns or (None if columns.label_column else hierarchy.levels)
     else:
         train = get_split(splits, args.train_split, "--train_split")
-        columns.check(train, args.train_split)
-        columns.check(get_split(splits, args.validation_split, "--validation_split"), args.validation_split)
+        check_columns(train, columns.columns(), args.train_split)
         hierarchy, resolved = columns.read_hierarchy(train)
         for line in resolved:
             logger.warning("label tree: %s", line)
@@ -406,10 +405,9 @@ def make_eval_loader(
         interpolation=spec["interpolation"],
     )
     images = Samples(part.images, part.rows, transform, part.labels, on_bad_sample="drop")
-    sampler = EvaluationBatchSampler(
-        len(images), args.per_device_eval_batch_size, accelerator.process_index, accelerator.num_processes
-    )
-    return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
+    size = args.per_device_eval_batch_size
+    batches = evaluation_batches(len(images), size, accelerator.process_index, accelerator.num_processes)
+    return make_loader(images, batches, num_workers(args, accelerator), accelerator.device.type == "cuda")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from common.data.rows import ImageRows, Samples, make_loader  # noqa: E402
-from common.data.sampling import EvaluationBatchSampler  # noqa: E402
+from common.data.sampling import evaluation_batches  # noqa: E402
 from common.data.splits import LabelColumns, choose_rows, load_splits, read_cells  # noqa: E402
 from common.images.transforms import EvaluationTransform, Normalize  # noqa: E402
 from common.losses.cross_entropy import LevelCrossEntropy  # noqa: E402
@@ -128,7 +128,7 @@ def extract(rows: Any, part: str, size: int, args: argparse.Namespace) -> np.nda
     normalize = Normalize(spec["mean"], spec["std"])
     transform = EvaluationTransform(size, resize_mode="squash", crop_pct=1.0, interpolation=spec["interpolation"])
     samples = Samples(ImageRows(rows, "image", part), np.arange(len(rows)), transform)
-    batches = make_loader(samples, EvaluationBatchSampler(len(rows), 64, 0, 1), 0, False)
+    batches = make_loader(samples, evaluation_batches(len(rows), 64), 0, False)
     return torch.cat([backbone(normalize(batch["pixels"])) for batch in batches]).numpy()
 
 

@@ -34,12 +34,7 @@ CHUNK = 256
 
 
 class DecodedCache(MaskedImageRows):
-    """Images and masks from the cache. Rows that do not decode are read from the files, which gives the messages.
-
-    Args:
-        folder: a finished cache.
-        rows: the files that it was made from.
-    """
+    """Images and masks from the cache. Rows that do not decode are read from the files, which gives the messages."""
 
     def __init__(self, folder: Path, rows: MaskedImageRows) -> None:
         super().__init__(rows.images, rows.masks, rows.reader)
@@ -74,11 +69,7 @@ def open_cache(root: Path, rows: MaskedImageRows, num_workers: int) -> DecodedCa
     It keeps pixels at their own size, so that training is the same with and without it. Its name is a hash of the
     encoded files and of how masks are read, so that a change of any makes another one. It appears when it is complete;
     making one that was interrupted goes on where it stopped. Runs and nodes that share ``root`` wait for each other.
-
-    Args:
-        root: folder for caches.
-        rows: images and masks.
-        num_workers: processes that decode.
+    ``num_workers`` processes decode.
     """
     folder = root / _key(rows)
     if not (folder / "done.json").is_file():
@@ -145,14 +136,8 @@ def _write(folder: Path, rows: MaskedImageRows, num_workers: int) -> None:
         generator=torch.Generator(),
         worker_init_fn=start_worker,
     )
-    bar = tqdm(
-        decoded,
-        desc="decoding",
-        unit="image",
-        disable=not sys.stderr.isatty(),
-        total=len(rows),
-        initial=len(index),
-    )
+    quiet = not sys.stderr.isatty()
+    bar = tqdm(decoded, desc="decoding", unit="image", disable=quiet, total=len(rows), initial=len(index))
     entries: list[tuple[int, ...]] = []
     with pixels.open("ab") as file, (folder / "index.bin").open("ab") as index_file:
         for row, sample in enumerate(bar, start=len(index)):

@@ -16,7 +16,6 @@ def draw_splits(groups: np.ndarray, paths: np.ndarray, shares: tuple[float, ...]
         groups: int64 (rows,) numbers from 0.
         paths: int64 (rows,), the number of each row's label path.
         shares: of the rows that the other splits get, at most.
-        seed: of the order.
 
     Returns:
         int64 (rows,): 0 for training, then the others.

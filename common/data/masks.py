@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,20 +17,12 @@ from ..images.files import BAD_IMAGE, BadSampleError, explain
 from ..images.mask_files import IGNORED_PIXEL, read_mask, read_mask_file
 from ..labels.hierarchy_files import StrictLoader
 from ..model.hierarchy import Hierarchy
-from ..model.tree import IGNORE, fold_name
+from ..model.tree import IGNORE, fold_name, repeated
 from .rows import ImageRows
-
-MaskSource = tuple[Any, Any]
-"""Encoded image and mask: bytes or path of each"""
 
 
 class MaskReader:
-    """Mask files -> leaves.
-
-    Args:
-        hierarchy: the label tree. Without a palette, pixel value v is its leaf v.
-        palette: file that gives each leaf a colour (see :func:`read_palette`); colours then count, whatever the kind
-            of the file.
+    """Mask files -> leaves: pixel value v is leaf v, or with a palette (:func:`read_palette`) colours count.
 
     Raises:
         ValueError: if there are more leaves than a byte can tell apart, or the palette does not fit the tree.
@@ -55,7 +46,7 @@ class MaskReader:
         return read_mask_file(source, lambda image, _: self._by_colour(np.asarray(image.convert("RGB"))))
 
     def _by_colour(self, colours: np.ndarray) -> np.ndarray:
-        codes, known = _codes(colours), self.palette
+        codes, known = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32), self.palette
         found, inverse = np.unique(codes, return_inverse=True)
         unknown = [code for code in found.tolist() if code not in known]
         if unknown:
@@ -64,18 +55,11 @@ class MaskReader:
         return np.array([known[code] for code in found.tolist()], dtype=np.uint8)[inverse].reshape(codes.shape)
 
 
-def _codes(colours: np.ndarray) -> np.ndarray:
-    red, green, blue = np.moveaxis(colours.astype(np.uint32), -1, 0)
-    return red << 16 | green << 8 | blue
-
-
 def read_palette(path: str | Path, hierarchy: Hierarchy) -> dict[int, int]:
     """Leaf of each colour, from a YAML or JSON file: ``class name: [red, green, blue]`` or ``"#rrggbb"``.
 
-    The name ``ignore`` stands for pixels without a label. Colours are returned as the number 0xRRGGBB.
-
-    Raises:
-        ValueError: if a class has no colour, a name is no leaf, or a colour stands twice.
+    The name ``ignore`` stands for pixels without a label. Colours are returned as the number 0xRRGGBB. ValueError if a
+    class has no colour, a name is no leaf, or a colour stands twice.
     """
     if not Path(path).is_file():
         raise ValueError(f"No palette file at {path} (--mask_palette).")
@@ -86,16 +70,14 @@ def read_palette(path: str | Path, hierarchy: Hierarchy) -> dict[int, int]:
         raise ValueError(f"Palette {path}: {' '.join(str(error).split())}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"Palette {path} must hold one line a class, 'name: [red, green, blue]'.")
-    leaves = {fold_name(name): index for index, name in enumerate(hierarchy.leaf_names())}
-    leaves["ignore"] = IGNORED_PIXEL
+    leaves = {fold_name(name): index for index, name in enumerate(hierarchy.leaf_names())} | {"ignore": IGNORED_PIXEL}
+    folded = [*map(fold_name, content)]
     unknown = [str(name) for name in content if fold_name(name) not in leaves]
-    counts = Counter(map(fold_name, content))
-    missing = [name for name in hierarchy.leaf_names() if fold_name(name) not in counts]
+    missing = [name for name in hierarchy.leaf_names() if fold_name(name) not in folded]
     if unknown or missing:
         raise ValueError(f"Palette {path} and the label tree differ: unknown {unknown}, without a colour {missing}.")
-    twice = [name for name, count in counts.items() if count > 1]
-    if twice:
-        raise ValueError(f"Palette {path}: listed twice: {twice}.")
+    if len(set(folded)) < len(folded):
+        raise ValueError(f"Palette {path}: listed twice: {sorted(repeated(folded))}.")
     palette: dict[int, int] = {}
     for name, colour in content.items():
         code = _colour(path, name, colour)
@@ -119,12 +101,7 @@ def _colour(path: str | Path, name: str, colour: Any) -> int:
 
 
 class MaskedImageRows:
-    """Random access to images and their masks.
-
-    Args:
-        images, masks: the two columns.
-        reader: of the masks.
-    """
+    """Random access to images and their masks, two columns of a data set."""
 
     def __init__(self, images: ImageRows, masks: ImageRows, reader: MaskReader) -> None:
         assert len(images) == len(masks), "one mask per image"
@@ -133,11 +110,11 @@ class MaskedImageRows:
     def __len__(self) -> int:
         return len(self.images)
 
-    def encoded(self, indices: Sequence[int]) -> list[MaskSource]:
+    def encoded(self, indices: Sequence[int]) -> list[tuple[Any, Any]]:
         """Content or path of each row's image and mask."""
         return list(zip(self.images.encoded(indices), self.masks.encoded(indices), strict=True))
 
-    def load(self, index: int, source: MaskSource) -> tuple[torch.Tensor, torch.Tensor]:
+    def load(self, index: int, source: tuple[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 image (3, height, width) and mask (height, width); BadSampleError names row and file."""
         image = self.images.apply(EncodedImage.pixels, index, source[0])
         mask = self.load_mask(index, source[1])
@@ -164,18 +141,17 @@ class MaskedImageRows:
         """A message for each broken mask or image (see :meth:`ImageRows.headers`), or for each pair of two sizes."""
         broken_masks, broken_images, differ = [], [], []
         for image, mask in zip(self.images.headers(num_rows), self.masks.headers(num_rows), strict=True):
-            if mask.problem:
-                broken_masks.append(f"mask in {mask.problem}")
-            if image.problem:
-                broken_images.append(image.problem)
-            if None in (image.size, mask.size) or image.size == mask.size:
+            row, size, problem = image
+            broken_masks += [f"mask in {mask[2]}"] if mask[2] else []
+            broken_images += [problem] if problem else []
+            if None in (size, mask[1]) or size == mask[1]:
                 continue
             try:  # the header may not tell the orientation
-                sizes = self.images.size(image.source), self.masks.size(mask.source)
+                sizes = self.images.size(row), self.masks.size(row)
                 if sizes[0] != sizes[1]:
-                    differ.append(self._sizes_differ(image.row, *sizes))
+                    differ.append(self._sizes_differ(row, *sizes))
             except BAD_IMAGE as error:
-                differ.append(f"image or mask in {self.masks.describe(image.row)}: {explain(error)}")
+                differ.append(f"image or mask in {self.masks.describe(row)}: {explain(error)}")
         return [*broken_masks, *broken_images] or differ
 
     def count_pixels(self, rows: np.ndarray, num_threads: int) -> tuple[np.ndarray, list[str]]:

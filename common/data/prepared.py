@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from datasets import Dataset, DatasetDict, concatenate_datasets
 
 PREPARED_FILE = "prepared.json"
@@ -26,11 +27,7 @@ FORMAT = 1
 
 
 def read_prepared(folder: str | Path) -> dict[str, Any] | None:
-    """The content of a folder's prepared.json; ``None`` if it has none.
-
-    Raises:
-        ValueError: it is damaged, or of another format.
-    """
+    """The content of a folder's prepared.json, ``None`` if it has none; ValueError if damaged or of another format."""
     return _read(Path(folder) / PREPARED_FILE)
 
 
@@ -47,11 +44,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def read_image_root(folder: str | Path) -> Path | None:
-    """The folder that image paths are relative to, as a selection or a prepared folder says; ``None`` if neither does.
-
-    Raises:
-        ValueError: the folder's description is damaged.
-    """
+    """The folder that image paths are relative to, as a selection or a prepared folder says, or ``None``."""
     source = read_source(folder)
     if source is not None:
         return Path(source.image_root)
@@ -60,11 +53,7 @@ def read_image_root(folder: str | Path) -> Path | None:
 
 
 def find_image_root(folder: str | Path) -> Path:
-    """The folder that a data set's image paths are relative to: :func:`read_image_root`, or its own.
-
-    Raises:
-        ValueError: the folder is described, and does not exist.
-    """
+    """The folder that image paths are relative to, described or the data set's own; ValueError if it is not there."""
     root = read_image_root(folder)
     if root is not None and not root.is_dir():
         raise ValueError(
@@ -78,29 +67,17 @@ def find_image_root(folder: str | Path) -> Path:
 
 @dataclass
 class SelectionSource:
-    """The data set whose rows a selection lists.
-
-    Args:
-        dataset_name, dataset_config_name, files: what :func:`common.data.splits.load_splits` takes.
-        image_root: folder that image paths lie in.
-        num_rows: of each split, to notice if the source has changed.
-    """
+    """The data set whose rows a selection lists: what :func:`common.data.splits.load_splits` takes, and more."""
 
     dataset_name: str | None
     dataset_config_name: str | None
     files: dict[str, str]
-    image_root: str
-    num_rows: dict[str, int]
+    image_root: str  # folder that image paths lie in
+    num_rows: dict[str, int]  # of each split, to notice if the source has changed
 
 
 def write_selection(folder: Path, source: SelectionSource, rows: Mapping[str, Sequence[tuple[str, int]]]) -> None:
-    """Write a selection.
-
-    Args:
-        folder: where; it exists.
-        source: with paths from the current folder.
-        rows: of each new split, (split of the source, row).
-    """
+    """Write a selection into a folder: of each new split, (split of the source, row)."""
     with (folder / ROWS_FILE).open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["split", "source_split", "row"])
@@ -122,8 +99,7 @@ def write_selection(folder: Path, source: SelectionSource, rows: Mapping[str, Se
 def read_source(folder: str | Path) -> SelectionSource | None:
     """The source of a selection, with paths from the current folder; ``None`` if the folder is no selection.
 
-    Raises:
-        ValueError: it is damaged, of another format, or its source is missing.
+    ValueError if it is damaged, of another format, or its source is missing.
     """
     path, folder = Path(folder) / SELECTION_FILE, Path(folder)
     content = _read(path)
@@ -145,12 +121,7 @@ def read_source(folder: str | Path) -> SelectionSource | None:
 
 
 def select_rows(folder: str | Path, source: SelectionSource, splits: DatasetDict) -> DatasetDict:
-    """The splits of a selection.
-
-    Args:
-        folder: of the selection.
-        source: from :func:`read_source`.
-        splits: of the source.
+    """The splits of a selection, from those of its source.
 
     Raises:
         ValueError: the source has other splits or numbers of rows than when the rows were chosen.
@@ -160,20 +131,14 @@ def select_rows(folder: str | Path, source: SelectionSource, splits: DatasetDict
         raise ValueError(
             f"Selection {folder}: its source now has {found} rows, not {source.num_rows}; make the selection again."
         )
-    chosen: dict[str, dict[str, list[int]]] = {}
     path = Path(folder) / ROWS_FILE
+    chosen: dict[str, list[Dataset]] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            for line in csv.DictReader(file):
-                row = int(line["row"])
-                if not 0 <= row < found[line["source_split"]]:
-                    raise ValueError(f"there is no row {row}")
-                chosen.setdefault(line["split"], {}).setdefault(line["source_split"], []).append(row)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        lines = pd.read_csv(path, dtype={"split": str, "source_split": str, "row": int}, keep_default_na=False)
+        for (split, name), part in lines.groupby(["split", "source_split"], sort=False):
+            if not part["row"].between(0, found[name] - 1).all():
+                raise ValueError(f"it names rows that the split {name} does not have")
+            chosen.setdefault(split, []).append(splits[name].select(part["row"]))
+    except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"Selection {path}: {error}") from error
-    return DatasetDict({split: _join(splits, parts) for split, parts in chosen.items()})
-
-
-def _join(splits: Mapping[str, Dataset], parts: Mapping[str, list[int]]) -> Dataset:
-    selected = [splits[split].select(rows) for split, rows in parts.items()]
-    return concatenate_datasets(selected) if len(selected) > 1 else selected[0]
+    return DatasetDict({split: concatenate_datasets(parts) for split, parts in chosen.items()})

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,15 +26,6 @@ from .splits import check_columns
 logger = logging.getLogger(__name__)
 
 
-class Header(NamedTuple):
-    """What :meth:`ImageRows.headers` finds out about an image."""
-
-    row: int
-    source: Any
-    size: tuple[int, int] | None
-    problem: str
-
-
 class ImageRows:
     """Random access to the encoded images of a data set: bytes or checked paths, by row number.
 
@@ -49,7 +40,8 @@ class ImageRows:
         check_columns(dataset, [column], split)
         feature = dataset.features[column]
         plain = isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-        if not plain and not isinstance(feature, Image) and not is_image_struct(feature):
+        struct = isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}  # as other programs write Parquet
+        if not plain and not isinstance(feature, Image) and not struct:
             raise ValueError(f"Column {column!r} of the {split} split holds {feature}, neither images nor paths.")
         rows = dataset.select_columns([column])
         self.rows = rows if plain else rows.cast(Features({column: Image(decode=False)}))
@@ -100,34 +92,30 @@ class ImageRows:
         return f"row {index} of the {self.split} split" + (f", file {path}" if path else "")
 
     @retried
-    def size(self, source: bytes | str) -> tuple[int, int]:
+    def size(self, index: int) -> tuple[int, int]:
         """Width and height as a person would see the image, without decoding it."""
+        source = self.encoded([index])[0]
         with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             return upright_size(image, thorough=True)
 
-    def headers(self, num_rows: int) -> Iterator[Header]:
+    def headers(self, num_rows: int) -> Iterator[tuple[int, tuple[int, int] | None, str]]:
         """Open up to ``num_rows`` images spread evenly, and decode those whose file seems to be cut short.
 
         Yields:
-            Row, source, width and height, and a message if the image is broken (then without a size).
+            Row, width and height, and a message if the image is broken (then without a size).
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(int)).tolist()
         for start in range(0, len(rows), 256):
             part = rows[start : start + 256]
             for row, source in zip(part, self.encoded(part), strict=True):
                 try:
-                    yield Header(row, source, check_file(self.checked(source))[1], "")
+                    yield row, check_file(self.checked(source))[1], ""
                 except BAD_IMAGE as error:
-                    yield Header(row, source, None, f"{self.describe(row)}: {explain(error)}")
+                    yield row, None, f"{self.describe(row)}: {explain(error)}"
 
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
         """A message for each broken image among those that :meth:`headers` looks at."""
-        return [header.problem for header in self.headers(num_rows) if header.problem]
-
-
-def is_image_struct(feature: Any) -> bool:
-    """Whether a column holds images as Parquet files of other programs do: a plain struct of bytes and path."""
-    return isinstance(feature, Mapping) and set(feature) == {"bytes", "path"}
+        return [problem for *_, problem in self.headers(num_rows) if problem]
 
 
 class Samples(torch.utils.data.Dataset):
@@ -138,7 +126,6 @@ class Samples(torch.utils.data.Dataset):
         rows: the row numbers in use; a key's index counts these.
         transform: what ``images.apply`` takes; returns uint8 ``pixels``, or a dict with them.
         labels: int64 (all rows, levels), which go with the pixels; ``None`` for none.
-        seed: of the augmentation.
         on_bad_sample: ``error``, ``replace`` (by the next good row, for training) or ``drop`` (for evaluation).
     """
 

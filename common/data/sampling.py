@@ -64,10 +64,7 @@ class GlobalBatchSampler:
         global_batch_size: samples per optimizer step, over all processes.
         micro_batch_size: samples per forward pass of one process; ``micro_batch_size * num_processes`` must divide
             ``global_batch_size``.
-        num_steps: optimizer steps of the training; ``num_epochs`` by default.
-        seed: of the order.
-        process_index, num_processes: this process, and how many there are.
-        num_epochs: passes over the training set, if ``num_steps`` is not given.
+        num_steps: optimizer steps of the training; ``num_epochs`` passes over the training set by default.
         weights: of the samples, see :func:`epoch_order`.
 
     Raises:
@@ -98,14 +95,11 @@ class GlobalBatchSampler:
                 "lower --global_batch_size."
             )
         self.num_samples = num_samples
-        self.global_batch_size = global_batch_size
-        self.micro_batch_size = micro_batch_size
+        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
         self.num_steps = num_epochs * self.steps_per_epoch if num_steps is None else num_steps
         self.seed, self.weights = seed, weights
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.epoch = 0
-        self.samples_seen = 0
+        self.process_index, self.num_processes = process_index, num_processes
+        self.epoch = self.samples_seen = 0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -151,26 +145,15 @@ class GlobalBatchSampler:
                 yield [(epoch, index) for index in order[start : start + self.micro_batch_size].tolist()]
 
 
-class EvaluationBatchSampler:
-    """Batches of (0, index) keys: every sample on exactly one process, in order and without padding.
+def evaluation_batches(
+    num_samples: int, batch_size: int, process_index: int = 0, num_processes: int = 1
+) -> list[list[Key]]:
+    """This process's batches of (0, index) keys: every sample on exactly one process, in order and without padding.
 
-    Args:
-        num_samples: size of the evaluation set.
-        batch_size: samples per forward pass.
-        process_index, num_processes: this process, and how many there are; their numbers of batches may differ.
+    Processes may have different numbers of batches.
     """
-
-    def __init__(self, num_samples: int, batch_size: int, process_index: int = 0, num_processes: int = 1) -> None:
-        bounds = [num_samples * part // num_processes for part in (process_index, process_index + 1)]
-        self.batch_size = batch_size
-        self.indices = range(*bounds)
-
-    def __len__(self) -> int:
-        return -(-len(self.indices) // self.batch_size)
-
-    def __iter__(self) -> Iterator[list[Key]]:
-        for start in range(0, len(self.indices), self.batch_size):
-            yield [(0, index) for index in self.indices[start : start + self.batch_size]]
+    start, end = (num_samples * part // num_processes for part in (process_index, process_index + 1))
+    return [[(0, at) for at in range(first, min(first + batch_size, end))] for first in range(start, end, batch_size)]
 
 
 def seed_sample(seed: int, epoch: int, index: int) -> None:

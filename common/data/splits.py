@@ -35,19 +35,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Reading:
-    """How the cells of a data set are read.
+    """How the cells of a data set are read; those of prepared folders are settled."""
 
-    Args:
-        missing: words that mean blank, in every column of text, but for prepared folders, where it is settled.
-        images: columns with paths of images; backslashes there divide folders.
-        suffix: added to the paths of the first of these that do not end in it.
-        told: columns whose blank words are counted aloud; all of them by default.
-    """
-
-    missing: Sequence[str] = MISSING
-    images: Sequence[str] = ()
-    suffix: str | None = None
-    told: Sequence[str] = ()
+    missing: Sequence[str] = MISSING  # words that mean blank, in every column of text
+    images: Sequence[str] = ()  # columns with paths of images; backslashes there divide folders
+    suffix: str | None = None  # added to the paths of the first of these that do not end in it
+    told: Sequence[str] = ()  # columns whose blank words are counted aloud; all of them by default
 
     @staticmethod
     def of(args: Any) -> Reading:
@@ -67,19 +60,15 @@ def load_splits(
 
     Args:
         name: a folder written by ``save_to_disk``, or with a selection (:mod:`common.data.prepared`); a folder or
-            Hub id that ``load_dataset`` understands.
-        config: its configuration on the Hub.
+            Hub id that ``load_dataset`` understands, with its configuration ``config``.
         files: split name -> table (:mod:`common.labels.table_files`); if any is given, these are the data set.
-        reading: how cells are read.
 
     Raises:
         ValueError: if it does not exist or cannot be read.
     """
-    reading = reading or Reading()
-    files = {split: file for split, file in files.items() if file}
-    if files:
-        return DatasetDict({split: _load_file(split, file, reading) for split, file in files.items()})
-    folder = Path(name)
+    reading, folder = reading or Reading(), Path(name)
+    if any(files.values()):
+        return DatasetDict({split: _load_file(split, file, reading) for split, file in files.items() if file})
     source = read_source(folder)
     if source:
         splits = load_splits(source.dataset_name or "", source.dataset_config_name, source.files, reading)
@@ -99,10 +88,11 @@ def load_splits(
         ) from error
     if read_prepared(folder) is not None:
         return splits
-    settled = {split: _settle_cells(rows, reading, f"split {split}") for split, rows in splits.items()}
-    for note in [note for _, notes in settled.values() for note in notes]:
-        logger.info("%s", note)
-    return DatasetDict({split: rows for split, (rows, _) in settled.items()})
+    for split, rows in splits.items():
+        splits[split], notes = _settle_cells(rows, reading, f"split {split}")
+        for note in notes:
+            logger.info("%s", note)
+    return splits
 
 
 def _load_file(split: str, file: str, reading: Reading) -> Dataset:
@@ -196,24 +186,12 @@ def check_names(wanted: Sequence[str], present: Sequence[str], where: str) -> No
 
 def check_groups(train: Dataset, validation: Dataset, column: str) -> None:
     """ValueError if a group (an observation, an artwork) is in both splits: its images are not independent."""
-    check_columns(train, [column], "training")
-    check_columns(validation, [column], "validation")
     shared = sorted(set(read_groups(train, column)) & set(read_groups(validation, column)) - {None})
     if shared:
         raise ValueError(
             f"{len(shared)} values of --group_column {column} stand in training and validation, for example "
             f"{short_list(shared[:5])}: validation would measure memorization. Split by group."
         )
-
-
-def group_numbers(dataset: Dataset, column: str | None) -> np.ndarray | None:
-    """int64 (rows,): equal for rows of one group (an observation, an artwork); a blank is a group of its own."""
-    if column is None:
-        return None
-    check_columns(dataset, [column], "evaluation")
-    numbers: dict[Any, int] = {}
-    cells = enumerate(read_groups(dataset, column))
-    return np.array([numbers.setdefault(row if cell is None else cell, len(numbers)) for row, cell in cells])
 
 
 def read_groups(dataset: Dataset, column: str) -> list[str | None]:
@@ -263,10 +241,6 @@ class LabelColumns:
             )
         return list(self.level_columns)
 
-    def check(self, dataset: Dataset, split: str) -> None:
-        """ValueError if a column is missing."""
-        check_columns(dataset, self.columns(), split)
-
     def read_hierarchy(self, train: Dataset) -> tuple[Hierarchy, list[str]]:
         """The tree from its file, or from the training rows, and the report of what was resolved."""
         if self.hierarchy_file:
@@ -276,7 +250,7 @@ class LabelColumns:
 
     def read_labels(self, dataset: Dataset, hierarchy: Hierarchy, split: str) -> np.ndarray:
         """int64 (rows, levels); ValueError for names that the tree does not have."""
-        self.check(dataset, split)
+        check_columns(dataset, self.columns(), split)
         columns = {column: read_cells(dataset, column) for column in self.columns()}
         try:
             if self.label_column and hierarchy.num_levels == 1:

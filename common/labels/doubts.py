@@ -58,18 +58,10 @@ def find_placeholders(levels: Sequence[str], rows: Mapping[LabelPath, Sequence[i
 def find_odd_parents(
     levels: Sequence[str], rows: Mapping[LabelPath, Sequence[int]], conflicts: str
 ) -> tuple[Moves, list[str]]:
-    """Rows in which a name has another parent than nearly all other rows with it have.
+    """Rows in which a name has another parent than nearly all other rows with it have: what to move, what to tell.
 
-    Args:
-        levels: coarse to fine.
-        rows: paths, spelled alike, and the numbers of their rows.
-        conflicts: ``keep`` them, move them to the ``majority``, or ``error``.
-
-    Returns:
-        What to move (nothing with ``keep``), and what to tell.
-
-    Raises:
-        ValueError: there are some, with ``error``.
+    ``rows`` are paths, spelled alike, and the numbers of their rows; ``conflicts`` says to ``keep`` them, to move them
+    to the ``majority``, or to raise a ValueError (``error``).
     """
     moves: Moves = {}
     told = []

@@ -87,13 +87,7 @@ def encode_paths(tree: Hierarchy, columns: Mapping[str, Sequence[Any]]) -> np.nd
 
 
 def encode_path(tree: Hierarchy, index: list[dict[str, list[int]]], path: LabelPath) -> Sequence[int] | None:
-    """Labels of every level for one path of names; ``None`` if the tree has no such path, or several.
-
-    Args:
-        tree: the label tree.
-        index: its :meth:`Hierarchy.node_index`.
-        path: cleaned names, one per level.
-    """
+    """Labels of every level for one path of cleaned names; ``None`` if the tree has no such path, or several."""
     named = [depth for depth, name in enumerate(path) if name is not None]
     if not named:
         return (IGNORE,) * tree.num_levels
@@ -123,10 +117,7 @@ def encode_names(
 ) -> np.ndarray:
     """Labels of every level for a column that names the leaf, or any class whose name is unique in the tree.
 
-    Args:
-        tree: the label tree.
-        values: the column.
-        keys: labels of names that go before those of the tree, folded.
+    ``keys`` are labels of names that go before those of the tree, folded.
 
     Returns:
         int64 (rows, levels); a blank cell is IGNORE at every level, a class that is not a leaf at the finer ones.
@@ -134,20 +125,16 @@ def encode_names(
     Raises:
         ValueError: for names that the tree does not have, or has more than once, with their rows.
     """
-    nodes: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    leaves: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    for level, index in enumerate(tree.node_index()):
-        for name, positions in index.items():
-            nodes[name] += [(level, position) for position in positions]
-    for level, position in tree.leaves:
-        leaves[fold_name(tree.names[level][position])].append((level, position))
+    index, leaves = tree.node_index(), set(tree.leaves)
 
     def find(name: str | None) -> Sequence[int] | None:
         if name is None:
             return (IGNORE,) * tree.num_levels
-        if keys and fold_name(name) in keys:
-            return keys[fold_name(name)]
-        found = leaves.get(fold_name(name)) or nodes.get(fold_name(name), [])
+        folded = fold_name(name)
+        if keys and folded in keys:
+            return keys[folded]
+        nodes = [(level, position) for level, names in enumerate(index) for position in names.get(folded, [])]
+        found = [node for node in nodes if node in leaves] or nodes
         return tree.path(*found[0]) if len(found) == 1 else None
 
     return _encode(tree, clean_column(values), find, str)
@@ -173,15 +160,9 @@ def _encode(
 
 
 def read_class_order(path: str | Path, tree: Hierarchy, num_outputs: int) -> list[int | None]:
-    """For each class of the last level, the output of another classifier for the class of the same name.
+    """For each class of the last level, the output of another classifier for the class of the same name, or ``None``.
 
-    Args:
-        path: a text file with one class name per line, in the order of the classifier's outputs.
-        tree: the label tree.
-        num_outputs: of the classifier.
-
-    Returns:
-        The outputs; ``None`` for classes that the file does not name.
+    The text file has one class name per line, in the order of the classifier's outputs.
 
     Raises:
         ValueError: if the file has another number of names, or names none of our classes.

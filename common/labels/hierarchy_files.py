@@ -29,8 +29,7 @@ def load_hierarchy(
     Args:
         path: the file; its suffix tells the format. What configs/ name is found from any folder.
         levels: for a table, the columns to use, coarse to fine; all of them in file order by default.
-        key: a column that is no level unless it is the last: data name its cells instead of leaves, see
-            :func:`key_labels`.
+        key: a column that is no level unless it is the last, see :func:`key_labels`.
 
     Returns:
         The tree, and the report: what had to be resolved, one sentence per entry.
@@ -62,7 +61,7 @@ def load_hierarchy(
         raise ValueError(f"Hierarchy file {path}: {error}") from error
     if (
         suffix != ".json" and not keyed
-    ):  # what Hierarchy.save wrote may come from level columns: paths tell leaves apart
+    ):  # what Hierarchy.save wrote may come from level columns, whose leaves are paths
         _refuse_ambiguous_leaves(tree, path)
     return tree, report
 

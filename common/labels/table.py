@@ -83,25 +83,20 @@ def _unique_rows(columns: Mapping[str, Sequence[Any]], first_row: int) -> dict[L
 def _merge_case(
     levels: list[str], rows: Mapping[LabelPath, list[int]], report: list[str]
 ) -> dict[LabelPath, list[int]]:
-    spellings: list[dict[str, dict[str, list[int]]]] = [defaultdict(lambda: defaultdict(list)) for _ in levels]
+    spellings: dict[tuple[int, str], dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for path, numbers in rows.items():
         for depth, name in enumerate(path):
             if name is not None:
-                spellings[depth][fold_name(name)][name] += numbers
-    kept = [
-        {folded: normalize("NFC", max(found, key=lambda n: (len(found[n]), n))) for folded, found in level.items()}
-        for level in spellings
-    ]
-    for depth, level in enumerate(spellings):
-        for folded, found in level.items():
-            if len(found) > 1:
-                name = kept[depth][folded]
-                others = ", ".join(f"{other!r} ({row_list(found[other])})" for other in found if other != name)
-                report.append(f"{levels[depth]}: spellings merged: {others} into {name!r}.")
+                spellings[depth, fold_name(name)][name] += numbers
+    kept: dict[tuple[int, str], str] = {}
+    for (depth, folded), found in sorted(spellings.items(), key=lambda item: item[0][0]):
+        name = kept[depth, folded] = normalize("NFC", max(found, key=lambda name: (len(found[name]), name)))
+        if len(found) > 1:
+            others = ", ".join(f"{other!r} ({row_list(found[other])})" for other in found if other != name)
+            report.append(f"{levels[depth]}: spellings merged: {others} into {name!r}.")
     merged: dict[LabelPath, list[int]] = defaultdict(list)
     for path, numbers in rows.items():
-        key = tuple(None if name is None else kept[depth][fold_name(name)] for depth, name in enumerate(path))
-        merged[key] += numbers
+        merged[tuple(name and kept[depth, fold_name(name)] for depth, name in enumerate(path))] += numbers
     return merged
 
 
@@ -122,17 +117,19 @@ def _fill_gaps(
     lines: list[str] = []
     empty: list[dict[str, list[int]]] = [defaultdict(list) for _ in levels]
     for path, numbers in rows.items():
-        new = list(path)
-        for depth, finer in _gaps(path):
+        new, finer = list(path), None
+        for depth in reversed(range(len(path))):
+            finer = depth if path[depth] is not None else finer
+            if finer is None or finer == depth:
+                continue
             others = (other for other in named[finer, path[finer]] if _compatible(other, path, finer))
             values = sorted({other[depth] for other in others} - {None})
             where = f"{levels[depth]}: missing above {path[finer]!r} ({row_list(numbers)})"
             if not values:
                 empty[depth][path[finer]] += numbers
             elif len(values) > 1 or path in unclear:
-                lines.append(
-                    f"{where}, not filled, there {f'are {values}' if len(values) > 1 else 'are several paths'}."
-                )
+                told = f"are {values}" if len(values) > 1 else "are several paths"
+                lines.append(f"{where}, not filled, there {told}.")
             else:
                 new[depth] = values[0]
                 lines.append(f"{where}, filled with {values[0]!r}.")
@@ -140,8 +137,7 @@ def _fill_gaps(
     for level, names in zip(levels, empty, strict=True):
         if names:
             shown = ", ".join(map(repr, list(names)[:5])) + (", ..." if len(names) > 5 else "")
-            numbers = list(chain.from_iterable(names.values()))
-            lines.append(f"{level}: no value above {shown} in any row ({row_list(numbers)}).")
+            lines.append(f"{level}: no value above {shown} in any row ({row_list(list(chain(*names.values())))}).")
     return filled, lines
 
 
@@ -163,23 +159,12 @@ def _not_found_again(tree: Hierarchy, filled: Mapping[LabelPath, LabelPath]) -> 
 
 
 def _report_partial_labels(levels: list[str], rows: Mapping[LabelPath, list[int]], report: list[str]) -> None:
-    ends: dict[int, list[int]] = defaultdict(list)
-    for path, numbers in rows.items():
-        ends[max((depth for depth, name in enumerate(path) if name is not None), default=-1)] += numbers
-    for depth, numbers in sorted(ends.items()):
-        if depth < len(levels) - 1:
-            known = f"nothing finer than {levels[depth]!r}" if depth >= 0 else "nothing"
-            report.append(f"{levels[depth + 1]}: partial labels, {len(numbers)} name {known} ({row_list(numbers)}).")
-
-
-def _gaps(path: LabelPath) -> Iterable[tuple[int, int]]:
-    """(blank level, next named level below it) for each blank above a name."""
-    below = None
-    for depth in range(len(path) - 1, -1, -1):
-        if path[depth] is not None:
-            below = depth
-        elif below is not None:
-            yield depth, below
+    for depth, level in enumerate(levels):
+        ends = (found for path, found in rows.items() if not any(path[depth:]) and all(path[depth - 1 : depth]))
+        numbers = list(chain.from_iterable(ends))
+        if numbers:
+            known = f"nothing finer than {levels[depth - 1]!r}" if depth else "nothing"
+            report.append(f"{level}: partial labels, {len(numbers)} name {known} ({row_list(numbers)}).")
 
 
 def hierarchy_from_paths(levels: Sequence[str], paths: Iterable[LabelPath], sort: bool) -> Hierarchy:
@@ -190,16 +175,15 @@ def hierarchy_from_paths(levels: Sequence[str], paths: Iterable[LabelPath], sort
             if name is not None:
                 nodes[depth][path[: depth + 1]] = None
     ordered = [sorted(level, key=lambda key: (key[-1], *map(str, key))) if sort else list(level) for level in nodes]
-    position = [{key: index for index, key in enumerate(level)} for level in ordered]
-    parents = [[_parent_of(key, position) for key in level] for level in ordered]
-    return Hierarchy(levels, [[key[-1] for key in level] for level in ordered], parents)
+    place = {key: (depth, index) for depth, level in enumerate(ordered) for index, key in enumerate(level)}
 
+    def parent(key: LabelPath) -> tuple[int, int] | None:
+        above = (key[:depth] for depth in reversed(range(1, len(key))) if key[depth - 1] is not None)
+        return next(map(place.get, above), None)
 
-def _parent_of(key: LabelPath, position: list[dict[LabelPath, int]]) -> tuple[int, int] | None:
-    for depth in range(len(key) - 2, -1, -1):
-        if key[depth] is not None:
-            return depth, position[depth][key[: depth + 1]]
-    return None
+    return Hierarchy(
+        levels, [[key[-1] for key in level] for level in ordered], [map(parent, level) for level in ordered]
+    )
 
 
 def _report_names_with_two_parents(tree: Hierarchy, rows: Mapping[LabelPath, list[int]], report: list[str]) -> None:

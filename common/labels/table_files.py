@@ -37,19 +37,12 @@ TABLE_ENDINGS = (*TEXT_ENDINGS, ".json", ".jsonl", ".parquet")
 
 @dataclass
 class TextTable:
-    """A table file.
+    """A table file."""
 
-    Args:
-        columns: strings, empty where a cell is blank; in JSON also columns of lists or objects.
-        numbers: int64 (rows,), of each row in its file: from 0, without blank lines.
-        malformed: what is wrong with the rows that do not fit, by their numbers; they are in no column.
-        notes: what people should know, one sentence an entry.
-    """
-
-    columns: pa.Table
-    numbers: np.ndarray
-    malformed: dict[int, str] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    columns: pa.Table  # of strings, empty where a cell is blank; in JSON also columns of lists or objects
+    numbers: np.ndarray  # int64 (rows,), of each row in its file: from 0, without blank lines
+    malformed: dict[int, str] = field(default_factory=dict)  # what is wrong with rows that are in no column
+    notes: list[str] = field(default_factory=list)  # what people should know, one sentence an entry
 
 
 def read_table(path: str | Path, fill_short: bool = False) -> TextTable:
@@ -70,13 +63,7 @@ def read_table(path: str | Path, fill_short: bool = False) -> TextTable:
         return _read_workbook(path) if path.suffix.lower() == ".xlsx" else _read_delimited(path, fill_short)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is in no encoding that is known here (byte {error.start}); use UTF-8.") from error
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        ImportError,
-        pa.ArrowException,
-    ) as error:  # the workbook's parsers say these
+    except (OSError, ValueError, KeyError, ImportError, pa.ArrowException) as error:  # what parsers of workbooks say
         raise ValueError(f"Cannot read the table {path}: {error}") from error
 
 
@@ -165,10 +152,9 @@ def _read_workbook(path: Path) -> TextTable:
     rows = [[text_of(cell) or "" for cell in row] for row in cells.itertuples(index=False)]
     header, *rows = [row for row in rows if any(row)] or [[]]
     notes = [f"{path} has {len(names)} sheets; the first, {names[0]!r}, was read."] if len(names) > 1 else []
-    columns = [pa.array(column, pa.string()) for column in zip(*rows, strict=True)] or [
-        pa.array([], pa.string())
-    ] * len(header)
-    return TextTable(pa.table(columns, names=_unique(header)), np.arange(len(rows)), {}, notes)
+    frame = pd.DataFrame(rows, columns=_unique(header), dtype=object)
+    schema = pa.schema([(name, pa.string()) for name in frame])
+    return TextTable(pa.Table.from_pandas(frame, schema, preserve_index=False), np.arange(len(rows)), {}, notes)
 
 
 def _read_json(path: Path) -> TextTable:
@@ -234,6 +220,5 @@ def blank_note(where: str, counts: Mapping[str, Mapping[str, int]]) -> list[str]
         for name, words in counts.items()
         if set(words) - {""}
     ]
-    return (
-        [f"{where}: cells taken as blank: {', '.join(told[:20])}; --missing_values changes the words."] if told else []
-    )
+    end = "; --missing_values changes the words."
+    return [f"{where}: cells taken as blank: {', '.join(told[:20])}{end}"] if told else []

@@ -22,10 +22,10 @@ from ..data.rows import ProblemLog
 from ..data.sampling import GlobalBatchSampler
 from ..data.splits import (
     Reading,
+    check_columns,
     check_groups,
     choose_rows,
     get_split,
-    group_numbers,
     load_splits,
     read_cells,
     read_groups,
@@ -74,7 +74,7 @@ def open_splits(
         if name == "demo" and not any(files.values()):
             name = str(draw_demo())
         splits = load_splits(name, args.dataset_config_name, files, Reading.of(args))
-    splits = leave_out(splits, args.exclude_rows or [], args.image_column)
+    splits, _ = leave_out(splits, args.exclude_rows or [], args.image_column)
     lacking = args.validation_split == "validation" not in splits and not args.eval_only
     return _draw_validation(args, splits) if lacking and {args.train_split, TEST} <= set(splits) else splits, name
 
@@ -125,8 +125,12 @@ def open_parts(
     def part(name: str, option: str, file: str | None, num_samples: int | None) -> Part:
         rows = get_split(splits, name, option)
         images, labels = read(rows, name, image_root(args, file))
+        groups = None
+        if args.group_column:
+            check_columns(rows, [args.group_column], name)
+            groups = number_groups(read_groups(rows, args.group_column))
         chosen = choose_rows(len(rows), num_samples, args.seed)
-        return Part(images, labels, chosen, group_numbers(rows, args.group_column), "_test" if name == test else "")
+        return Part(images, labels, chosen, groups, "_test" if name == test else "")
 
     data = Data(
         hierarchy,

@@ -136,7 +136,7 @@ def _fingerprint(settings: Mapping[str, Any], content: Content, store: Store, ro
         "root": content.root,
         "sources": [[path, os.stat(path).st_size] for path in content.rows.sources],
         "tree": content.tree.to_dict() if content.tree else None,
-        "problems": [asdict(problem) for problem in content.rows.problems],
+        "problems": [problem._asdict() for problem in content.rows.problems],
         **settings,
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())

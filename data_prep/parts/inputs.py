@@ -15,7 +15,7 @@ from datasets import DatasetDict
 
 from common.data.masks import MaskReader
 from common.data.prepared import SelectionSource
-from common.data.problems import image_names, kept_rows, leave_out
+from common.data.problems import image_names, leave_out
 from common.data.rows import ImageRows
 from common.data.splits import LabelColumns, Reading, check_columns, load_splits, read_cells, read_groups
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
@@ -169,5 +169,4 @@ def open_inputs(args: argparse.Namespace) -> Inputs:
     if not sum(map(len, splits.values())):
         raise ValueError("The data set has no rows.")
     lengths = {split: len(dataset) for split, dataset in splits.items()}
-    numbers = kept_rows(splits, args.exclude_rows, args.image_column)
-    return Inputs(args, leave_out(splits, args.exclude_rows, args.image_column), numbers, lengths)
+    return Inputs(args, *leave_out(splits, args.exclude_rows, args.image_column), lengths)
