@@ -26,7 +26,6 @@ import numpy as np
 import torch
 import xxhash
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from tqdm.auto import tqdm
 
 from common.data.problems import Problem, write_problems
@@ -47,7 +46,7 @@ from common.predict.windows import check_windows
 from common.run.arguments import changed, option, out_of_range, parse_command
 from common.run.command import run
 from common.run.options import MISSING_VALUES
-from common.run.processes import make_accelerator, num_workers
+from common.run.processes import make_accelerator, num_workers, on_main_process
 
 logger = logging.getLogger(__name__)
 
@@ -188,25 +187,26 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     args = parse_command(PredictArguments, argv, __doc__, **WORDS)
     accelerator = make_accelerator(args)
-    main_process = accelerator.is_main_process
-    if main_process:
+    if accelerator.is_main_process:
         check_output_dir(args.output_dir)
     inputs = open_inputs(args.inputs, args.image_column, args.image_root, args.split, Reading.of(args))
     models = [model.to(accelerator.device).eval() for model in load_models([args.model, *(args.more_models or [])])]
     predictor = make_predictor(args, accelerator, models, inputs)
 
     plan = plan_parts(len(inputs), predictor.largest_part, predictor.groups)
-    settings = fingerprint(args, accelerator, models, inputs, predictor) if main_process else {}
+    settings = fingerprint(args, accelerator, models, inputs, predictor) if accelerator.is_main_process else {}
     parts = PredictionParts(args.output_dir, len(plan), settings)
     summary: dict[str, Any] = {}
-    with RunLock(args.output_dir) if main_process else nullcontext():
-        todo = find_todo(parts, accelerator)
+    with on_main_process(accelerator, lambda: RunLock(args.output_dir)) or nullcontext():
+        todo = on_main_process(accelerator, parts.begin, share=True)
         if todo is not None:
+            if len(todo) < len(plan):
+                logger.info("resuming: %d of %d parts are done.", len(plan) - len(todo), len(plan))
             predict(args, accelerator, inputs, predictor, {part: plan[part] for part in todo}, parts)
-        if main_process and todo is None:
+        if accelerator.is_main_process and todo is None:
             logger.info("%s is finished already.", args.output_dir)
             summary = json.loads((Path(args.output_dir) / SUMMARY).read_text(encoding="utf-8"))
-        elif main_process:
+        elif accelerator.is_main_process:
             parts.wait()
             summary = merge(args, inputs, predictor, parts)
     accelerator.end_training()
@@ -222,37 +222,35 @@ def make_predictor(
     args: PredictArguments, accelerator: Accelerator, models: list[LabelTreeModel], inputs: ImageInputs
 ) -> Predictor:
     """The predictor for the kind of model, with the settings of options, table and model."""
-    model, *more_models = models
+    model, evaluation = models[0], models[0].config.evaluation
     dense = isinstance(model, LabelTreeForSemanticSegmentation)
     for line in idle_options(args, inputs, dense):
         logger.warning("%s", line)
-    evaluation = model.config.evaluation
     if not evaluation or "decoding" not in evaluation:
         raise ValueError(f"{args.model} was written by an earlier version, without its evaluation settings.")
     known = MASK_VIEWS if dense else IMAGE_VIEWS
     if args.tta and args.tta not in known:
         raise ValueError(f"--tta of this kind of model is one of {', '.join(known)}, not {args.tta}.")
+    batch_size = args.per_device_eval_batch_size
     if dense:
         given = {name: getattr(args, name) for name in ("eval_crop", "eval_stride", "resize_longer", "tta")}
         return MaskPredictor(
-            model,
+            models,
             accelerator,
-            batch_size=args.per_device_eval_batch_size,
+            batch_size=batch_size,
             output_dir=args.output_dir,
             evaluation={**evaluation, **{name: value for name, value in given.items() if value is not None}},
             overlay_size=args.overlay_size,
-            more_models=more_models,
         )
     return ClassPredictor(
-        model,
+        models,
         accelerator,
-        batch_size=args.per_device_eval_batch_size,
+        batch_size=batch_size,
         top_k=args.top_k,
         formats=args.format,
         thresholds=thresholds(args, model),
         groups=[group_key(cell) for cell in inputs.column(args.group_by)] if args.group_by else None,
         labels=true_labels(args, model, inputs),
-        more_models=more_models,
         tta=args.tta or evaluation.get("tta", "none"),
     )
 
@@ -260,18 +258,17 @@ def make_predictor(
 def idle_options(args: PredictArguments, inputs: ImageInputs, dense: bool) -> list[str]:
     """A sentence for each setting that was changed and cannot take effect."""
     files, table = inputs.rows is None, inputs.images.root is not None
+    of_images, of_masks = ([entry.name for entry in fields(group)] for group in (ClassArguments, MaskArguments))
     idle = [
-        ("image_column", files, "the inputs are image files"),
-        ("split", files or table, "the inputs are not a data set"),
-        ("image_root", not table, "there is no table with paths"),
-        ("image_suffix", not table, "there is no table with paths"),
-        ("calibration", args.target_precision is None, "there is no --target_precision"),
-        ("level_columns", dense, "the model predicts masks"),
-        *((entry.name, dense, "the model predicts masks") for entry in fields(ClassArguments)),
-        *((entry.name, not dense, "the model classifies whole images") for entry in fields(MaskArguments)),
+        (files, ["image_column"], "the inputs are image files"),
+        (files or table, ["split"], "the inputs are not a data set"),
+        (not table, ["image_root", "image_suffix"], "there is no table with paths"),
+        (args.target_precision is None and not dense, ["calibration"], "there is no --target_precision"),
+        (dense, ["level_columns", *of_images], "the model predicts masks"),
+        (not dense, of_masks, "the model classifies whole images"),
     ]
-    reasons = {name: why for name, is_idle, why in idle if is_idle and changed(args, name)}
-    return [f"--{name} has no effect: {why}." for name, why in reasons.items()]
+    chosen = [(name, why) for is_idle, names, why in idle if is_idle for name in names if changed(args, name)]
+    return [f"--{name} has no effect: {why}." for name, why in chosen]
 
 
 def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | None] | None:
@@ -280,19 +277,18 @@ def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | No
         return [args.min_confidence] * model.hierarchy.num_levels
     if args.target_precision is None:
         return None
-    if args.calibration:
-        calibration = read_calibration(args.calibration, model.hierarchy)
-    elif model.config.calibration:
-        calibration = Calibration.from_dict(model.config.calibration, model.hierarchy)
-    else:
+    if not args.calibration and not model.config.calibration:
         raise ValueError(
             f"{args.model} has no calibration, which --target_precision needs. Make one on validation data: "
             "train_taxonomy.py --eval_only --model_name_or_path MODEL ... writes calibration.json; pass it with "
             "--calibration. Or use --min_confidence."
         )
-    decoding = model.config.evaluation["decoding"]
-    if calibration.decoding != decoding:
-        raise ValueError(f"The calibration is for --decoding {calibration.decoding}, the model uses {decoding}.")
+    if args.calibration:
+        calibration = read_calibration(args.calibration, model.hierarchy)
+    else:
+        calibration = Calibration.from_dict(model.config.calibration, model.hierarchy)
+    if calibration.decoding != model.decoding:
+        raise ValueError(f"The calibration is for --decoding {calibration.decoding}, the model uses {model.decoding}.")
     target, found = calibration.for_target(args.target_precision)
     if all(threshold is None for threshold in found):
         raise ValueError(
@@ -307,11 +303,9 @@ def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | No
 def true_labels(args: PredictArguments, model: LabelTreeModel, inputs: ImageInputs) -> np.ndarray | None:
     """Labels int64 (rows, levels), if the table or data set has them."""
     levels = model.hierarchy.levels
-    columns = args.level_columns
-    if columns is None:
-        if inputs.rows is None or not set(levels) <= set(inputs.rows.column_names):
-            return None
-        columns = list(levels)
+    columns = args.level_columns or list(levels)
+    if args.level_columns is None and (inputs.rows is None or not set(levels) <= set(inputs.rows.column_names)):
+        return None
     if len(columns) != len(levels):
         raise ValueError(f"--level_columns takes a column for each of the levels {', '.join(levels)}.")
     return find_labels(model.hierarchy, [inputs.column(column) for column in columns])
@@ -330,43 +324,20 @@ def fingerprint(
     predictor: Predictor,
 ) -> dict[str, Any]:
     """What the results depend on, by its name in messages."""
+    digest = xxhash.xxh3_128()  # of weights and configurations
+    for model in models:
+        config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
+        digest.update(json.dumps(config, sort_keys=True, default=str).encode())
+        for name, value in sorted(model.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return {
-        "the model": " ".join(map(hash_model, models)),
+        "the model": digest.hexdigest(),
         "the images": inputs.fingerprint(),
         "--mixed_precision": accelerator.mixed_precision,
         **{f"--{name}": getattr(args, name) for name in ("group_by", "level_columns")},
-        **predictor.settings(),
+        **predictor.settings,
     }
-
-
-def hash_model(model: LabelTreeModel) -> str:
-    """A hash of weights and configuration."""
-    config = {name: value for name, value in model.config.to_dict().items() if name != "_name_or_path"}
-    digest = xxhash.xxh3_128(json.dumps(config, sort_keys=True, default=str).encode())
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
-
-
-def find_todo(parts: PredictionParts, accelerator: Accelerator) -> list[int] | None:
-    """The parts still to do, the same on every process; ``None`` if all is finished.
-
-    Raises:
-        ValueError: on every process, if the output folder holds other predictions.
-    """
-    found: list[Any] = [None, None]
-    if accelerator.is_main_process:
-        try:
-            found[0] = parts.begin()
-        except (ValueError, OSError) as error:
-            found[1] = str(error)
-    todo, error = broadcast_object_list(found)
-    if error:
-        raise ValueError(error)
-    if todo is not None and len(todo) < parts.num_parts:
-        logger.info("resuming: %d of %d parts are done.", parts.num_parts - len(todo), parts.num_parts)
-    return todo
 
 
 def predict(
@@ -397,12 +368,12 @@ def predict(
     for index, ((part, rows), batch) in enumerate(zip(batches, loader, strict=True)):
         good = [] if batch["pixels"] is None else batch["rows"].tolist()
         bad = [int(row) for row in rows if row not in good]
-        for row, message in zip(bad, batch["problems"], strict=True):
-            lines.append({"kind": "problem", "row": row, "problem": message})
+        problems = zip(bad, batch["problems"], strict=True)
+        lines += [{"kind": "problem", "row": row, "problem": message} for row, message in problems]
         if good:
             lines += predictor.predict(batch, [inputs.names[row] for row in good])
         if index + 1 == len(batches) or batches[index + 1][0] != part:
-            parts.write(part, lines + predictor.finish_part())
+            parts.write(part, lines if predictor.groups is None else lines + predictor.finish_part())
             lines = []
         done, now = done + len(rows), time.perf_counter()
         bar.update(len(rows))
@@ -418,10 +389,13 @@ def merge(args: PredictArguments, inputs: ImageInputs, predictor: Predictor, par
 
     def good_lines() -> Iterator[dict[str, Any]]:
         for line in parts.lines():
-            if line["kind"] == "problem":
-                problems.append(problem(inputs, line["row"], line["problem"]))
-            else:
+            if line["kind"] != "problem":
                 yield line
+                continue
+            row, message = line["row"], line["problem"]
+            kind = next((kind for words, kind in PROBLEM_KINDS.items() if words in message), "broken")
+            text = message.removeprefix(f"{inputs.images.describe(row)}: ")
+            problems.append(Problem("", row, inputs.names[row], kind, text))
 
     output_dir = Path(args.output_dir)
     results = predictor.merge(good_lines(), output_dir)
@@ -430,18 +404,10 @@ def merge(args: PredictArguments, inputs: ImageInputs, predictor: Predictor, par
     summary = {"model": args.model, "num_images": len(inputs), "num_broken": len(problems), **results}
     write_json(output_dir / SUMMARY, summary)
     parts.finish()
-    for line in predictor.describe_results(results):
-        logger.info("%s", line)
     if problems:
         logger.info("%d of %d images are broken, see problems.csv.", len(problems), len(inputs))
     logger.info("Results are in %s.", output_dir)
     return summary
-
-
-def problem(inputs: ImageInputs, row: int, message: str) -> Problem:
-    """A broken image, for problems.csv."""
-    kind = next((kind for words, kind in PROBLEM_KINDS.items() if words in message), "broken")
-    return Problem("", row, inputs.names[row], kind, message.removeprefix(f"{inputs.images.describe(row)}: "))
 
 
 if __name__ == "__main__":

@@ -63,7 +63,9 @@ PUBLIC = {"README.md", "config.json", "modeling.py", "model.safetensors", "repor
 
 
 def publisher(folder: Path, repo_id: str | None = None, private: bool = False) -> Publisher:
-    return Publisher(folder, repo_id, private, delays=[0.01, 0.01])
+    made = Publisher(folder, repo_id, private)
+    made.delays = [0.01, 0.01]
+    return made
 
 
 def test_uploads_what_is_to_be_public_and_nothing_else(hub, folder):

@@ -80,7 +80,12 @@ def confusion_of(metric, level):
     """What the report draws: int64 (references, predictions + 1), the last column for no value."""
     matrix = metric.leaf_confusion()
     assert matrix.dtype == np.int64
-    return ConfusionPairs(metric.hierarchy, ReportData.of_leaf_matrix(metric.hierarchy, matrix)).matrix(level)
+    pairs = ConfusionPairs(metric.hierarchy, ReportData.of_leaf_matrix(metric.hierarchy, matrix))
+    truth, predicted, count = pairs.of_level(level)
+    size = metric.hierarchy.num_classes[level]
+    found = np.zeros((size, size + 1), dtype=np.int64)
+    np.add.at(found, (truth, np.where(predicted < 0, size, predicted)), count)
+    return found
 
 
 def results_of(metric):

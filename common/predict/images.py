@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,20 +15,21 @@ from accelerate import Accelerator
 
 from ..images.transforms import EvaluationTransform, Normalize
 from ..metrics.backoff import is_right
-from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeForImageClassification
-from .lines import AnswerCounts, counts_table, line_writer
+from .lines import Counts, count_line, counts_table, line_writer, shares
 from .views import averaged, shown_size
 
 FORMATS = ("csv", "jsonl")
 FILES = {"image": "predictions", "group": "groups"}
+
+logger = logging.getLogger(__name__)
 
 
 class ClassPredictor:
     """Predicts classes of whole images, and writes them as tables.
 
     Args:
-        model: as training saved it.
+        models: whose answers are averaged.
         accelerator: knows the device and the precision.
         batch_size: images in a forward pass.
         top_k: how many of the most probable leaves are listed.
@@ -34,9 +37,11 @@ class ClassPredictor:
         thresholds: per level, for back-off (:func:`common.model.answers.answer_levels`); ``None`` for no answers.
         groups: of every row, for answers about several photographs of one thing.
         labels: int64 (rows, levels), see :func:`common.metrics.backoff.find_labels`; ``None`` if nothing is known.
+        tta: one of :data:`common.predict.views.IMAGE_VIEWS`.
 
     Attributes:
         largest_part: images in a part, see :func:`common.predict.parts.plan_parts`.
+        settings: what the predictions depend on, besides model and images, by its name in messages.
         transform: encoded image -> what the model is shown.
     """
 
@@ -44,44 +49,34 @@ class ClassPredictor:
 
     def __init__(
         self,
-        model: LabelTreeForImageClassification,
+        models: Sequence[LabelTreeForImageClassification],
         accelerator: Accelerator,
         *,
         batch_size: int,
         top_k: int,
-        formats: Sequence[str] = ("csv",),
-        thresholds: Sequence[float | None] | None = None,
-        groups: Sequence[str | None] | None = None,
-        labels: np.ndarray | None = None,
-        more_models: Sequence[LabelTreeForImageClassification] = (),
-        tta: str = "none",
+        formats: Sequence[str],
+        thresholds: Sequence[float | None] | None,
+        groups: Sequence[str | None] | None,
+        labels: np.ndarray | None,
+        tta: str,
     ) -> None:
-        self.model, self.accelerator, self.heads = model, accelerator, model.heads
+        self.model, self.accelerator, self.hierarchy = models[0], accelerator, models[0].hierarchy
         self.batch_size, self.formats, self.thresholds = batch_size, list(formats), thresholds
         self.groups, self.labels = groups, labels
-        self.hierarchy: Hierarchy = model.hierarchy
         self.top_k = min(top_k, self.hierarchy.num_leaves)
         self.leaf_names = self.hierarchy.leaf_names()
-        spec, evaluation = model.config.backbone, model.config.evaluation
-        self.decoding, self.tta = evaluation["decoding"], tta
-        self.answer = averaged([model, *more_models], tta)
+        spec, evaluation = self.model.config.backbone, self.model.config.evaluation
+        self.answer = averaged(models, tta)
         self.transform = EvaluationTransform(
             shown_size(spec["image_size"], tta),
             resize_mode=evaluation["resize_mode"],
             crop_pct=evaluation["crop_pct"],
             interpolation=spec["interpolation"],
         )
+        self.settings = {"--format": self.formats, "--top_k": self.top_k, "--tta": tta}
+        self.settings["the thresholds of answers"] = thresholds
         self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
         self.kept: list[tuple[int, torch.Tensor]] = []
-
-    def settings(self) -> dict[str, Any]:
-        """What the predictions depend on, besides model and images, by its name in messages."""
-        return {
-            "--format": self.formats,
-            "--top_k": self.top_k,
-            "--tta": self.tta,
-            "the thresholds of answers": self.thresholds,
-        }
 
     @torch.inference_mode()
     def predict(self, batch: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -90,14 +85,11 @@ class ClassPredictor:
         with self.accelerator.autocast():
             logits = self.answer(pixels, logits_only=True)
         rows = batch["rows"].tolist()
-        if self.groups is not None:
-            self.kept += zip(rows, self.heads.normalized(logits).cpu(), strict=True)
-        labels = None if self.labels is None else self.labels[rows]
-        lines = self.describe(logits, labels)
         heads = [{"kind": "image", "row": row, "image": name} for row, name in zip(rows, names, strict=True)]
         if self.groups is not None:
+            self.kept += zip(rows, self.model.heads.normalized(logits).cpu(), strict=True)
             heads = [{**head, "group": self.groups[head["row"]]} for head in heads]
-        return [{**head, **line} for head, line in zip(heads, lines, strict=True)]
+        return [{**head, **line} for head, line in zip(heads, self.describe(logits, rows), strict=True)]
 
     def finish_part(self) -> list[dict[str, Any]]:
         """A line for each group of a part, from the mean of its photographs' probabilities.
@@ -114,25 +106,27 @@ class ClassPredictor:
             return []
         means = [torch.stack([part for _, part in group]).logsumexp(0) for group in members.values()]
         first = [group[0][0] for group in members.values()]
-        lines = self.describe(torch.stack(means), None if self.labels is None else self.labels[first])
+        lines = self.describe(torch.stack(means), first)
         return [
             {"kind": "group", "group": name, "num_images": len(rows), **line}
             for (name, rows), line in zip(members.items(), lines, strict=True)
         ]
 
-    def describe(self, logits: torch.Tensor, labels: np.ndarray | None) -> list[dict[str, Any]]:
-        """What is written about logits (n, outputs): path, probabilities, most probable leaves, and the answer."""
+    def describe(self, logits: torch.Tensor, rows: Sequence[int]) -> list[dict[str, Any]]:
+        """What is written about logits (n, outputs) of rows: path, probabilities, most probable leaves, the answer."""
         output = self.model.complete(logits)
         answers = self.model.decode(output, thresholds=self.thresholds)
         top = output.logits.float().softmax(1).topk(self.top_k)
         leaves, shares = top.indices.tolist(), top.values.tolist()
-        judged = None if labels is None else np.where(*is_right(answers.path.cpu().numpy(), labels), None).tolist()
         lines = answers.describe()
-        for index, (line, level) in enumerate(zip(lines, answers.level.tolist(), strict=True)):
-            if judged is not None:
-                for entry, right in zip(line["levels"].values(), judged[index], strict=True):
-                    entry["right"] = right
-                line["answer"]["right"] = None if level < 0 else judged[index][level]
+        if self.labels is not None:
+            judged, right = is_right(answers.path.cpu().numpy(), self.labels[list(rows)])
+            found = np.where(judged, right, None).tolist()
+            for line, known, level in zip(lines, found, answers.level.tolist(), strict=True):
+                for entry, value in zip(line["levels"].values(), known, strict=True):
+                    entry["right"] = value
+                line["answer"]["right"] = None if level < 0 else known[level]
+        for index, line in enumerate(lines):
             answer = line.pop("answer")
             line["top"] = [
                 {"leaf": self.leaf_names[leaf], "probability": round(share, 6)}
@@ -142,21 +136,18 @@ class ClassPredictor:
                 line["answer"] = answer
         return lines
 
-    def merge(self, lines: Iterable[Mapping[str, Any]], output_dir: Path) -> dict[str, Any]:
+    def merge(self, lines: Iterable[dict[str, Any]], output_dir: Path) -> dict[str, Any]:
         """Write predictions.*, with groups also groups.*, and return what summary.json says about them."""
         kinds = ("image",) if self.groups is None else ("image", "group")
-        counts = {kind: AnswerCounts(self.hierarchy.levels) for kind in kinds}
+        counts: dict[str, Counts] = {kind: Counter() for kind in kinds}
         with ExitStack() as stack:
-            writers = {
-                kind: [stack.enter_context(line_writer(output_dir / f"{FILES[kind]}.{form}")) for form in self.formats]
-                for kind in kinds
-            }
+            files = {kind: [output_dir / f"{FILES[kind]}.{form}" for form in self.formats] for kind in kinds}
+            writers = {kind: [stack.enter_context(line_writer(path)) for path in files[kind]] for kind in kinds}
             for line in lines:
-                counts[line["kind"]].add(line)
-                for write in writers[line["kind"]]:
-                    write({name: value for name, value in line.items() if name != "kind"})
-        return {FILES[kind]: counts[kind].compute() for kind in kinds}
-
-    def describe_results(self, results: Mapping[str, Any]) -> list[str]:
-        """What :meth:`merge` returned, as lines for the log."""
-        return [line for name, counts in results.items() for line in counts_table(name, counts)]
+                count_line(counts[line["kind"]], line)
+                for write in writers[line.pop("kind")]:
+                    write(line)
+        results = {FILES[kind]: shares(counts[kind], self.hierarchy.levels) for kind in kinds}
+        for line in [line for name, found in results.items() for line in counts_table(name, found)]:
+            logger.info("%s", line)
+        return results

@@ -56,13 +56,9 @@ class ImageInputs:
         digest = hashlib.sha256("\0".join(self.names).encode("utf-8", "surrogateescape"))
         if self.rows is not None:
             digest.update(self.rows._fingerprint.encode())
-            return digest.hexdigest()
-        for name in self.names:
-            try:
-                facts = os.stat(name)
-                digest.update(f"{facts.st_size} {facts.st_mtime_ns}\0".encode())
-            except OSError:
-                digest.update(b"missing\0")
+        for name in self.names if self.rows is None else ():
+            facts = os.stat(name) if os.path.exists(name) else None
+            digest.update(f"{facts.st_size} {facts.st_mtime_ns}\0".encode() if facts else b"missing\0")
         return digest.hexdigest()
 
 
@@ -87,20 +83,20 @@ def open_inputs(
         ValueError: if an input does not exist or cannot be read, or there is no image.
     """
     special = [entry for entry in inputs if _is_table(entry) or _is_prepared(entry)]
-    if special and len(inputs) > 1:
-        raise ValueError(f"{special[0]} is a table or a data set: give it as the only input.")
     if not special:
-        return _open_files(list_images(inputs))
+        paths = list_images(inputs)
+        return ImageInputs(ImageRows(Dataset.from_dict({"image": paths}), "image", SPLIT), paths)
     name = special[0]
+    if len(inputs) > 1:
+        raise ValueError(f"{name} is a table or a data set: give it as the only input.")
     if _is_table(name):
-        rows = get_split(load_splits(name, None, {SPLIT: name}, reading), SPLIT, name)
-        return _open_rows(rows, image_column, image_root or Path(name).parent)
-    splits = load_splits(name, None, {}, reading)
-    if split is None and len(splits) > 1:
-        raise ValueError(f"{name} has several splits; choose one with --split: {', '.join(splits)}.")
-    return _open_rows(
-        get_split(splits, split or next(iter(splits)), "--split"), image_column, image_root or find_image_root(name)
-    )
+        splits, split, root = load_splits(name, None, {SPLIT: name}, reading), SPLIT, Path(name).parent
+    else:
+        splits, root = load_splits(name, None, {}, reading), find_image_root(name)
+        if split is None and len(splits) > 1:
+            raise ValueError(f"{name} has several splits; choose one with --split: {', '.join(splits)}.")
+    rows = get_split(splits, split or next(iter(splits)), name if _is_table(name) else "--split")
+    return ImageInputs(ImageRows(rows, image_column, SPLIT, image_root or root), image_names(rows, image_column), rows)
 
 
 def _is_table(name: str) -> bool:
@@ -109,14 +105,6 @@ def _is_table(name: str) -> bool:
 
 def _is_prepared(name: str) -> bool:
     return any((Path(name) / file).is_file() for file in ("dataset_dict.json", "state.json"))
-
-
-def _open_files(paths: list[str]) -> ImageInputs:
-    return ImageInputs(ImageRows(Dataset.from_dict({"image": paths}), "image", SPLIT), paths)
-
-
-def _open_rows(rows: Dataset, image_column: str, root: str | Path) -> ImageInputs:
-    return ImageInputs(ImageRows(rows, image_column, SPLIT, root), image_names(rows, image_column), rows)
 
 
 def list_images(inputs: Sequence[str]) -> list[str]:

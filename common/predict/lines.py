@@ -47,54 +47,42 @@ def flat_line(line: Mapping[str, Any]) -> dict[str, Any]:
     return cells
 
 
-class AnswerCounts:
-    """How many images or groups were answered at which level, and how many of those with a known label are right."""
+Counts = Counter[tuple[str, str | None, bool | None]]
+"""Of images or groups: ``path`` or ``answer``, the level, and whether it is right (``None``: nobody knows)"""
 
-    def __init__(self, levels: Sequence[str]) -> None:
-        self.levels = levels
-        self.num = 0
-        self.has_answers = False
-        self.paths: Counter[tuple[str, str]] = Counter()
-        self.answers: Counter[tuple[str, str]] = Counter()
 
-    def add(self, line: Mapping[str, Any]) -> None:
-        """Count one image or group."""
-        self.num += 1
-        for level, entry in line["levels"].items():
-            _count(self.paths, level, entry)
-        answer = line.get("answer")
-        if answer is not None:
-            self.has_answers = True
-            if answer["level"] is not None:
-                _count(self.answers, answer["level"], answer)
+def count_line(counts: Counts, line: Mapping[str, Any]) -> None:
+    """Count one image or group."""
+    counts["all", None, None] += 1
+    counts.update(("path", level, entry.get("right")) for level, entry in line["levels"].items())
+    if (answer := line.get("answer")) is not None:
+        counts["answer", answer["level"], answer.get("right")] += 1
 
-    def compute(self) -> dict[str, Any]:
-        """Shares, per level and over all; ``None`` where there is nothing to divide by.
 
-        ``coverage`` is the share answered at exactly this level, ``precision`` the share of right ones among answers
-        with a known label, ``accuracy`` that of the best path at the level, answered or not.
-        """
-        result: dict[str, Any] = {"num": self.num}
-        if any(self.paths[level, "judged"] for level in self.levels):
-            result["accuracy"] = {
-                level: _share(self.paths[level, "right"], self.paths[level, "judged"]) for level in self.levels
-            }
-        if self.has_answers:
-            result["answers"] = {level: self._shares([level]) for level in self.levels}
-            result["answers"]["all"] = self._shares(self.levels)
-        return result
+def shares(counts: Counts, levels: Sequence[str]) -> dict[str, Any]:
+    """Shares, per level and over all; ``None`` where there is nothing to divide by.
 
-    def _shares(self, levels: Sequence[str]) -> dict[str, Any]:
-        total, judged, right = (
-            sum(self.answers[level, what] for level in levels) for what in ("total", "judged", "right")
-        )
-        coverage, precision = _share(total, self.num), _share(right, judged)
+    ``coverage`` is the share answered at exactly this level, ``precision`` the share of right ones among answers
+    with a known label, ``accuracy`` that of the best path at the level, answered or not.
+    """
+    num = counts["all", None, None]
+
+    def sums(what: str, chosen: Sequence[str]) -> tuple[int, int, int]:
+        unknown, wrong, right = (sum(counts[what, level, known] for level in chosen) for known in (None, False, True))
+        return unknown + wrong + right, wrong + right, right
+
+    def answered(chosen: Sequence[str]) -> dict[str, Any]:
+        total, judged, right = sums("answer", chosen)
+        coverage, precision = _share(total, num), _share(right, judged)
         return {"num_answered": total, "coverage": coverage, "num_judged": judged, "precision": precision}
 
-
-def _count(counts: Counter[tuple[str, str]], level: str, entry: Mapping[str, Any]) -> None:
-    known = entry.get("right") is not None
-    counts.update({(level, "total"): 1, (level, "judged"): known, (level, "right"): known and entry["right"]})
+    result: dict[str, Any] = {"num": num}
+    paths = {level: sums("path", [level]) for level in levels}
+    if any(judged for _, judged, _ in paths.values()):
+        result["accuracy"] = {level: _share(right, judged) for level, (_, judged, right) in paths.items()}
+    if any(what == "answer" for what, _, _ in counts):
+        result["answers"] = {**{level: answered([level]) for level in levels}, "all": answered(levels)}
+    return result
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -102,7 +90,7 @@ def _share(part: int, whole: int) -> float | None:
 
 
 def counts_table(name: str, counts: Mapping[str, Any]) -> list[str]:
-    """What :meth:`AnswerCounts.compute` returns as lines of text; none if there is no share in it."""
+    """What :func:`shares` returns as lines of text; none if there is no share in it."""
     accuracy, answers = counts.get("accuracy", {}), counts.get("answers", {})
     if not accuracy and not answers:
         return []

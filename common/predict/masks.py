@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,14 +26,11 @@ from ..report.prediction_masks import save_mask
 from .views import averaged
 from .windows import Resampler, dense_labels, image_logits
 
+logger = logging.getLogger(__name__)
+
 
 class MaskInput:
-    """Encoded image -> what a dense model is shown of it, its own size, and a small picture for the overlay.
-
-    Args:
-        show: makes what the model is shown.
-        overlay_size: longer side of the overlay in pixels; 0 for none.
-    """
+    """Encoded image -> what ``show`` makes of it for the model, its own size, and a small picture for the overlay."""
 
     def __init__(self, show: ImageEvaluationTransform, overlay_size: int) -> None:
         self.show, self.overlay_size = show, overlay_size
@@ -51,7 +49,7 @@ class MaskPredictor:
     """Predicts a class for every pixel, and writes masks, overlays and areas.
 
     Args:
-        model: as training saved it.
+        models: as training saved them; their answers are averaged.
         accelerator: knows the device and the precision.
         batch_size: images, or windows of one image, in a forward pass.
         output_dir: gets the folders masks and overlays.
@@ -59,7 +57,7 @@ class MaskPredictor:
         overlay_size: longer side of the overlays in pixels; 0 for none.
 
     Attributes:
-        largest_part, groups, transform: as of :class:`common.predict.images.ClassPredictor`.
+        largest_part, groups, settings, transform: as of :class:`common.predict.images.ClassPredictor`.
     """
 
     largest_part = 32
@@ -67,39 +65,28 @@ class MaskPredictor:
 
     def __init__(
         self,
-        model: LabelTreeForSemanticSegmentation,
+        models: Sequence[LabelTreeForSemanticSegmentation],
         accelerator: Accelerator,
         *,
         batch_size: int,
         output_dir: str | Path,
         evaluation: Mapping[str, Any],
         overlay_size: int,
-        more_models: Sequence[LabelTreeForSemanticSegmentation] = (),
     ) -> None:
-        self.answer = averaged([model, *more_models], evaluation.get("tta", "none"))
-        self.model, self.accelerator, self.evaluation = model, accelerator, dict(evaluation)
-        self.hierarchy = model.hierarchy
+        self.answer = averaged(models, evaluation.get("tta", "none"))
+        self.model, self.accelerator, self.evaluation = models[0], accelerator, dict(evaluation)
+        self.hierarchy, spec = self.model.hierarchy, self.model.config.backbone
         self.output_dir, self.overlay_size = Path(output_dir), overlay_size
         self.colours = leaf_colours(self.hierarchy)
         self.palette = self.colours.flatten().tolist()
         gaps = (self.hierarchy.ancestors < 0).any(1).numpy()
         self.painted = ~gaps if gaps.any() and not gaps.all() else np.ones_like(gaps)
-        spec = model.config.backbone
-        crop = self.evaluation["eval_crop"]
-        geometry = Geometry(
-            crop or spec["image_size"], self.evaluation["resize_mode"], bool(crop), self.evaluation["resize_longer"]
-        )
+        crop, mode, longer = (self.evaluation[name] for name in ("eval_crop", "resize_mode", "resize_longer"))
+        geometry = Geometry(crop or spec["image_size"], mode, bool(crop), longer)
         self.batch_size, self.window_batch_size = 1 if crop else batch_size, batch_size
         self.transform = MaskInput(ImageEvaluationTransform(geometry, spec["mean"]), overlay_size)
+        self.settings = {"how images are shown": self.evaluation, "--overlay_size": overlay_size}
         self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
-
-    def settings(self) -> dict[str, Any]:
-        """What the predictions depend on, besides model and images, by its name in messages."""
-        return {"how images are shown": self.evaluation, "--overlay_size": self.overlay_size}
-
-    def to_model(self, pixels: torch.Tensor) -> torch.Tensor:
-        """uint8 on the host -> normalised float on the device."""
-        return self.normalize(pixels.to(self.accelerator.device, non_blocking=True))
 
     @torch.inference_mode()
     def predict(self, batch: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
@@ -109,7 +96,7 @@ class MaskPredictor:
             logits = image_logits(
                 self.answer,
                 batch["pixels"],
-                self.to_model,
+                lambda pixels: self.normalize(pixels.to(self.accelerator.device, non_blocking=True)),
                 eval_crop=self.evaluation["eval_crop"],
                 eval_stride=self.evaluation["eval_stride"],
                 batch_size=self.window_batch_size,
@@ -133,10 +120,6 @@ class MaskPredictor:
             )
         return lines
 
-    def finish_part(self) -> list[dict[str, Any]]:
-        """No more lines after the last batch of a part."""
-        return []
-
     def file(self, folder: str, name: str) -> AbstractContextManager[IO[bytes]]:
         """A file to write in one of the output folder's folders."""
         path = self.output_dir / folder / name
@@ -155,35 +138,26 @@ class MaskPredictor:
 
     def merge(self, lines: Iterable[Mapping[str, Any]], output_dir: Path) -> dict[str, Any]:
         """Write areas.csv, a row per image, level and class, and return the shares of all pixels."""
-        hierarchy = self.hierarchy
-        total = torch.zeros(hierarchy.num_leaves, dtype=torch.long)
+        hierarchy, total = self.hierarchy, torch.zeros(self.hierarchy.num_leaves, dtype=torch.long)
+        classes = [
+            (level, name) for index, level in enumerate(hierarchy.levels) for name in hierarchy.display_names(index)
+        ]
         with atomic_write(output_dir / "areas.csv") as file:
             writer = csv.writer(file)
             writer.writerow(["row", "image", "mask", "level", "class", "pixels", "share"])
             for line in lines:
                 counts = torch.tensor(line["pixels"])
                 total += counts
-                size = max(1, sum(line["pixels"]))
-                for level, name, pixels in self.areas(counts):
-                    head = [line["row"], line["image"], line["mask"]]
-                    writer.writerow([*head, hierarchy.levels[level], name, pixels, round(pixels / size, 6)])
+                head, size = [line["row"], line["image"], line["mask"]], max(1, int(counts.sum()))
+                for of_class, pixels in zip(classes, torch.cat(hierarchy.count_lifted(counts)).tolist(), strict=True):
+                    writer.writerow([*head, *of_class, pixels, round(pixels / size, 6)])
+        num_pixels = int(total.sum())
         shares: dict[str, dict[str, float]] = {level: {} for level in hierarchy.levels}
-        for level, name, pixels in self.areas(total):
-            shares[hierarchy.levels[level]][name] = pixels / max(1, int(total.sum()))
-        return {"num_pixels": int(total.sum()), "areas": shares}
-
-    def areas(self, leaf_counts: torch.Tensor) -> Iterable[tuple[int, str, int]]:
-        """(level, name of the class, pixels) of all classes, from pixels of each leaf."""
-        for level, counts in enumerate(self.hierarchy.count_lifted(leaf_counts)):
-            names = self.hierarchy.display_names(level)
-            yield from ((level, name, pixels) for name, pixels in zip(names, counts.tolist(), strict=True))
-
-    def describe_results(self, results: Mapping[str, Any]) -> list[str]:
-        """What :meth:`merge` returned, as lines for the log."""
-        return [
-            f"{level}: " + ", ".join(f"{name} {100 * share:.3g}%" for name, share in shares.items())
-            for level, shares in results["areas"].items()
-        ]
+        for (level, name), pixels in zip(classes, torch.cat(hierarchy.count_lifted(total)).tolist(), strict=True):
+            shares[level][name] = pixels / max(1, num_pixels)
+        for level, found in shares.items():
+            logger.info("%s: %s", level, ", ".join(f"{name} {100 * share:.3g}%" for name, share in found.items()))
+        return {"num_pixels": num_pixels, "areas": shares}
 
 
 def plain_stem(name: str) -> str:

@@ -26,10 +26,8 @@ def plan_parts(num_rows: int, largest: int, groups: Sequence[str | None] | None 
             are groups of their own.
     """
     size = min(largest, max(1, -(-num_rows // 64)))
-    if groups is None:
-        return [np.arange(first, min(first + size, num_rows)) for first in range(0, num_rows, size)]
     members: dict[Any, list[int]] = {}
-    for row, group in enumerate(groups):
+    for row, group in enumerate([None] * num_rows if groups is None else groups):
         members.setdefault(row if group is None else group, []).append(row)
     parts: list[list[int]] = []
     for rows in members.values():
@@ -58,10 +56,7 @@ def check_output_dir(output_dir: str | Path) -> None:
 class PredictionParts:
     """The parts of a prediction within its output folder.
 
-    Args:
-        output_dir: the folder.
-        num_parts: how many there will be.
-        fingerprint: of the model, the images and the options that the predictions depend on, by their names.
+    ``fingerprint`` is of the model, the images and the options that the predictions depend on, by their names.
     """
 
     def __init__(self, output_dir: str | Path, num_parts: int, fingerprint: Mapping[str, Any]) -> None:
@@ -80,31 +75,26 @@ class PredictionParts:
             ValueError: if the folder holds something else.
         """
         check_output_dir(self.output_dir)
-        state = self._read_state()
-        if state is None:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._write_state(finished=False)
-            return list(range(self.num_parts))
-        different = [name for name, value in self.fingerprint.items() if state["fingerprint"].get(name) != value]
-        if different:
-            raise ValueError(
-                f"{self.output_dir} holds predictions that differ in: {', '.join(different)}. Give a new folder with "
-                "--output_dir, or delete that one."
-            )
-        if state["finished"]:
+        finished = False
+        if self.state_file.exists():
+            try:
+                state = json.loads(self.state_file.read_text(encoding="utf-8"))
+                found, finished = state["fingerprint"], state["finished"]
+            except (OSError, ValueError, TypeError, KeyError) as error:
+                raise ValueError(f"Cannot read {self.state_file}: {error}; give a new folder.") from error
+            different = [name for name, value in self.fingerprint.items() if found.get(name) != value]
+            if different:
+                raise ValueError(
+                    f"{self.output_dir} holds predictions that differ in: {', '.join(different)}. Give a new folder "
+                    "with --output_dir, or delete that one."
+                )
+        if finished or not self.state_file.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
+        if finished:
             return None
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._write_state(finished=False)
         return [part for part in range(self.num_parts) if not self._file(part).is_file()]
-
-    def _read_state(self) -> dict[str, Any] | None:
-        try:
-            state = json.loads(self.state_file.read_text(encoding="utf-8"))
-            return state if {"fingerprint", "finished"} <= set(state) else None
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, TypeError) as error:
-            raise ValueError(f"Cannot read {self.state_file}: {error}; give a new folder.") from error
 
     def _write_state(self, finished: bool) -> None:
         write_json(self.state_file, {"finished": finished, "fingerprint": self.fingerprint})

@@ -31,21 +31,18 @@ def views(tta: str, size: int) -> list[tuple[Change, Change]]:
     if tta == "five_crop":
         far = shown_size(size, tta) - size
         corners = [(0, 0), (0, far), (far, 0), (far, far), (far // 2, far // 2)]
-        return [
-            (partial(crop, top=top, left=left, height=size, width=size), torch.nn.Identity()) for top, left in corners
-        ]
-    turns, mirrored = {"none": (1, 1), "hflip": (1, 2), "d4": (4, 2)}[tta]
-    pairs = [(turn, bool(mirror)) for mirror in range(mirrored) for turn in range(turns)]
-    return [
-        (partial(_turn, turn=turn, mirror=mirror), partial(_undo, turn=turn, mirror=mirror)) for turn, mirror in pairs
-    ]
+        cuts = [partial(crop, top=top, left=left, height=size, width=size) for top, left in corners]
+        return [(cut, torch.nn.Identity()) for cut in cuts]
+    turns, mirrors = {"none": (1, [False]), "hflip": (1, [False, True]), "d4": (4, [False, True])}[tta]
+    changes = [(turn, mirror) for mirror in mirrors for turn in range(turns)]
+    return [(partial(_turn, *change), partial(_undo, *change)) for change in changes]
 
 
-def _turn(pixels: torch.Tensor, turn: int, mirror: bool) -> torch.Tensor:
+def _turn(turn: int, mirror: bool, pixels: torch.Tensor) -> torch.Tensor:
     return torch.rot90(pixels.flip(-1) if mirror else pixels, turn, (-2, -1))
 
 
-def _undo(scores: torch.Tensor, turn: int, mirror: bool) -> torch.Tensor:
+def _undo(turn: int, mirror: bool, scores: torch.Tensor) -> torch.Tensor:
     if scores.dim() == 2:  # of whole images
         return scores
     scores = torch.rot90(scores, -turn, (-2, -1))
@@ -82,15 +79,15 @@ def load_models(names: Sequence[str | Path]) -> list[LabelTreeModel]:
     Raises:
         ValueError: one cannot be loaded, or differs in task, label tree, head, pixels or how images are shown.
     """
-    models = [load_saved_model(str(name)) for name in names]
-    facts = []
-    for model in models:
+    models, first = [], {}
+    for name in names:
+        models.append(model := load_saved_model(str(name)))
         config, spec = model.config, model.config.backbone
-        facts.append({"task": type(model), "label tree": config.hierarchy, "head": config.head})
-        facts[-1] |= {name: spec[name] for name in ("image_size", "mean", "std", "interpolation")}
-        facts[-1]["setting of evaluation"] = config.evaluation
-    for name, found in zip(names, facts, strict=True):
-        for what, value in facts[0].items():
-            if found[what] != value:
+        facts = {"task": type(model), "label tree": config.hierarchy, "head": config.head}
+        facts |= {fact: spec[fact] for fact in ("image_size", "mean", "std", "interpolation")}
+        facts["setting of evaluation"] = config.evaluation
+        first = first or facts
+        for what, value in facts.items():
+            if value != first[what]:
                 raise ValueError(f"{name} has another {what} than {names[0]}: they cannot be averaged.")
     return models

@@ -28,6 +28,7 @@ def check_windows(crop: int | None, stride: int | None) -> list[str]:
     return []
 
 
+@torch.no_grad()
 def image_logits(
     model: Callable[..., torch.Tensor],
     pixels: torch.Tensor,
@@ -37,79 +38,47 @@ def image_logits(
     eval_stride: int | None,
     batch_size: int,
 ) -> torch.Tensor:
-    """Float32 logits at stride 4, as evaluation and prediction compute them.
-
-    Args:
-        model: a dense model.
-        pixels: uint8 images (n, 3, h, w) on the host; with windows a single one, of any size.
-        prepare: such images, or windows of them -> normalised, on the device.
-        eval_crop: side of the windows; ``None`` to show the image as one.
-        eval_stride: distance from window to window; two thirds of a window by default.
-        batch_size: windows in one forward pass.
-    """
-
-    def logits(images: torch.Tensor) -> torch.Tensor:
-        return model(images, logits_only=True).float()
-
-    if not eval_crop:
-        return logits(prepare(pixels))
-    stride = eval_stride or max(4, eval_crop * 2 // 3 // 4 * 4)
-    return sliding_logits(logits, pixels[0], eval_crop, stride, batch_size, prepare=prepare)
-
-
-@torch.no_grad()
-def sliding_logits(
-    model: Callable[[torch.Tensor], torch.Tensor],
-    pixels: torch.Tensor,
-    size: int,
-    stride: int,
-    batch_size: int,
-    output_stride: int = 4,
-    prepare: Callable[[torch.Tensor], torch.Tensor] = lambda windows: windows,
-) -> torch.Tensor:
-    """Logits of a large image: a weighted mean over overlapping windows.
+    """Logits as evaluation and prediction compute them; of a large image a weighted mean over overlapping windows.
 
     A window's weight is largest in its middle and smallest at its border, where it shows least of the surroundings.
 
     Args:
-        model: normalised images (n, 3, size, size) -> logits (n, outputs, size / output_stride, ...).
-        pixels: image (3, height, width), at least ``size`` on each side.
-        size: side of a window, a multiple of ``output_stride``.
-        stride: distance from window to window, likewise.
-        batch_size: windows in one forward pass.
-        output_stride: of the logits; prepared windows are padded with 0 to a multiple of it.
-        prepare: part of the image (1, 3, h, w) -> normalised, on the device; so a large image need not fit there.
+        model: a dense model: normalised images (n, 3, h, w) -> logits at stride 4.
+        pixels: uint8 images (n, 3, h, w) on the host; with windows a single one, of any size from one window on.
+        prepare: such images, or windows of them -> normalised, on the device; so a large image need not fit there.
+        eval_crop: side of the windows, a multiple of 4; ``None`` to show the image as one.
+        eval_stride: distance from window to window, likewise; two thirds of a window by default.
+        batch_size: windows in one forward pass; they are padded with 0 to a multiple of 4.
 
     Returns:
-        float32 (1, outputs, ceil(height / output_stride), ceil(width / output_stride)).
+        float32 (n, outputs, ceil(height / 4), ceil(width / 4)).
     """
-    assert size % output_stride == 0 and stride % output_stride == 0 and stride > 0
-    height, width = (length + -length % output_stride for length in pixels.shape[1:])
-    corners = [
-        (top, left) for top in window_starts(height, size, stride) for left in window_starts(width, size, stride)
-    ]
+    if not eval_crop:
+        return model(prepare(pixels), logits_only=True).float()
+    stride = eval_stride or max(4, eval_crop * 2 // 3 // 4 * 4)
+    assert eval_crop % 4 == 0 and stride % 4 == 0 and len(pixels) == 1
+    height, width = (length + -length % 4 for length in pixels.shape[2:])
+    columns = window_starts(width, eval_crop, stride)
+    corners = [(top, left) for top in window_starts(height, eval_crop, stride) for left in columns]
 
     def cut(top: int, left: int) -> torch.Tensor:
-        part = prepare(pixels[None, :, top : top + size, left : left + size])[0]
-        return F.pad(part, (0, size - part.shape[2], 0, size - part.shape[1]))
+        part = prepare(pixels[:, :, top : top + eval_crop, left : left + eval_crop])[0]
+        return F.pad(part, (0, eval_crop - part.shape[2], 0, eval_crop - part.shape[1]))
 
-    side = size // output_stride
-    total = norm = weight = None
+    side, total = eval_crop // 4, None
     for first in range(0, len(corners), batch_size):
         part = corners[first : first + batch_size]
-        logits = model(torch.stack([cut(top, left) for top, left in part])).float()
+        logits = model(torch.stack([cut(*corner) for corner in part]), logits_only=True).float()
         if total is None:
             line = torch.arange(side, device=logits.device, dtype=logits.dtype)
             ramp = torch.minimum(line + 1, side - line)
             weight = ramp[:, None] * ramp
-            grid = [height // output_stride, width // output_stride]
-            total = logits.new_zeros(logits.shape[1], *grid)
-            norm = logits.new_zeros(grid)
+            total = logits.new_zeros(logits.shape[1], height // 4, width // 4)
+            norm = torch.zeros_like(total[0])
         for (top, left), window in zip(part, logits, strict=True):
-            rows = slice(top // output_stride, top // output_stride + side)
-            columns = slice(left // output_stride, left // output_stride + side)
-            total[:, rows, columns] += window * weight
-            norm[rows, columns] += weight
+            here = (slice(top // 4, top // 4 + side), slice(left // 4, left // 4 + side))
+            total[:, *here] += window * weight
+            norm[here] += weight
     return (total / norm)[None]
 
 
@@ -126,32 +95,25 @@ class Resampler:
     def __init__(
         self, resized: Sequence[int], size: Sequence[int], output_stride: int, device: torch.device | str
     ) -> None:
-        self.size = tuple(size)
-        self._heights = resized[0], size[0], output_stride
-        self._axes = [
-            _taps(shown, wanted, output_stride, device) for shown, wanted in zip(resized, self.size, strict=True)
-        ]
+        self.size, self._heights = tuple(size), (resized[0], size[0], output_stride)
+        self._axes = []
+        for shown, wanted in zip(resized, self.size, strict=True):
+            pixels = torch.arange(wanted, device=device, dtype=torch.float64)
+            position = _position(pixels, shown, wanted, output_stride).clamp(min=0)
+            self._axes.append((position.floor().long(), (position - position.floor()).float()))
 
     def rows(self, scores: torch.Tensor, first: int, last: int) -> torch.Tensor:
         """Scores (channels, h, w) -> rows ``first`` up to ``last`` of the result, (channels, last - first, width)."""
-        low, high, share = self._axes[1]
-        left, right = (index.clamp(max=scores.shape[2] - 1) for index in (low, high))
+        low, share = self._axes[1]
+        left, right = (index.clamp(max=scores.shape[2] - 1) for index in (low, low + 1))
         # Columns first, of the rows that are needed only: that is less to compute, and rows are copied faster.
         start, end = (int(_position(row, *self._heights)) for row in (first, last - 1))
         start = min(start, scores.shape[1] - 1)
         needed = scores[:, start : end + 2]
         part = torch.lerp(needed.index_select(2, left), needed.index_select(2, right), share)
-        low, high, share = (taps[first:last] for taps in self._axes[0])
-        below, above = (index.clamp(max=scores.shape[1] - 1) - start for index in (low, high))
+        low, share = (taps[first:last] for taps in self._axes[0])
+        below, above = (index.clamp(max=scores.shape[1] - 1) - start for index in (low, low + 1))
         return torch.lerp(part.index_select(1, below), part.index_select(1, above), share[None, :, None])
-
-
-def _taps(shown: int, wanted: int, output_stride: int, device: torch.device | str) -> tuple[torch.Tensor, ...]:
-    """Per pixel of the result, the two scores that it lies between, and the weight of the second."""
-    position = _position(torch.arange(wanted, device=device, dtype=torch.float64), shown, wanted, output_stride)
-    position = position.clamp(min=0)
-    low = position.floor().long()
-    return low, low + 1, (position - low).float()
 
 
 def _position(pixel: Any, shown: int, wanted: int, output_stride: int) -> Any:

@@ -18,7 +18,7 @@ from ..metrics.report_data import REPORT_DATA_FILE, ReportData
 from ..metrics.results import in_words, level_rows, path_measures
 from ..report.confusions import ConfusionPairs, hardest_classes, path_of
 from ..report.report import PLOTS, REPORT_FILE, percent
-from ..report.summary import RunSummary, data_name
+from ..report.summary import RunSummary, as_warning, data_name
 
 logger = logging.getLogger(__name__)
 
@@ -44,12 +44,8 @@ PICTURES = {
 
 
 def write_card(summary: RunSummary) -> None:
-    """Write README.md; one that a person has written or taken over stays. A failure is a warning.
-
-    Args:
-        summary: of a run whose output folder holds the model.
-    """
-    try:
+    """Write README.md of a run; one that a person has written or taken over stays. A failure is a warning."""
+    with as_warning("The model card could not be written"):
         path = summary.output_dir / CARD_FILE
         if path.is_file() and MARKER not in path.read_text(encoding="utf-8"):
             logger.warning("%s was not written by a training run: it is left as it is.", path)
@@ -57,24 +53,43 @@ def write_card(summary: RunSummary) -> None:
         text = card_text(summary)
         with atomic_write(path) as file:
             file.write(text)
-    except Exception as error:  # whatever it is, hours of training must not end in it
-        logger.warning("The model card could not be written (%s: %s).", type(error).__name__, error)
-        logger.debug("stack trace of the above", exc_info=True)
 
 
 def card_text(summary: RunSummary) -> str:
     """The card as Markdown, with the metadata in front of it."""
-    options = summary.options
-    repo_id = options["hub_model_id"] if options["push_to_hub"] else None
+    hierarchy, options, results = summary.hierarchy, summary.options, summary.results["eval"]
+    repo_id, test = options["hub_model_id"] if options["push_to_hub"] else None, summary.results.get("test")
+    data = data_name(options)
     name = (repo_id or summary.output_dir.resolve().name).rpartition("/")[2]
-    content = {key: plain_markdown(value) for key, value in _content(summary, name).items()}
+    (_, *columns), *rows = level_rows(results)
+    weak, num_missing, last = [], 0, hierarchy.num_levels - 1
+    if (summary.output_dir / REPORT_DATA_FILE).is_file():
+        pairs = ConfusionPairs(hierarchy, ReportData.load(summary.output_dir / REPORT_DATA_FILE))
+        num_missing = int((pairs.per_class(last)[0] == 0).sum())
+        weak = [(score.path[-1], percent(score.f1)) for score in hardest_classes(pairs, last, 5)]
+    content = {
+        "title": name,
+        "tree": " > ".join(hierarchy.levels),
+        "columns": [in_words(column) for column in columns],
+        "levels": list(zip(rows, hierarchy.num_classes, strict=True)),
+        "paths": path_measures(results),
+        "test": level_rows(test)[1:] if test else [],
+        "evaluated_on": f"{results['num_samples']:,} images, split {options['validation_split']} of {data}",
+        "example_path": path_of(hierarchy, *hierarchy.leaves[0]),
+        "facts": {"data": data, **summary.facts},
+        "weak": weak,
+    }
     card = ModelCard.from_template(
         metadata(summary, name),
         str(Path(__file__).with_name("model_card.md")),
-        **content,
+        **{key: plain_markdown(value) for key, value in content.items()},
         model_id=repo_id or UNKNOWN_MODEL,
         marker=MARKER,
         task=TASKS[summary.unit],
+        num_leaves=hierarchy.num_leaves,
+        has_intervals=bool(results.get("intervals")),
+        has_report=(summary.output_dir / REPORT_FILE).is_file(),
+        missing=(num_missing, hierarchy.num_classes[last]),
         pictures={text: path for text, path in PICTURES.items() if (summary.output_dir / path).is_file()},
     )
     return f"{card}\n"
@@ -93,7 +108,7 @@ def plain_markdown(value: Any) -> Any:
 
 def metadata(summary: RunSummary, name: str) -> ModelCardData:
     """The block at the top: what the Hub searches and shows beside the model."""
-    options, results, (task, _) = summary.options, summary.results["eval"], TASKS[summary.unit]
+    options, results, task = summary.options, summary.results["eval"], TASKS[summary.unit][0]
     own_data = options["train_file"] or options["validation_file"] or options["dataset_name"] == "demo"
     data = None if own_data else hub_id(options["dataset_name"])
     numbers = [
@@ -146,35 +161,3 @@ def base_model(options: Mapping[str, Any]) -> str | None:
     if options["no_pretrained"] or options["backbone_weights"]:
         return None
     return hub_id(options["model_name_or_path"].removeprefix("hf-hub:").removeprefix("hf_hub:"))
-
-
-def _content(summary: RunSummary, name: str) -> dict[str, Any]:
-    hierarchy, options, results = summary.hierarchy, summary.options, summary.results["eval"]
-    header, *rows = level_rows(results)
-    test = summary.results.get("test")
-    what = "An image classifier" if summary.unit == "images" else "A segmentation model"
-    data, split = data_name(options), options["validation_split"]
-    weak, missing, last = [], 0, hierarchy.num_levels - 1
-    if (summary.output_dir / REPORT_DATA_FILE).is_file():
-        pairs = ConfusionPairs(hierarchy, ReportData.load(summary.output_dir / REPORT_DATA_FILE))
-        missing = int((pairs.per_class(last)[0] == 0).sum())
-        weak = [(score.path[-1], percent(score.f1)) for score in hardest_classes(pairs, last, 5)]
-    return {
-        "title": name,
-        "summary": f"{what} that answers at every level of a label tree, {' > '.join(hierarchy.levels)}, "
-        f"with {hierarchy.num_leaves:,} leaves. Metrics are of the best path through the tree"
-        + (", with 95 % intervals." if results.get("intervals") else "."),
-        "columns": [in_words(column) for column in header[1:]],
-        "levels": [(row[0], f"{size:,}", row[1:]) for row, size in zip(rows, hierarchy.num_classes, strict=True)],
-        "paths": path_measures(results),
-        "test": level_rows(test)[1:] if test else [],
-        "evaluated_on": f"{results['num_samples']:,} images, split {split} of {data}",
-        "example_path": path_of(hierarchy, *hierarchy.leaves[0]),
-        "facts": {"data": data, **summary.facts},
-        "has_report": (summary.output_dir / REPORT_FILE).is_file(),
-        "weak": weak,
-        "rare": f"{missing:,} of the {hierarchy.num_classes[last]:,} classes of the last level do not occur in the "
-        "evaluation data."
-        if missing
-        else None,
-    }

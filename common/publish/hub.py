@@ -12,7 +12,6 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -26,24 +25,12 @@ from ..model.encoders import first_line
 logger = logging.getLogger(__name__)
 
 PUBLISHED = (
-    "README.md",
-    "config.json",
-    "preprocessor_config.json",
-    "*.safetensors",
-    "model.safetensors.index.json",
-    "*.py",
-    "*.onnx",
-    "hierarchy.json",
-    "all_results.json",
-    "report.html",
-    "plots/*",
+    *("README.md", "config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json"),
+    *("*.py", "*.onnx", "hierarchy.json", "all_results.json", "report.html", "plots/*"),
 )
 """What goes to the Hub; never checkpoints, options or lists of files, which name things of this machine"""
 
 STAGING = ".upload"
-
-DELAYS = (2.0, 10.0, 30.0)
-"""Seconds to wait before each new try"""
 
 
 class Publisher:
@@ -53,13 +40,12 @@ class Publisher:
         folder: the output folder.
         repo_id: of the repository, with or without its owner; the folder's name by default.
         private: whether a new repository is.
-        delays: seconds before each new try of an upload that failed.
     """
 
-    def __init__(
-        self, folder: str | Path, repo_id: str | None, private: bool, delays: Sequence[float] = DELAYS
-    ) -> None:
-        self.folder, self.private, self.delays = Path(folder), private, delays
+    delays = (2.0, 10.0, 30.0)  # seconds to wait before each new try
+
+    def __init__(self, folder: str | Path, repo_id: str | None, private: bool) -> None:
+        self.folder, self.private = Path(folder), private
         self.repo_id = repo_id or self.folder.resolve().name
         self.api = HfApi()
         self._numbers = count()
@@ -69,12 +55,9 @@ class Publisher:
     def check(self, license: str | None = None) -> str:
         """Create the repository if need be, before hours of training; returns its full name.
 
-        Args:
-            license: of the model; the Hub refuses cards with one that it does not know.
-
         Raises:
             ValueError: if nobody is logged in, the Hub cannot be reached, the repository may not be written to, or
-                the licence is unknown.
+                the Hub would refuse the card because it does not know the licence.
         """
         if is_offline_mode():
             raise ValueError("--push_to_hub needs the Hub, but HF_HUB_OFFLINE is set.")
@@ -115,12 +98,8 @@ class Publisher:
     def _upload_waiting(self) -> None:
         with self._uploading, suppress(IndexError):
             staged, message = self._waiting.pop()
-            try:
-                self._upload(staged, message)
-            except Exception as error:  # the next upload, or the last one, tries again
-                logger.warning("An upload to %s failed: %s. Training continues.", self.repo_id, first_line(error))
-            finally:
-                shutil.rmtree(staged, ignore_errors=True)
+            if error := self._upload(staged, message):  # the next upload, or the last one, tries again
+                logger.warning("An upload to %s failed: %s. Training continues.", self.repo_id, error)
 
     def finish(self, message: str) -> bool:
         """Upload everything, after what is still under way; whether it is there now.
@@ -129,22 +108,14 @@ class Publisher:
         """
         self._waiting.clear()
         with self._uploading:
-            try:
-                self._upload(self._stage(), message)
-            except Exception as error:
-                logger.warning(
-                    "The upload to %s failed: %s. Everything is in %s; upload it with\n  hf upload %s %s . %s",
-                    self.repo_id,
-                    first_line(error),
-                    self.folder,
-                    self.repo_id,
-                    self.folder,
-                    " ".join(f"--include '{pattern}'" for pattern in PUBLISHED),
-                )
-                return False
-            finally:
-                shutil.rmtree(self.folder / STAGING, ignore_errors=True)
-        return True
+            error = self._upload(self._stage(), message)
+            shutil.rmtree(self.folder / STAGING, ignore_errors=True)
+        if error:
+            patterns = " ".join(f"--include '{pattern}'" for pattern in PUBLISHED)
+            there = f"Everything is in {self.folder}; upload it with"
+            command = f"hf upload {self.repo_id} {self.folder} . {patterns}"
+            logger.warning("The upload to %s failed: %s. %s\n  %s", self.repo_id, error, there, command)
+        return not error
 
     def _stage(self) -> Path:
         """Freeze the files as they are: links, because each file of the folder is replaced, never changed."""
@@ -159,18 +130,22 @@ class Publisher:
                 shutil.copyfile(file, copy)
         return target
 
-    def _upload(self, staged: Path, message: str) -> None:
-        for delay in (*self.delays, None):
-            try:
-                self.api.upload_folder(
-                    repo_id=self.repo_id, folder_path=staged, commit_message=message, ignore_patterns=["*.tmp"]
-                )
-                return
-            except Exception as error:
-                if delay is None or not _is_temporary(error):
-                    raise
-                logger.info("upload to %s: %s; trying again in %g s", self.repo_id, first_line(error), delay)
-                time.sleep(delay)
+    def _upload(self, staged: Path, message: str) -> str | None:
+        """Upload a staged folder, and remove it; returns what went wrong in the end, if anything did."""
+        try:
+            for delay in (*self.delays, None):
+                try:
+                    self.api.upload_folder(
+                        repo_id=self.repo_id, folder_path=staged, commit_message=message, ignore_patterns=["*.tmp"]
+                    )
+                    return None
+                except Exception as error:
+                    if delay is None or not _is_temporary(error):
+                        return first_line(error)
+                    logger.info("upload to %s: %s; trying again in %g s", self.repo_id, first_line(error), delay)
+                    time.sleep(delay)
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 def _is_temporary(error: Exception) -> bool:

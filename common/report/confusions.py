@@ -5,10 +5,11 @@ from __future__ import annotations
 import difflib
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ..metrics.report_data import ReportData, leaf_of_nodes
 from ..model.hierarchy import Hierarchy
@@ -38,14 +39,6 @@ class ConfusionPairs:
         labelled = self.truth[:, level] >= 0
         return self.truth[labelled, level], self.predicted[labelled, level], self.count[labelled]
 
-    def matrix(self, level: int) -> np.ndarray:
-        """Confusion matrix int64 (classes, classes + 1), the last column for no class; for levels with few classes."""
-        size = self.hierarchy.num_classes[level]
-        truth, predicted, count = self.of_level(level)
-        matrix = np.zeros((size, size + 1), dtype=np.int64)
-        np.add.at(matrix, (truth, np.where(predicted < 0, size, predicted)), count)
-        return matrix
-
     def per_class(self, level: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """How often each class is the truth, is predicted, and is both: int64 (classes,) each."""
         truth, predicted, count = self.of_level(level)
@@ -54,115 +47,82 @@ class ConfusionPairs:
         return tuple(np.bincount(label[mask], count[mask], size).astype(np.int64) for label, mask in chosen)
 
 
-@dataclass
-class ClassScore:
-    """How well a class is recognised; NaN for a precision without predictions."""
+def class_scores(pairs: ConfusionPairs, level: int) -> pd.DataFrame:
+    """Every class of a level that occurs, by its number: labelled, predicted, right, f1, recall, precision.
 
-    path: list[str]
-    labelled: int
-    f1: float
-    recall: float
-    precision: float
-
-
-def hardest_classes(pairs: ConfusionPairs, level: int, num_classes: int = 15) -> list[ClassScore]:
-    """The classes of a level with the lowest F1 of those that occur; of equals, the commonest first."""
-    labelled, predicted, right = pairs.per_class(level)
-    occurring = np.flatnonzero(labelled)
-    labelled, predicted, right = labelled[occurring], predicted[occurring], right[occurring]
-    with np.errstate(invalid="ignore"):
-        columns = labelled, 2 * right / (labelled + predicted), right / labelled, right / predicted
-    order = np.lexsort((-labelled, columns[1]))[:num_classes]
-    return [
-        ClassScore(path_of(pairs.hierarchy, level, occurring[place]), *(column[place].item() for column in columns))
-        for place in order
-    ]
+    The first three are counts; a precision without predictions is NaN.
+    """
+    scores = pd.DataFrame(dict(zip(("labelled", "predicted", "right"), pairs.per_class(level), strict=True)))
+    scores = scores[scores.labelled > 0]
+    return scores.assign(
+        f1=2 * scores.right / (scores.labelled + scores.predicted),
+        recall=scores.right / scores.labelled,
+        precision=scores.right / scores.predicted,
+    )
 
 
-FREQUENCIES = {"many": (101, None), "medium": (20, 101), "few": (1, 20), "none": (0, 1)}
-"""Training images of a class, from and below, as in Liu et al., Large-Scale Long-Tailed Recognition, CVPR 2019"""
+def hardest_classes(pairs: ConfusionPairs, level: int, num_classes: int = 15) -> list[Any]:
+    """The rows of :func:`class_scores` with the lowest F1, and their ``path``; of equals, the commonest first."""
+    scores = class_scores(pairs, level).sort_values(["f1", "labelled"], ascending=[True, False], kind="stable")
+    scores = scores.head(num_classes)
+    paths = [path_of(pairs.hierarchy, level, index) for index in scores.index]
+    return list(scores.assign(path=pd.Series(paths, scores.index, dtype=object)).itertuples())
 
 
-@dataclass
-class FrequencyScore:
-    """How well classes with so many training images are recognised: shares of evaluation images, means of classes."""
-
-    training_images: str
-    num_classes: int
-    labelled: int
-    accuracy: float
-    recall: float
-    f1: float
+FREQUENCIES = {"none": "0", "few": "1 to 19", "medium": "20 to 100", "many": "101 or more"}
+"""Training images of a class, as in Liu et al., Large-Scale Long-Tailed Recognition, CVPR 2019"""
 
 
-def scores_by_frequency(pairs: ConfusionPairs, train_counts: np.ndarray) -> dict[str, FrequencyScore]:
+def scores_by_frequency(pairs: ConfusionPairs, train_counts: np.ndarray) -> dict[str, Any]:
     """The last level's classes by how many training images they have; only classes that occur in the evaluation.
 
     Args:
         pairs: of the evaluation.
         train_counts: int64 (classes of the last level,) training images.
+
+    Returns:
+        Per kind of :data:`FREQUENCIES`: num_classes, labelled, accuracy of images, mean recall and f1 of classes.
     """
-    labelled, predicted, right = pairs.per_class(pairs.hierarchy.num_levels - 1)
-    scores = {}
-    for name, (low, high) in FREQUENCIES.items():
-        chosen = (labelled > 0) & (train_counts >= low) & (True if high is None else train_counts < high)
-        if chosen.any():
-            part = labelled[chosen], predicted[chosen], right[chosen]
-            words = "0" if high == 1 else f"{low} or more" if high is None else f"{low} to {high - 1}"
-            recall, f1 = part[2] / part[0], 2 * part[2] / (part[0] + part[1])
-            accuracy = part[2].sum() / part[0].sum()
-            scores[name] = FrequencyScore(
-                words, int(chosen.sum()), int(part[0].sum()), accuracy, recall.mean(), f1.mean()
-            )
-    return scores
+    scores = class_scores(pairs, pairs.hierarchy.num_levels - 1)
+    kinds = pd.cut(train_counts[scores.index], [-1, 0, 19, 100, np.inf], labels=list(FREQUENCIES))
+    found = scores.groupby(kinds, observed=True).agg(
+        num_classes=("labelled", "size"),
+        labelled=("labelled", "sum"),
+        right=("right", "sum"),
+        recall=("recall", "mean"),
+        f1=("f1", "mean"),
+    )
+    found = found.assign(
+        accuracy=found.right / found.labelled, training_images=[FREQUENCIES[kind] for kind in found.index]
+    )
+    return {row.Index: row for row in found[::-1].itertuples()}
 
 
-@dataclass
-class ConfusedPair:
-    """One leaf predicted as another: their paths after the part that they share, and how often."""
+def confused_pairs(pairs: ConfusionPairs, num_pairs: int = 15) -> list[dict[str, Any]]:
+    """The pairs of different leaves that were confused most often.
 
-    shared: list[str]
-    truth: list[str]
-    predicted: list[str]
-    count: int
-    share: float  # of the true leaf's images or pixels
-
-
-def confused_pairs(pairs: ConfusionPairs, num_pairs: int = 15) -> list[ConfusedPair]:
-    """The pairs of different leaves that were confused most often."""
-    known = pairs.true_leaf >= 0
-    totals = np.bincount(pairs.true_leaf[known], pairs.count[known], pairs.hierarchy.num_leaves)
+    Returns:
+        Of each the ``shared`` part of their paths, what follows of ``truth`` and ``predicted``, how often (``num``),
+        and the ``share`` of the true leaf's images or pixels.
+    """
+    hierarchy, known = pairs.hierarchy, pairs.true_leaf >= 0
+    totals = np.bincount(pairs.true_leaf[known], pairs.count[known], hierarchy.num_leaves)
     wrong = np.flatnonzero(known & (pairs.true_leaf != pairs.predicted_leaf))
     found = []
     for place in wrong[np.argsort(-pairs.count[wrong], kind="stable")][:num_pairs]:
-        leaves, count = (pairs.true_leaf[place], pairs.predicted_leaf[place]), int(pairs.count[place])
-        nodes = [pairs.hierarchy.leaves[leaf] for leaf in leaves]
-        classes = [[pair for pair in enumerate(pairs.hierarchy.path(*node)) if pair[1] >= 0] for node in nodes]
+        leaves, num = (pairs.true_leaf[place], pairs.predicted_leaf[place]), int(pairs.count[place])
+        nodes = [hierarchy.leaves[leaf] for leaf in leaves]
+        classes = [[pair for pair in enumerate(hierarchy.path(*node)) if pair[1] >= 0] for node in nodes]
         shared = len(os.path.commonprefix(classes))  # of (level, class), because names may occur twice
-        truth, predicted = (path_of(pairs.hierarchy, *node) for node in nodes)
-        share = float(count / totals[leaves[0]])
-        found.append(ConfusedPair(truth[:shared], truth[shared:], predicted[shared:], count, share))
+        truth, predicted = (path_of(hierarchy, *node) for node in nodes)
+        parts = {"shared": truth[:shared], "truth": truth[shared:], "predicted": predicted[shared:]}
+        found.append({**parts, "num": num, "share": float(num / totals[leaves[0]])})
     return found
 
 
 def path_of(hierarchy: Hierarchy, level: int, index: int) -> list[str]:
     """Names from the root down to a class, without the levels that have no value."""
     return [name for name in hierarchy.path_names(level, index) if name is not None]
-
-
-# ---- watched classes
-
-
-@dataclass
-class WatchedClass:
-    """What became of a class's images (pixels), and which others were predicted as it; paths with their counts."""
-
-    path: list[str]
-    level: str
-    labelled: int
-    recall: dict[str, float]  # per level
-    predicted_as: list[tuple[tuple[str, ...], int]]
-    others_predicted_as_it: list[tuple[tuple[str, ...], int]]
 
 
 def find_classes(hierarchy: Hierarchy, names: Sequence[str]) -> list[tuple[int, int]]:
@@ -183,39 +143,37 @@ def find_classes(hierarchy: Hierarchy, names: Sequence[str]) -> list[tuple[int, 
     return found
 
 
-def watched_class(pairs: ConfusionPairs, level: int, index: int, num_others: int = 5) -> WatchedClass:
-    """Recall of a class at every level, and the classes of its level that it is confused with most often."""
-    hierarchy, name = pairs.hierarchy, pairs.hierarchy.levels[level]
+def watched_class(pairs: ConfusionPairs, level: int, index: int, num_others: int = 5) -> dict[str, Any]:
+    """Recall of a class at every level, and the classes of its level that it is confused with most often.
+
+    Returns:
+        Its ``path`` and ``level``, how many images or pixels are ``labelled`` so, the ``recall`` per level, and what
+        they are ``predicted_as`` and which ``others_predicted_as_it``: pairs of path and count.
+    """
+    hierarchy = pairs.hierarchy
     true, predicted = pairs.truth[:, level] == index, pairs.predicted[:, level] == index
     recall = {}
-    for depth, depth_name in enumerate(hierarchy.levels):
+    for depth, name in enumerate(hierarchy.levels):
         labelled = true & (pairs.truth[:, depth] >= 0)
         right = labelled & (pairs.truth[:, depth] == pairs.predicted[:, depth])
         total = pairs.count[labelled].sum()
-        recall[depth_name] = float(pairs.count[right].sum() / total) if total else float("nan")
+        recall[name] = float(pairs.count[right].sum() / total) if total else float("nan")
 
-    def commonest(paths: Iterable[Sequence[str]], mask: np.ndarray) -> list[tuple[tuple[str, ...], int]]:
+    def commonest(paths: np.ndarray, mask: np.ndarray) -> list[tuple[tuple[str, ...], int]]:
         totals: Counter[tuple[str, ...]] = Counter()
-        for path, count in zip(paths, pairs.count[mask].tolist(), strict=True):
-            totals[tuple(path)] += count
+        for path, count in zip(paths[mask, : level + 1].tolist(), pairs.count[mask].tolist(), strict=True):
+            names = tuple(hierarchy.names[depth][label] for depth, label in enumerate(path) if label >= 0)
+            totals[names or ("no class at this level",)] += count
         return totals.most_common(num_others)
 
-    missed, others = true & ~predicted, ~true & predicted & (pairs.truth[:, level] >= 0)
-    leaves = (hierarchy.leaves[leaf] for leaf in pairs.predicted_leaf[missed])
-    names = (hierarchy.path_names(*leaf)[: level + 1] for leaf in leaves)
-    predicted_as = ([part for part in path if part is not None] or ["no class at this level"] for path in names)
-    others_paths = (path_of(hierarchy, level, label) for label in pairs.truth[others, level])
-    return WatchedClass(
-        path_of(hierarchy, level, index),
-        name,
-        int(pairs.count[true].sum()),
-        recall,
-        commonest(predicted_as, missed),
-        commonest(others_paths, others),
-    )
-
-
-# ---- matrices of many classes
+    return {
+        "path": path_of(hierarchy, level, index),
+        "level": hierarchy.levels[level],
+        "labelled": int(pairs.count[true].sum()),
+        "recall": recall,
+        "predicted_as": commonest(pairs.predicted, true & ~predicted),
+        "others_predicted_as_it": commonest(pairs.truth, ~true & predicted & (pairs.truth[:, level] >= 0)),
+    }
 
 
 def in_tree_order(hierarchy: Hierarchy, level: int) -> np.ndarray:
@@ -225,25 +183,23 @@ def in_tree_order(hierarchy: Hierarchy, level: int) -> np.ndarray:
 
 
 def density(pairs: ConfusionPairs, level: int, num_cells: int) -> tuple[np.ndarray, np.ndarray, dict[float, str]]:
-    """A confusion matrix of many classes, row-normalised and then averaged over cells of neighbouring classes.
+    """A confusion matrix, row-normalised and, of many classes, averaged over cells of neighbours in tree order.
 
     Returns:
-        float64 (cells, cells): the share of a class in the row's cell that is predicted as any in the column's, mean
-        over the classes that occur (NaN where none does); where the top level's classes begin, in cells; and their
-        names by the middle of their range.
+        float64 (cells, cells + 1): the share of a class in the row's cell that is predicted as any in the column's,
+        mean over the classes that occur (NaN where none does), in the last column of those without a prediction at
+        this level; where the top level's classes begin, in cells; and their names by the middle of their range.
     """
     hierarchy, order = pairs.hierarchy, in_tree_order(pairs.hierarchy, level)
     size = len(order)
     cells = min(num_cells, size)
-    cell_of = np.empty(size, dtype=np.int64)
+    cell_of = np.full(size + 1, cells)
     cell_of[order] = np.arange(size) * cells // size
     truth, predicted, count = pairs.of_level(level)
     totals = np.bincount(truth, count, size)
-    occurring = np.bincount(cell_of[totals > 0], minlength=cells)
-    has_class = predicted >= 0
-    truth, predicted, shares = truth[has_class], predicted[has_class], (count / totals[truth])[has_class]
-    matrix = np.zeros((cells, cells))
-    np.add.at(matrix, (cell_of[truth], cell_of[predicted]), shares)
+    occurring = np.bincount(cell_of[:-1][totals > 0], minlength=cells)
+    matrix = np.zeros((cells, cells + 1))
+    np.add.at(matrix, (cell_of[truth], cell_of[np.where(predicted < 0, size, predicted)]), count / totals[truth])
     with np.errstate(invalid="ignore"):
         matrix /= occurring[:, None]
     tops = np.array([hierarchy.path(level, index)[0] for index in order])

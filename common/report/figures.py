@@ -35,21 +35,20 @@ def draw_confusion(path: str | Path, pairs: ConfusionPairs, level: int) -> None:
     Up to 60 classes have a row and a column with a name each; of more, neighbours in the tree share a cell.
     """
     hierarchy, size = pairs.hierarchy, pairs.hierarchy.num_classes[level]
+    share, starts, tops = density(pairs, level, CELLS)
     if size <= READABLE_CLASSES:
-        order, names = in_tree_order(hierarchy, level), hierarchy.display_names(level)
-        counts = pairs.matrix(level)[order][:, [*order, size]]
-        total = counts.sum(1, keepdims=True)
-        share = counts[:, : size + bool(counts[:, -1].any())] / np.where(total > 0, total, math.nan)
-        columns = dict(enumerate([*(shortened(names[label], 32) for label in order), "no value"][: share.shape[1]]))
-        rows = {row: columns[row] + ("" if total[row] else " (absent)") for row in range(size)}
+        share = share[:, : size + bool((share[:, -1] > 0).any())]
+        names = [hierarchy.display_names(level)[label] for label in in_tree_order(hierarchy, level)]
+        columns = dict(enumerate([*(shortened(name, 32) for name in names), "no value"][: share.shape[1]]))
+        rows = {row: columns[row] + (" (absent)" if np.isnan(share[row, 0]) else "") for row in range(size)}
         title, borders, gamma = hierarchy.levels[level], [size - 0.5], 0.5  # sets "no value" apart
         cell = min(max(8 / size, 0.115), 0.8 if size < 8 else 0.42)  # inches
     else:
-        share, starts, tops = density(pairs, level, CELLS)
+        share = share[:, :-1]
         rows = columns = {place - 0.5: shortened(name, 18) for place, name in tops.items() if len(tops) <= 20}
         title, borders, gamma = f"{hierarchy.levels[level]}: {size:,} classes in tree order", starts[1:] - 0.5, 0.4
         cell = 4.9 / len(share)
-    width, height = cell * share.shape[1], cell * share.shape[0]
+    height, width = cell * np.array(share.shape)
     figure = Figure((width, height), dpi=DPI)  # the space for the text around it is added when it is saved
     axes = figure.add_axes((0, 0, 1, 1), facecolor="#eeeeee", xlabel="prediction", ylabel="truth")
     # The root of the share shows rare confusions too.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,11 +34,9 @@ def load_pictures(images: ImageRows, hierarchy: Hierarchy, data: ReportData) -> 
     pictures: dict[str, list[Picture]] = {kind: [] for kind in data.examples}
     for kind, examples in data.examples.items():
         for row, truth, predicted, probability in examples.tolist():
-            try:
+            with suppress(BadSampleError):  # it was readable before
                 image = images.load(int(row), images.encoded([int(row)])[0])
-            except BadSampleError:  # it was readable before
-                continue
-            pictures[kind].append(Picture(image, int(row), names[int(truth)], names[int(predicted)], probability))
+                pictures[kind].append(Picture(image, int(row), names[int(truth)], names[int(predicted)], probability))
     return pictures
 
 
@@ -48,15 +47,14 @@ def draw_pictures(path: str | Path, pictures: Mapping[str, Sequence[Picture]], c
         return
     figure = Figure((1.75 * columns, 2.35 * len(pictures)), dpi=DPI, layout="constrained")
     panels = figure.subplots(len(pictures), columns, squeeze=False)
+    for axes in panels.flat:
+        axes.set_axis_off()
     for row, (title, shown) in zip(panels, pictures.items(), strict=True):
         row[0].set_title(title, fontsize=10, loc="left")
-        for axes in row:
-            axes.set_axis_off()
         for axes, picture in zip(row, shown, strict=False):
             axes.imshow(ImageOps.fit(picture.image, (160, 160)))
-            lines = [shortened(picture.truth, 28)]
-            if picture.predicted != picture.truth:
-                lines.append(f"predicted as {shortened(picture.predicted, 18)}")
-            text = "\n".join([*lines, f"{picture.probability:.0%}"])
+            wrong = picture.predicted != picture.truth
+            lines = [f"predicted as {shortened(picture.predicted, 18)}"] if wrong else []
+            text = "\n".join([shortened(picture.truth, 28), *lines, f"{picture.probability:.0%}"])
             axes.text(0, -0.03, text, fontsize=6.5, va="top", transform=axes.transAxes)
     save_figure(figure, path)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,9 @@ AT_ONCE = 16
 
 LONGEST_SIDE = 384
 """Of example images, in pixels"""
+
+PANEL = 200
+"""Width of a picture in a figure, in pixels"""
 
 RIGHT, WRONG, DIM = (0, 170, 110), (240, 40, 40), (115, 115, 115)
 
@@ -73,8 +76,7 @@ class ExampleKeeper:
     def __init__(self, rows: np.ndarray, pixels: np.ndarray, num_examples: int = 8, num_worst: int = 4) -> None:
         self.order = choose_for_classes(rows[: len(pixels)], pixels, num_examples)
         self.num_worst = num_worst
-        self.kept: dict[int, MaskExample] = {}
-        self.worst: list[tuple[float, int, MaskExample]] = []
+        self.found: list[tuple[int, float, MaskExample]] = []  # row, recall
         self.waiting: list[tuple[int, torch.Tensor, Sequence[int], torch.Tensor, torch.Tensor]] = []
 
     def add(
@@ -90,39 +92,34 @@ class ExampleKeeper:
         """
         scale = min(1.0, LONGEST_SIDE / max(truth.shape))
         size = [max(1, round(side * scale)) for side in truth.shape]
-        masks = [nearest(mask.to(torch.uint8), size) for mask in (truth, leaf)]
-        self.waiting.append((row, pixels, resized, *masks))
+        self.waiting.append((row, pixels, resized, *(nearest(mask.to(torch.uint8), size) for mask in (truth, leaf))))
         if len(self.waiting) >= AT_ONCE:
             self._look()
 
     def _look(self) -> None:
         """Copy masks from the device, those of several images at once because each copy waits for it."""
-        for row, pixels, resized, *masks in self.waiting:
+        for row, pixels, (height, width), *masks in self.waiting:
             truth, leaf = (mask.cpu().numpy() for mask in masks)
-            recall = mean_recall(truth, leaf)
-            among_worst = len(self.worst) < self.num_worst or (recall, row) < self.worst[-1][:2]
-            if row not in self.order and not among_worst:
-                continue
-            image = pixels[:, : resized[0], : resized[1]].permute(1, 2, 0).cpu().numpy()
-            image = np.asarray(Image.fromarray(image).resize(truth.shape[::-1], Image.Resampling.BILINEAR))
-            if row in self.order:
-                self.kept[row] = MaskExample(image, truth, leaf, f"row {row}")
-            if among_worst and not math.isnan(recall):
-                self.worst.append((recall, row, MaskExample(image, truth, leaf, f"row {row}: recall {recall:.0%}")))
-                self.worst = sorted(self.worst, key=lambda entry: entry[:2])[: self.num_worst]
+            recall, worst = mean_recall(truth, leaf), self._worst(self.found)
+            if row in self.order or len(worst) < self.num_worst or (recall, row) < (worst[-1][1], worst[-1][0]):
+                image = Image.fromarray(pixels[:, :height, :width].permute(1, 2, 0).cpu().numpy())
+                image = np.asarray(image.resize(truth.shape[::-1], Image.Resampling.BILINEAR))
+                self.found.append((row, recall, MaskExample(image, truth, leaf, f"row {row}")))
+                worst = self._worst(self.found)
+                self.found = [entry for entry in self.found if entry[0] in self.order or entry in worst]
         self.waiting = []
+
+    def _worst(self, found: list[tuple[int, float, MaskExample]]) -> list[tuple[int, float, MaskExample]]:
+        known = [entry for entry in found if not math.isnan(entry[1])]
+        return sorted(known, key=lambda entry: (entry[1], entry[0]))[: self.num_worst]
 
     def gather(self, accelerator: Accelerator) -> dict[str, list[MaskExample]]:
         """Those of all processes, a collective: ``examples`` in the order of choice, ``worst`` from the worst on."""
         self._look()
-        mine = (self.kept, self.worst)
-        everyone = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
-        found = {row: example for kept, _ in everyone for row, example in kept.items()}
-        worst = sorted((entry for _, part in everyone for entry in part), key=lambda entry: entry[:2])
-        return {
-            "examples": [found[row] for row in self.order if row in found],
-            "worst": [example for _, _, example in worst[: self.num_worst]],
-        }
+        found = gather_object(self.found) if accelerator.num_processes > 1 else self.found
+        chosen = {row: example for row, _, example in found}
+        worst = [replace(entry, name=f"{entry.name}: recall {recall:.0%}") for _, recall, entry in self._worst(found)]
+        return {"examples": [chosen[row] for row in self.order if row in chosen], "worst": worst}
 
 
 def mean_recall(truth: np.ndarray, leaf: np.ndarray) -> float:
@@ -168,24 +165,16 @@ def keep_for_plots(folder: Path, results: Mapping[str, Any], examples: Mapping[s
 def draw_plots(source: Path, folder: Path, hierarchy: Hierarchy) -> None:
     """Examples and worst images at every level, and IoU of every class, of the last :func:`keep_for_plots`.
 
-    Args:
-        source: the folder with its file.
-        folder: where the PNG files go.
-        hierarchy: the label tree.
+    ``source`` is the folder with its file; the PNG files go into ``folder``.
     """
     with np.load(source / DATA_FILE) as data:
+        draw_class_bars(folder / "iou.png", json.loads(str(data["levels"])))
         for kind in ("examples", "worst"):
-            examples = [
-                MaskExample(
-                    *(data[name.replace("_name_", f"_{key}_")] for key in ("image", "truth", "prediction")),
-                    name=str(data[name]),
-                )
-                for name in sorted(data.files)
-                if name.startswith(f"{kind}_name_")
-            ]
+            numbers = sorted(name.rpartition("_")[2] for name in data.files if name.startswith(f"{kind}_name"))
+            keys = [entry.name for entry in fields(MaskExample)]
+            examples = [MaskExample(*(data[f"{kind}_{key}_{number}"] for key in keys)) for number in numbers]
             for level, name in enumerate(hierarchy.levels if examples else ()):
                 draw_examples(folder / f"{kind}_{file_name(name)}.png", hierarchy, level, examples)
-        draw_class_bars(folder / "iou.png", json.loads(str(data["levels"])))
 
 
 # ---- drawing
@@ -200,41 +189,33 @@ def draw_examples(path: str | Path, hierarchy: Hierarchy, level: int, examples: 
     kinds = {"right": RIGHT, "background": DIM, "wrong": WRONG, "ignored": (0, 0, 0)}
     errors = [Patch(color=np.array(colour) / 255, label=label) for label, colour in kinds.items()]
     columns = max(1, int(88 / (7 + max((len(patch.get_label()) for patch in classes), default=0))))
-    panel, gap, left, caption = 200, 6, 28, 24  # pixels
-    heights = [round(panel * min(example.image.shape[0] / example.image.shape[1], 1.6)) for example in examples]
-    bottom = 14 + 21 * max(2, math.ceil(len(classes) / columns))
-    canvas = np.full((30 + sum(heights) + caption * len(heights) + bottom, left + 4 * (panel + gap), 3), 255, np.uint8)
-    figure = Figure((canvas.shape[1] / DPI, canvas.shape[0] / DPI), dpi=DPI)
-    starts = [left + column * (panel + gap) for column in range(4)]
-    text = {"transform": None, "ha": "center", "va": "center"}  # in pixels from the lower left
-    for start, title in zip(starts, ("image", "truth", "prediction", "error"), strict=True):
-        figure.text(start + panel / 2, len(canvas) - 16, title, fontsize=10, **text)
-    top = 30
-    for example, (truth, prediction), height in zip(examples, lifted, heights, strict=True):
+    heights = [round(PANEL * min(example.image.shape[0] / example.image.shape[1], 1.6)) for example in examples]
+    size = 4 * PANEL + 60, sum(heights) + 28 * len(heights) + 64 + 21 * math.ceil(len(classes) / columns)
+    figure = Figure(np.array(size) / DPI, dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
+    grid = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights)
+    for axes, title in zip(grid[0], ("image", "truth", "prediction", "error"), strict=True):
+        axes.set_title(title, fontsize=10)
+    for row, example, (truth, prediction), height in zip(grid, examples, lifted, heights, strict=True):
         overlays = [overlay_colours(example, labels, colours) for labels in (truth, prediction)]
         panels = [example.image, *overlays, error_colours(hierarchy, level, example)]
-        for start, pixels in zip(starts, panels, strict=True):
-            small = np.asarray(Image.fromarray(pixels).resize((panel, height), Image.Resampling.HAMMING))
+        for axes, pixels in zip(row, panels, strict=True):
+            small = np.asarray(Image.fromarray(pixels).resize((PANEL, height), Image.Resampling.HAMMING))
             # Brightness in steps of 8: hardly to be seen, and the file becomes half as large.
-            canvas[top : top + height, start : start + panel] = small // 8 * 8 + 4
-        labelled, y = truth >= 0, len(canvas) - top - height
+            axes.imshow(small // 8 * 8 + 4, interpolation="nearest", aspect="auto")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        labelled = truth >= 0
         share = f"{np.mean((truth == prediction)[labelled]):.1%} right" if labelled.any() else "nothing labelled"
-        figure.text(starts[-1] + panel / 2, y - 11, share, fontsize=7.5, color=GREY, **text)
-        figure.text(12, y + height / 2, shortened(example.name, height // 7), rotation=90, fontsize=7.5, **text)
-        top += height + caption
-    figure.figimage(canvas)
-    look = {"fontsize": 8, "frameon": False, "borderpad": 0, "borderaxespad": 0}
-    x, y = left / canvas.shape[1], (bottom - 6) / len(canvas)
-    figure.legend(handles=classes, loc="upper left", bbox_to_anchor=(x, y), ncols=columns, **look)
-    figure.legend(handles=errors, loc="upper right", bbox_to_anchor=(0.995, y), ncols=2, **look)
+        row[-1].set_xlabel(share, fontsize=7.5, color=GREY)
+        row[0].set_ylabel(shortened(str(example.name), height // 7), fontsize=7.5)
+    figure.legend(handles=errors, loc="outside upper right", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles=classes, loc="outside lower left", ncols=columns, fontsize=8, frameon=False)
     save_figure(figure, path)
 
 
 def overlay_colours(example: MaskExample, labels: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Labels (h, w) in the ``colours`` of their classes, uint8 (classes, 3), over the grey image: uint8 (h, w, 3).
-
-    Dim grey where the label is negative, hatched where ignored.
-    """
+    """Labels (h, w) in ``colours`` (classes, 3) over the grey image, uint8 (h, w, 3); dim grey where negative."""
     return _paint(example, np.where(labels[..., None] < 0, DIM, colours[labels.clip(0)]))
 
 

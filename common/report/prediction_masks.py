@@ -19,10 +19,7 @@ from .colours import leaf_colours
 class PredictionFolder:
     """Predicted masks as PNG files with a palette, named by row; those of a finished evaluation replace older ones.
 
-    Args:
-        folder: where they go.
-        hierarchy: names and colours of the leaves; a pixel's value is its leaf.
-        wanted: otherwise nothing happens.
+    A pixel's value is its leaf of ``hierarchy``. Unless the folder is ``wanted``, nothing happens.
     """
 
     def __init__(self, folder: Path, hierarchy: Hierarchy, wanted: bool) -> None:

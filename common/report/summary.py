@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from ..model.hierarchy import Hierarchy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -39,6 +43,16 @@ class RunSummary:
     results: dict[str, Any] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     train_counts: np.ndarray | None = None
+
+
+@contextmanager
+def as_warning(what: str) -> Iterator[None]:
+    """Inside, whatever fails is a warning that says ``what`` was not done: hours of training must not end in it."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("%s (%s: %s); the model and its results are intact.", what, type(error).__name__, error)
+        logger.debug("stack trace of the above", exc_info=True)
 
 
 def data_name(options: Mapping[str, Any]) -> str:
