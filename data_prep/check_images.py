@@ -43,23 +43,17 @@ from data_prep.folder.images import BadRowError, find_file
 from data_prep.parts.inputs import input_parser, open_inputs, read_masks
 from data_prep.parts.parallel import map_rows, work_folder
 
-ENDINGS = {"JPEG": {".jpg", ".jpeg", ".jpe", ".jfif"}, "MPO": {".jpg", ".jpeg", ".jpe", ".mpo"}}
-ENDINGS |= {"PNG": {".png", ".apng"}, "TIFF": {".tif", ".tiff"}, "GIF": {".gif"}, "BMP": {".bmp", ".dib"}}
-ENDINGS |= {"WEBP": {".webp"}}
-Found = tuple[str, str]  # kind, sentence
+KINDS = {"JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP"}
+"""Of files whose names must not say another of these kinds"""
+
 CRASH = ("crashes the decoder", "decoding it ends the process, or needs too much memory")
 
 
 @dataclass
 class Checker:
-    """Says what is wrong with the rows of a split.
+    """Says what is wrong with the rows of a split, and with their masks if there are some.
 
-    Args:
-        images: to decode.
-        masks: of the same rows, or ``None``.
-        reader: of the masks.
-        min_side: pixels that the shorter side must have.
-        max_megapixels: more are not decoded.
+    The shorter side must have ``min_side`` pixels; more than ``max_megapixels`` are not decoded.
     """
 
     images: ImageRows
@@ -90,7 +84,7 @@ class Checker:
 
     def _image(
         self, rows: ImageRows, row: int, reader: MaskReader | None
-    ) -> tuple[tuple[int, int] | None, list[Found]]:
+    ) -> tuple[tuple[int, int] | None, list[tuple[str, str]]]:
         """Width and height if it decodes, and what is wrong."""
         source = rows.encoded([row])[0]
         try:
@@ -113,12 +107,13 @@ class Checker:
             unknown = reader is not None and isinstance(error, ValueError) and not isinstance(error, OSError)
             return None, [("values" if unknown else "broken", explain(error))]
 
-    def _header(self, source: bytes | str, name: str) -> tuple[tuple[int, int], list[Found]]:
+    def _header(self, source: bytes | str, name: str) -> tuple[tuple[int, int], list[tuple[str, str]]]:
         problems = []
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            (width, height), kind = image.size, image.format
+            (width, height), kind = image.size, image.format.replace("MPO", "JPEG")
         ending = os.path.splitext(name)[1].lower()
-        if ending not in ENDINGS.get(kind, {ending}) and ending in set().union(*ENDINGS.values()):
+        named = Image.registered_extensions().get(ending)
+        if {named, kind} <= KINDS and named != kind:
             problems.append(("wrong type", f"its name ends with {ending}, but it is a {kind} file"))
         if width * height > self.max_megapixels * 1e6:
             problems.append(("too large", f"{width} x {height} pixels are over {self.max_megapixels:g} megapixels"))

@@ -38,12 +38,7 @@ from data_prep.parts.parallel import map_rows, work_folder
 
 @dataclass
 class Measurer:
-    """Measures rows of a split.
-
-    Args:
-        images: to decode.
-        masks, reader: of the same rows, or ``None``.
-    """
+    """Measures rows of a split, and of their masks if there are some."""
 
     images: ImageRows
     masks: ImageRows | None
@@ -90,44 +85,30 @@ def describe_images(size: np.ndarray, sums: np.ndarray) -> dict[str, Any]:
 
 
 def describe_counts(counts: Sequence[torch.Tensor], hierarchy: Hierarchy, max_ratio: float) -> dict[str, Any]:
-    """Of each level: counts and weights of its classes, the imbalance ratio, and classes that do not occur.
-
-    Args:
-        counts: per level (classes,).
-        hierarchy: has the names.
-        max_ratio: largest class weight over the smallest.
-    """
+    """Of each level: ``counts`` (classes,) and weights, the imbalance ratio, and classes that do not occur."""
     levels = {}
     for level, name in enumerate(hierarchy.levels):
-        names, count = hierarchy.display_names(level), counts[level]
+        count = counts[level]
+        named = dict(zip(hierarchy.display_names(level), count.tolist(), strict=True))
         occurring = count[count > 0]
         weights = {
-            method: class_weights(count, method, max_ratio).double().tolist()
+            method: class_weights(count, method, max_ratio).double().numpy().round(6).tolist()
             for method in CLASS_WEIGHTINGS
             if method != "none"
         }
         levels[name] = {
-            "num_classes": len(names),
+            "num_classes": len(named),
             "num_labelled": int(count.sum()),
             "imbalance_ratio": round(float(occurring.max() / occurring.min()), 3) if len(occurring) else None,
-            "absent": [name for name, number in zip(names, count.tolist(), strict=True) if not number],
-            "counts": dict(zip(names, count.tolist(), strict=True)),
-            "class_weights": {
-                method: dict(zip(names, [round(value, 6) for value in values], strict=True))
-                for method, values in weights.items()
-            },
+            "absent": [name for name, number in named.items() if not number],
+            "counts": named,
+            "class_weights": {method: dict(zip(named, found, strict=True)) for method, found in weights.items()},
         }
     return levels
 
 
 def draw_tail(path: Path, counts: Mapping[str, Sequence[float]], unit: str) -> None:
-    """Draw the counts of each level's classes, from the commonest to the rarest, on logarithmic axes.
-
-    Args:
-        path: of the PNG file.
-        counts: of each level, a number a class.
-        unit: what is counted.
-    """
+    """Draw the counts of each level's classes, from the commonest to the rarest, on logarithmic axes, as PNG."""
     figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
     axes = figure.add_subplot()
     for level, values in counts.items():

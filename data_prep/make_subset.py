@@ -26,10 +26,9 @@ from datasets import Dataset, DatasetDict, Image, Value
 from common.data.rows import ImageRows
 from common.files import atomic_folder
 from common.labels.table import hierarchy_from_paths
-from common.model.hierarchy import Hierarchy
 from common.run.command import run
 from data_prep.parts.columns import SPLITS
-from data_prep.parts.inputs import Inputs, input_parser, open_inputs
+from data_prep.parts.inputs import input_parser, open_inputs
 
 
 def choose_subset(
@@ -39,14 +38,12 @@ def choose_subset(
     num_per_class: Mapping[str, int],
     seed: int = 0,
 ) -> tuple[dict[str, list[tuple[str, int]]], list[int]]:
-    """Choose rows.
+    """Choose rows of the commonest classes of train.
 
     Args:
         labels: int64 (rows,) of each split, a class or negative; needs ``train``.
         groups: of each split, a value a row; may be empty.
-        num_classes: how many, the commonest in train.
         num_per_class: images of each class that each new split gets, if there are so many.
-        seed: of the choice.
 
     Returns:
         (split, row) of each new split, in order of the rows, and the classes, in order.
@@ -65,28 +62,16 @@ def choose_subset(
         pool = split if split in labels else "train"
         for label in classes:
             rows = np.flatnonzero(labels[pool] == label)
-            keys = [_key(groups, pool, row) for row in rows.tolist()]
+            keys = [(groups[pool][row] if pool in groups else None) or (pool, row) for row in rows.tolist()]
             order = random.permutation(len(rows)).tolist()
             first = dict(zip(reversed(keys), reversed(order), strict=True))
             taken = 0
             # Group by group, so that few groups are used up and others are left for the other splits.
             for position in sorted(range(len(rows)), key=lambda at: (first[keys[at]], order[at])):
                 if taken < num_per_class[split] and side.setdefault(keys[position], split) == split:
-                    place = (pool, int(rows[position]))
-                    chosen[split].append(place)
+                    chosen[split].append((pool, int(rows[position])))
                     taken += 1
     return {split: sorted(places) for split, places in chosen.items()}, classes
-
-
-def _key(groups: Mapping[str, Sequence[Any]], split: str, row: int) -> Any:
-    group = groups[split][row] if split in groups else None
-    return (split, row) if group in (None, "") else str(group)
-
-
-def restrict(hierarchy: Hierarchy, classes: Sequence[int]) -> Hierarchy:
-    """The part of a label tree above some classes of its last level."""
-    last = hierarchy.num_levels - 1
-    return hierarchy_from_paths(hierarchy.levels, [hierarchy.path_names(last, label) for label in classes], sort=False)
 
 
 def with_images(dataset: Dataset, images: ImageRows) -> Dataset:
@@ -100,28 +85,6 @@ def with_images(dataset: Dataset, images: ImageRows) -> Dataset:
     cells = [{"bytes": None, "path": path} for path in paths]
     others = dataset.remove_columns(images.column)
     return others.add_column(images.column, cells, feature=Image()).select_columns(dataset.column_names)
-
-
-def write_subset(
-    output_dir: str | Path, inputs: Inputs, chosen: Mapping[str, Sequence[tuple[str, int]]], hierarchy: Hierarchy
-) -> None:
-    """Write the subset in one step.
-
-    Args:
-        output_dir: a new folder.
-        inputs: the data set.
-        chosen: rows, see :func:`choose_subset`.
-        hierarchy: of their classes.
-    """
-    images = inputs.images()
-    with atomic_folder(output_dir) as folder:
-        subset = DatasetDict()
-        for split, places in chosen.items():
-            pool = places[0][0]
-            part = inputs.splits[pool].select([row for _, row in places])
-            subset[split] = with_images(part, ImageRows(part, images[pool].column, pool, images[pool].root))
-        subset.save_to_disk(folder)
-        hierarchy.save(folder / "hierarchy.json")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,7 +114,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     empty = [split for split, places in chosen.items() if not places]
     if empty:
         raise ValueError(f"No image is left for {' and '.join(empty)}: too few groups, or no such classes there.")
-    write_subset(args.output_dir, inputs, chosen, restrict(hierarchy, classes))
+    images, subset = inputs.images(), DatasetDict()
+    with atomic_folder(args.output_dir) as folder:
+        for split, places in chosen.items():
+            pool = places[0][0]
+            part = inputs.splits[pool].select([row for _, row in places])
+            subset[split] = with_images(part, ImageRows(part, images[pool].column, pool, images[pool].root))
+        subset.save_to_disk(folder)
+        paths = [hierarchy.path_names(hierarchy.num_levels - 1, label) for label in classes]
+        hierarchy_from_paths(hierarchy.levels, paths, sort=False).save(folder / "hierarchy.json")
     for split, places in chosen.items():
         short = "" if len(places) == wanted[split] * len(classes) else f" of {wanted[split] * len(classes)} wanted"
         print(f"{split}: {len(places)} images{short}")

@@ -24,8 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-from datasets import DatasetDict
+import yaml
 from PIL import Image
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
@@ -38,16 +37,17 @@ from common.labels.hierarchy_files import load_hierarchy
 from common.run.command import run
 from data_prep.folder.card import Content
 from data_prep.folder.options import add_options, check_options, parse, refuse
-from data_prep.folder.pieces import open_arrow
 from data_prep.folder.prepared import check_output, write_prepared
-from data_prep.folder.scan_store import Palette, ScanStore
-from data_prep.folder.scans import colour_codes
+from data_prep.folder.scans import Palette, ScanStore, colour_codes
 from data_prep.parts.columns import IMAGE, SPLIT
 from data_prep.parts.grouping import AUGMENTED
 from data_prep.rows.row_set import RowSet, check_paths, exclude_listed, leave_shared, split_randomly, text_column
-from data_prep.rows.tables import from_dataset, read_tables
+from data_prep.rows.tables import from_dataset, join, read_tables
 
 HIERARCHY = Path(__file__).resolve().parents[1] / "hierarchies" / "artefact.yaml"
+COLOURS = yaml.safe_load(HIERARCHY.with_name("artefact_palette.yaml").read_text("utf-8"))
+"""In which the data set's card shows the classes (its column annotation_rgb)"""
+
 HUB_ID = "danielaivanova/damaged-media"
 MASK, COLOURED, ID, ARTWORK = "annotation", "annotation_rgb", "id", "artwork"
 KEPT = ("material", "content", "type")
@@ -57,27 +57,6 @@ ROWS_PER_PIECE = 8  # scans are large
 MASKS_COMPARED = 16  # with the same in colours
 LARGEST_COMPARED = 25_000_000  # pixels
 ENOUGH_PIXELS = 50  # of a value, to tell its colour
-
-# The colours in which the data set's card shows the classes (its column annotation_rgb).
-COLOURS = {
-    "Clean": 0x000000,
-    "Material loss": 0x1CE6FF,
-    "Peel": 0xFF34FF,
-    "Dust": 0xFF4A46,
-    "Scratch": 0x008941,
-    "Hair": 0x006FA6,
-    "Dirt": 0xA30059,
-    "Fold": 0xFFA500,
-    "Writing": 0x7A4900,
-    "Cracks": 0x0000A6,
-    "Staining": 0x63FFAC,
-    "Stamp": 0x004D43,
-    "Sticker": 0x8FB0FF,
-    "Puncture": 0x997D87,
-    "Burn marks": 0x809693,
-    "Lightleak": 0xF6FF1B,
-}
-BACKGROUND_COLOUR = 0x5A0007
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -128,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     exclude_listed(rows, args.exclude_rows)
     rows.leave_out(rows.frame[ID].isna(), "no id", "the row has no id")
     rows.leave_out(rows.frame.duplicated(ID), "listed twice", "an earlier row has the same id")
-    rows.frame[ARTWORK] = text_column(artwork_of(name) for name in rows.frame[ID])
+    rows.frame[ARTWORK] = text_column(re.sub(AUGMENTED, "", name) for name in rows.frame[ID])
     if args.split_by != "random":
         _hold_out(args, rows)
     kept = [name for name in KEPT if name in rows.frame]
@@ -141,7 +120,6 @@ def main(argv: Sequence[str] | None = None) -> Path:
         tree=tree,
         group_column=ARTWORK,
         root=root,
-        source_columns=[IMAGE, MASK],
     )
     store = ScanStore(
         IMAGE,
@@ -163,13 +141,8 @@ def _longer(args: argparse.Namespace) -> int | None:
 
 def palette_of(names: Sequence[str]) -> Palette:
     """The published colours of classes, given in the order of their values."""
-    known = [(COLOURS[name], value) for value, name in enumerate(names) if name in COLOURS]
-    return (*known, (BACKGROUND_COLOUR, IGNORED_PIXEL))
-
-
-def artwork_of(name: str) -> str:
-    """The artwork that an image shows: augmented copies are named ``<id>_aug<N>``."""
-    return re.sub(AUGMENTED, "", name)
+    values = {**{name: value for value, name in enumerate(names)}, "ignore": IGNORED_PIXEL}
+    return tuple((int(COLOURS[name][1:], 16), value) for name, value in values.items() if name in COLOURS)
 
 
 def _check(args: argparse.Namespace) -> None:
@@ -193,15 +166,17 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _read_dataset(name: str, palette: Palette) -> RowSet:
-    splits = DatasetDict({split: data for split, data in load_splits(name, None, {}).items() if len(data)})
+    splits = {split: data for split, data in load_splits(name, None, {}).items() if len(data)}
     if not splits:
         raise ValueError(f"The data set {name} has no rows.")
     for split, data in splits.items():
         check_names([ID, IMAGE, MASK], data.column_names, f"split {split!r}")
     common = set.intersection(*(set(data.column_names) for data in splits.values()))
-    rows = from_dataset(splits, [name for name in (ID, IMAGE, MASK, *KEPT) if name in common], [IMAGE, MASK])
+    names, images = ([name for name in wanted if name in common] for wanted in ((ID, *KEPT), (IMAGE, MASK, COLOURED)))
+    rows = join([from_dataset(data, names, images) for data in splits.values()])
     if COLOURED in common:
         rows.notes.append(_check_order(rows, palette))
+        rows.source = rows.source.remove_columns(COLOURED)
     else:
         rows.notes.append(f"There is no column {COLOURED}: the order of classes was checked by the range of values.")
     return rows
@@ -216,10 +191,9 @@ def _check_order(rows: RowSet, palette: Palette) -> str:
         ValueError: a value is most often shown in another class's colour.
     """
     classes = {colour: value for colour, value in palette if value not in (0, IGNORED_PIXEL)}
-    table = pa.concat_tables([open_arrow(path) for path in rows.sources])
     compared = agreed = 0
     for row in np.unique(np.linspace(0, len(rows.frame) - 1, 4 * MASKS_COMPARED).astype(int)).tolist():
-        pair = _open_pair(*(table[name][row].as_py() for name in (MASK, COLOURED)))
+        pair = _open_pair(rows.source[row][MASK], rows.source[row][COLOURED])
         if pair is None:
             continue
         values, colours = pair

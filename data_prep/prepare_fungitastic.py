@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
@@ -25,7 +26,8 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 
 from common.run.command import run
 from data_prep.folder.card import Content
-from data_prep.folder.options import add_options, add_table_options, check_options, how_stored, parse, store_of
+from data_prep.folder.images import Store
+from data_prep.folder.options import add_options, add_table_options, check_options, how_stored, parse
 from data_prep.folder.prepared import check_output, write_prepared
 from data_prep.parts.columns import IMAGE, SPLIT
 from data_prep.rows.labels import clean_paths, settle_unseen
@@ -105,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
         group_column=GROUP,
         root=root,
     )
-    return write_prepared(args, content, store_of(args))
+    store = Store(IMAGE, None, args.embed, args.resize_shorter, args.quality, args.max_megapixels)
+    return write_prepared(args, content, store)
 
 
 def _divide(args: argparse.Namespace, levels: Sequence[str], rows: RowSet) -> None:
@@ -186,15 +189,13 @@ def _blank_unknown(rows: RowSet, levels: Sequence[str]) -> None:
         rows.notes.append(f"There is no column {CATEGORY}: unknown species cannot be recognised.")
         return
     numbers = pd.to_numeric(rows.frame[CATEGORY], errors="coerce")
-    whole = numbers.notna() & (numbers % 1 == 0)
-    odd = ~whole & rows.frame[CATEGORY].notna()
+    numbers = numbers.where(numbers % 1 == 0)
+    odd = numbers.isna() & rows.frame[CATEGORY].notna()
     if odd.any():
         rows.notes.append(
             f"{odd.sum()} cells of {CATEGORY} are not integers, such as {rows.frame[CATEGORY][odd].iloc[0]!r}."
         )
-    rows.frame[CATEGORY] = text_column(
-        str(int(number)) if fine else None for number, fine in zip(numbers, whole, strict=True)
-    )
+    rows.frame[CATEGORY] = text_column(None if np.isnan(number) else str(int(number)) for number in numbers)
     unknown = rows.frame[CATEGORY] == UNKNOWN
     for level in levels[levels.index("species") :]:
         rows.frame[level] = rows.frame[level].where(~unknown, None)

@@ -23,17 +23,19 @@ from pathlib import Path
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from common.data.splits import Reading
+from common.data.splits import Reading, check_names
 from common.labels.encoding import group_key
 from common.labels.hierarchy_files import key_labels, load_hierarchy
 from common.model.hierarchy import Hierarchy
 from common.run.command import run
 from data_prep.folder.card import Content
-from data_prep.folder.options import add_options, add_table_options, check_options, how_stored, parse, refuse, store_of
+from data_prep.folder.images import Store
+from data_prep.folder.options import add_options, add_table_options, check_options, how_stored, parse, refuse
 from data_prep.folder.prepared import check_output, write_prepared
-from data_prep.parts.columns import IMAGE, MASK, SPLIT
+from data_prep.parts.columns import IMAGE, MASK, SPLIT, SPLITS
 from data_prep.parts.inputs import add_reading_options
 from data_prep.rows.labels import clean_paths, lift_names, settle_unseen
+from data_prep.rows.layouts import LAYOUTS, read_layout, recognise
 from data_prep.rows.row_set import (
     RowSet,
     check_paths,
@@ -58,6 +60,11 @@ def _parser() -> argparse.ArgumentParser:
     data.add_argument("--test_table", metavar="FILE")
     data.add_argument(
         "--image_folder", metavar="FOLDER", help="one folder per class, perhaps inside folders train, val, test"
+    )
+    data.add_argument(
+        "--layout",
+        choices=[*LAYOUTS, "folders"],
+        help="how a published data set lies in --image_folder; a known one is named if this is not given",
     )
     columns = parser.add_argument_group("columns of the table")
     columns.add_argument("--image_column", default="image", help="paths, or in Parquet images (default: %(default)s)")
@@ -94,13 +101,14 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = parse(_parser(), argv)
     _check(args)
     check_output(args.output_dir)
-    tables = {"": args.table, "train": args.train_table, "validation": args.validation_table, "test": args.test_table}
-    tables = {split: file for split, file in tables.items() if file}
+    named = zip(("", *SPLITS), (args.table, args.train_table, args.validation_table, args.test_table), strict=True)
+    tables = {split: file for split, file in named if file}
+    rows = _read_layout(args)
     tree, levels = _levels(args)
     images = {IMAGE: args.image_column} | ({MASK: args.mask_column} if args.mask_column else {})
-    rows = _read(args, tables, [args.label_column] if args.label_column else levels, images)
-    root = "" if rows.sources else os.path.realpath(_root(args, tables))
-    if not rows.sources:
+    rows = rows or _read(args, tables, [args.label_column] if args.label_column else levels, images)
+    root = "" if rows.source is not None else os.path.realpath(_root(args, tables))
+    if rows.source is None:
         check_paths(rows, list(images), root)
     exclude_listed(rows, args.exclude_rows)
     if args.group_column:
@@ -108,27 +116,33 @@ def main(argv: Sequence[str] | None = None) -> Path:
     given = bool(args.split_column) or bool((rows.frame[SPLIT] != "").any())
     if args.split_column:
         read_splits(rows, args.split_column)
+    elif given:
+        rows.leave_out(rows.frame[SPLIT] == "", "no split", "the source does not say its split")
     if args.label_column and tree is not None:
         lift_names(rows, args.label_column, tree, key_labels(args.taxonomy, args.label_column, tree))
     elif levels:
         clean_paths(rows, levels, args.conflicts)
     drop_duplicates(rows, levels)
-    others = [*([args.group_column] if args.group_column else []), *args.keep_columns]
     content = Content(
         args.title or Path(args.output_dir).name,
         _card_text(args, tables, given),
         rows,
-        list(dict.fromkeys([*levels, *others])),
+        list(dict.fromkeys(name for name in (*levels, args.group_column, *args.keep_columns) if name)),
         partial(_divide, args, levels, given),
         levels,
         tree=tree,
         group_column=args.group_column,
         root=root,
-        source_columns=list(images.values()),
     )
-    num_classes = tree.num_leaves if args.mask_column else None
-    mask_column = MASK if args.mask_column else None
-    store = store_of(args, mask_column, embed=bool(rows.sources), num_classes=num_classes)
+    store = Store(
+        IMAGE,
+        MASK if args.mask_column else None,
+        args.embed or rows.source is not None,
+        args.resize_shorter,
+        args.quality,
+        args.max_megapixels,
+        tree.num_leaves if args.mask_column else None,
+    )
     return write_prepared(args, content, store)
 
 
@@ -149,25 +163,28 @@ def _check(args: argparse.Namespace) -> None:
     """ValueError for options that do not fit together, all at once; warnings for those without effect."""
     check_options(args, encodes=args.resize_shorter is not None)
     by_split = [args.train_table, args.validation_table, args.test_table]
-    problems = []
-    if sum([bool(args.table), any(by_split), bool(args.image_folder)]) != 1:
-        problems.append("give --table, or --train_table and --validation_table, or --image_folder")
-    if any(by_split) and not (args.train_table and any(by_split[1:])):
-        problems.append("--train_table goes with --validation_table or --test_table")
-    if args.level_columns and args.label_column:
-        problems.append("give --level_columns, or --label_column, not both")
-    if args.mask_column and (args.level_columns or args.label_column or not args.taxonomy):
-        problems.append("--mask_column needs --taxonomy and no label columns: the labels are in the masks")
-    if args.taxonomy and not (args.label_column or args.mask_column):
-        problems.append("--taxonomy needs --label_column or --mask_column")
-    if not (args.image_folder or args.level_columns or args.label_column or args.mask_column):
-        problems.append("say where the labels are: --level_columns COARSE ... FINE, --label_column or --mask_column")
-    others = {*args.level_columns, args.label_column, args.group_column, *args.keep_columns}
-    taken = {IMAGE, MASK} if args.mask_column else {IMAGE}
-    problems += [f"column {name!r} would be overwritten by the images; rename it" for name in taken & others]
-    if len(set(args.level_columns)) < len(args.level_columns):
-        problems.append("a level column is given twice")
-    refuse(problems)
+    columns = [*args.level_columns, args.label_column, args.group_column, *args.keep_columns]
+    labels = args.level_columns or args.label_column
+    wrong = {
+        "give --table, or --train_table and --validation_table, or --image_folder": (
+            bool(args.table) + any(by_split) + bool(args.image_folder) != 1
+        ),
+        "--train_table goes with --validation_table or --test_table": any(by_split)
+        and not (args.train_table and any(by_split[1:])),
+        "give --level_columns, or --label_column, not both": args.level_columns and args.label_column,
+        "--mask_column needs --taxonomy and no label columns: the labels are in the masks": args.mask_column
+        and (labels or not args.taxonomy),
+        "--taxonomy needs --label_column, --mask_column or --layout": args.taxonomy
+        and not (args.label_column or args.mask_column or args.layout),
+        "--layout needs --image_folder": args.layout and not args.image_folder,
+        "say where the labels are: --level_columns COARSE ... FINE, --label_column or --mask_column": not (
+            args.image_folder or labels or args.mask_column
+        ),
+        "a level column is given twice": len(set(args.level_columns)) < len(args.level_columns),
+        f"column {IMAGE!r} would be overwritten by the images; rename it": IMAGE in columns,
+        f"column {MASK!r} would be overwritten by the images; rename it": args.mask_column and MASK in columns,
+    }
+    refuse([message for message, found in wrong.items() if found])
     idle = {
         "split_column": args.split_column and (any(by_split) or args.image_folder),
         "image_root": args.image_root and args.image_folder,
@@ -190,6 +207,30 @@ def _levels(args: argparse.Namespace) -> tuple[Hierarchy | None, list[str]]:
     return None, args.level_columns or [args.label_column or "label"]
 
 
+def _read_layout(args: argparse.Namespace) -> RowSet | None:
+    """The rows of a published layout, which then sets the options of columns; ``None`` if there is none."""
+    if not args.image_folder or args.layout == "folders":
+        return None
+    if args.layout is None:
+        found = recognise(Path(args.image_folder))
+        if found:
+            other = "or --layout folders if each folder is a class"
+            raise ValueError(f"{args.image_folder} looks like the layout {found}: say --layout {found}, {other}.")
+        return None
+    rows, levels = read_layout(Path(args.image_folder), args.layout)
+    if MASK in rows.frame:
+        if not args.taxonomy:
+            raise ValueError(f"The layout {args.layout} has masks: say what their values mean with --taxonomy FILE.")
+        args.mask_column = MASK
+    elif not args.label_column:
+        args.level_columns = args.level_columns or levels
+    if "group" in rows.frame:
+        args.group_column = args.group_column or "group"
+    wanted = [args.label_column, args.group_column, *args.level_columns, *args.keep_columns]
+    check_names([name for name in wanted if name], list(rows.frame.columns), f"The layout {args.layout}")
+    return rows
+
+
 def _read(args: argparse.Namespace, tables: dict[str, str], labels: list[str], images: dict[str, str]) -> RowSet:
     """The rows, with images (and masks) in the columns that the folder has them in."""
     if args.image_folder:
@@ -203,20 +244,17 @@ def _read(args: argparse.Namespace, tables: dict[str, str], labels: list[str], i
 
 def _root(args: argparse.Namespace, tables: dict[str, str]) -> str:
     """The folder that paths start from; ValueError if there is none, or several could be meant."""
-    if args.image_folder:
-        return args.image_folder
     folders = {os.path.realpath(os.path.dirname(file) or ".") for file in tables.values()}
     if args.image_root is None and len(folders) > 1:
         raise ValueError("The tables lie in different folders: say where the images are with --image_root.")
-    root = args.image_root or folders.pop()
+    root = args.image_folder or args.image_root or folders.pop()
     if not os.path.isdir(root):
         raise ValueError(f"There is no folder {root} (--image_root).")
     return root
 
 
 def _card_text(args: argparse.Namespace, tables: dict[str, str], given: bool) -> str:
-    files = [*tables.values(), *([args.image_folder] if args.image_folder else [])]
-    names = ", ".join(f"`{os.path.basename(name)}`" for name in files)
+    names = ", ".join(f"`{os.path.basename(name)}`" for name in tables.values() or [args.image_folder])
     apart = f"no `{args.group_column}` is in two of them" if args.group_column else "no image is in two of them"
     how = (
         "The splits are those of the source."

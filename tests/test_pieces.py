@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -11,12 +10,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
 import pytest
+from datasets import Dataset
 from PIL import Image
 
 from data_prep.folder.images import Store
-from data_prep.folder.pieces import PieceMaker, make_pieces, open_arrow
+from data_prep.folder.pieces import PieceMaker, make_pieces
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -43,8 +42,7 @@ def make_work(folder: Path, store: Store, num_rows: int = 6) -> tuple[PieceMaker
     for index in range(num_rows):
         Image.new("RGB", (8, 9), (index, 0, 0)).save(folder / f"{index}.png")
     (folder / "pieces").mkdir(exist_ok=True)
-    kind = pa.struct({"bytes": pa.binary(), "path": pa.string()}) if store.embeds else pa.string()
-    maker = PieceMaker(folder / "pieces", pa.schema({"image": kind}), store, os.path.realpath(folder))
+    maker = PieceMaker(folder / "pieces", store, os.path.realpath(folder))
     return maker, [[f"{index}.png"] for index in range(num_rows)]
 
 
@@ -55,27 +53,26 @@ def test_any_number_of_processes_writes_the_same(tmp_path):
         folder.mkdir()
         maker, rows = make_work(folder, Store("image", embed=True))
         done: list[int] = []
-        found = make_pieces(maker, rows, 2, num_proc, done.append)
-        assert sum(done) == 6
-        contents.append({path.name: path.read_bytes() for path in maker.folder.iterdir()})
-    assert contents[0] == contents[1] and len(contents[0]) == 6
-    table = open_arrow(maker.folder / "00001.arrow")
-    assert table["image"][0].as_py() == {"bytes": (folder / "2.png").read_bytes(), "path": "2.png"}
-    sizes = [(folder / f"{row}.png").stat().st_size for row in (2, 3)]
-    rows = [[row, 8, 9, size, {}] for row, size in zip((2, 3), sizes, strict=True)]
-    assert found["00001"] == {"rows": rows, "problems": []}
+        files = make_pieces(maker, rows, 2, num_proc, done.append)
+        assert sum(done) == 6 and len(files) == 3
+        contents.append([path.read_bytes() for path in files])
+    assert contents[0] == contents[1]
+    first, second = Dataset.from_file(str(files[1]))
+    content = (folder / "2.png").read_bytes()
+    assert first["image"] == {"bytes": content, "path": "2.png"} and first["at"] == 2
+    assert (second["at"], second["width"], second["height"], first["num_bytes"]) == (3, 8, 9, len(content))
 
 
 def test_what_is_finished_is_not_made_again(tmp_path):
     maker, rows = make_work(tmp_path, Store("image"))
-    make_pieces(maker, rows, 2, 1, lambda _: None)
+    files = make_pieces(maker, rows, 2, 1, lambda _: None)
     for index in range(6):
         (tmp_path / f"{index}.png").unlink()
-    before = (maker.folder / "00000.arrow").read_bytes()
-    (maker.folder / "00002.json").unlink()  # a kill between the two files of a piece
-    found = make_pieces(maker, rows, 2, 1, lambda _: None)
-    assert (maker.folder / "00000.arrow").read_bytes() == before
-    assert [(row, kind) for row, kind, _ in found["00002"]["problems"]] == [(4, "missing"), (5, "missing")]
+    before = files[0].read_bytes()
+    files[2].unlink()
+    assert make_pieces(maker, rows, 2, 1, lambda _: None) == files and files[0].read_bytes() == before
+    made = Dataset.from_file(str(files[2]))
+    assert made["at"][:] == [4, 5] and made["kind"][:] == ["missing", "missing"] and made["image"][0] is None
 
 
 def test_a_killed_worker_is_explained(tmp_path):
@@ -106,9 +103,9 @@ def test_workers_die_with_their_parent(tmp_path):
     while any(map(is_alive, workers)) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not any(map(is_alive, workers))
-    finished = len(list(maker.folder.glob("*.json")))
-    assert finished < 20
-    assert all(json.loads(path.read_text())["rows"] for path in maker.folder.glob("*.json"))
+    finished = list(maker.folder.glob("*.arrow"))
+    assert len(finished) < 20
+    assert all(len(Dataset.from_file(str(path))) == 2 for path in finished)
 
 
 def is_alive(process: int) -> bool:

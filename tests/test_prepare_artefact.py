@@ -23,7 +23,7 @@ from data_prep.folder.scans import load_mask, load_reduced, rows_of
 from data_prep.prepare_artefact import COLOURS, HIERARCHY, main, palette_of
 
 REPOSITORY = Path(train_segmentation.__file__).parent
-NAMES = list(COLOURS)
+NAMES = list(COLOURS)[:-1]
 PALETTE = dict(palette_of(NAMES))
 CONTENTS = ["Artistic depiction", "Photographic depiction", "Line art", "Geometric patterns"]
 
@@ -347,7 +347,7 @@ def test_a_scan_of_120_megapixels_in_little_memory(tmp_path):
     """12,000 x 10,000 pixels are 480 MB in Pillow, and a mask is 120 MB; the process may grow by 450 MB."""
     code = (
         "import resource, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from data_prep.folder.scan_store import ScanStore\n"
+        "from data_prep.folder.scans import ScanStore\n"
         "from data_prep.folder.images import ImageFile\n"
         "from PIL import Image; Image.MAX_IMAGE_PIXELS = None\n"
         "rss = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"

@@ -25,6 +25,7 @@ from ..labels.table import hierarchy_from_table
 from ..labels.table_files import MISSING, TextTable, blank_note, blank_words, check_table_file, read_table
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE
+from .folders import FolderImages, find_images, read_image_folder
 from .prepared import read_prepared, read_source, select_rows
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def load_splits(
         elif not folder.exists() and name.startswith((".", "/", "~")):
             raise ValueError(f"No data set at {name} (--dataset_name).")
         else:
-            splits = load_dataset(name, config)
+            splits = (None if config else _load_image_folder(folder)) or load_dataset(name, config)
     except (OSError, RuntimeError, ConnectionError) as error:
         raise ValueError(
             f"Cannot load the data set {name!r} (--dataset_name): {str(error).splitlines()[0]}"
@@ -92,6 +93,20 @@ def load_splits(
         splits[split], notes = _settle_cells(rows, reading, f"split {split}")
         for note in notes:
             logger.info("%s", note)
+    return splits
+
+
+def _load_image_folder(folder: Path) -> DatasetDict | None:
+    """The images below a folder; ``None`` if it has none, or describes itself in ways that ``datasets`` knows."""
+    found = find_images(folder) if folder.is_dir() else FolderImages()
+    card = folder / "README.md"
+    others = [Path(name) for name in found.others]
+    described = any(file.stem == "metadata" or file.suffix in (".parquet", ".arrow", ".tar") for file in others)
+    if not found.names or described or (card.is_file() and "data_files:" in card.read_text("utf-8", "replace")):
+        return None
+    splits = read_image_folder(folder, found)
+    for note in found.notes:
+        logger.warning("%s", note)
     return splits
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from datasets import Image
 
 from common.files import atomic_write
 from common.labels.encoding import encode_paths
@@ -25,15 +27,12 @@ class Content:
 
     Args:
         title, text: of the data set card; paragraphs about where the data come from and how they were prepared.
-        rows: with clean paths and labels.
         columns: of the folder besides the images: level columns, group column, and others to keep.
         divide: gives rows their splits, and may leave some out; called for all rows first, to find mistakes early,
             and then for those with good images.
         levels: the level columns, coarse to fine; none for masks.
         tree: the label tree if it is given; else the rows span it.
-        group_column: or ``None``.
-        root: folder of the images, without symbolic links; empty if the rows' sources hold them.
-        source_columns: the image columns in the sources.
+        root: folder of the images, without symbolic links; empty if the rows' source holds them.
     """
 
     title: str
@@ -45,31 +44,20 @@ class Content:
     tree: Hierarchy | None = None
     group_column: str | None = None
     root: str = ""
-    source_columns: Sequence[str] = ()
 
 
 def describe(rows: pd.DataFrame, stored: pd.DataFrame, content: Content, tree: Hierarchy | None) -> dict[str, Any]:
-    """The statistics of a split.
-
-    Args:
-        rows: a row for each of its images, with labels.
-        stored: ``width``, ``height``, ``num_bytes`` and ``pixels`` of them.
-        content: of the folder.
-        tree: the label tree, or ``None``.
-    """
+    """The statistics of a split: of its rows, and of what is known of the image of each."""
     facts: dict[str, Any] = {"num_images": len(rows)}
     if content.group_column:
         facts["num_groups"] = int(rows[content.group_column].nunique())
     if content.levels:
         facts["levels"] = _label_counts(rows, tree)
-    pixels = sum(map(Counter, stored["pixels"]), Counter())
+    pixels = sum((Counter(json.loads(text)) for text in stored["pixels"]), Counter())
     if pixels:
         facts["pixels"] = _pixel_counts(pixels, tree)
-    facts["image_sizes"] = {
-        f"{which}_{side}": int(getattr(stored[side], which)())
-        for side in ("width", "height")
-        for which in ("min", "max")
-    }
+    sizes = stored[["width", "height"]].agg(["min", "max"])
+    facts["image_sizes"] = {f"{which}_{side}": int(sizes[side][which]) for side in sizes for which in sizes.index}
     if stored["num_bytes"].any():
         facts["num_bytes"] = int(stored["num_bytes"].sum())
     return facts
@@ -108,16 +96,13 @@ def write_card(
         "task_categories": ["image-segmentation" if masks else "image-classification"],
         "size_categories": [next((name for limit, name in SIZES if total < limit), "1M<n<10M")],
     }
-    columns = [
-        f"`{name}` ({'image' if type(feature).__name__ == 'Image' else feature.dtype})"
-        for name, feature in features.items()
-    ]
+    kinds = {name: "image" if isinstance(feature, Image) else feature.dtype for name, feature in features.items()}
     parts = [
         f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {content.title}",
         content.text,
         _splits_table(stats),
         *([_levels_table(stats, content.levels)] if content.levels else []),
-        f"Columns: {', '.join(columns)}.",
+        f"Columns: {', '.join(f'`{name}` ({kind})' for name, kind in kinds.items())}.",
         "Read it with `datasets.load_from_disk`. `hierarchy.json` is the label tree, `stats.json` has all counts, "
         "`problems.csv` lists rows that were left out, `prepared.json` how the folder was made.",
     ]

@@ -21,9 +21,6 @@ from common.images.mask_files import read_mask
 DEFAULT_MAX_MEGAPIXELS = 180.0
 """Pillow's own limit, above which an image is an error: twice 89.5 megapixels, rounded"""
 
-Cells = dict[str, Any]
-"""What one row of a prepared folder holds, by column, besides what the table says"""
-
 
 class BadRowError(ValueError):
     """A row that cannot be in a data set: a word or two that problems can be counted by, and a sentence for people."""
@@ -76,15 +73,11 @@ def find_file(root: str | None, name: str) -> ImageFile:
 
 @dataclass(frozen=True)
 class Store:
-    """Images (and masks) as they are, or reduced and encoded again.
+    """Images (and masks) as they are, as paths or the files' bytes (``embed``), or reduced and encoded again.
 
     Args:
-        image_column: named so in the prepared folder.
-        mask_column: the same for masks, or ``None``. A mask always stays lossless.
-        embed: store the files' bytes instead of their paths.
         resize_shorter: reduce images whose shorter side is longer than this many pixels, and store all as JPEG,
             masks as PNG (by nearest neighbour).
-        quality: of the JPEG, 1 to 100.
         max_megapixels: larger images are refused before they are decoded.
         num_classes: masks hold these classes or 255.
     """
@@ -112,7 +105,7 @@ class Store:
         """Columns that the store adds, and their types in the words of ``datasets``."""
         return {}
 
-    def __call__(self, image: ImageFile, mask: ImageFile | None = None) -> list[Cells]:
+    def __call__(self, image: ImageFile, mask: ImageFile | None = None) -> list[dict[str, Any]]:
         """The rows that come of one row of the table: the cells of the image columns, and what is counted.
 
         That is ``size``, width and height; and with a mask ``pixels``, how many have each value.
@@ -123,7 +116,7 @@ class Store:
         size = self._checked_size(image, mask)
         values = None if mask is None else self._mask_values(mask)
         if self.resize_shorter is None:
-            cells: Cells = {self.image_column: self._unchanged(image), "size": size}
+            cells: dict[str, Any] = {self.image_column: self._unchanged(image), "size": size}
             if mask is not None:
                 cells |= {self.mask_column: self._unchanged(mask), "pixels": count_values(values)}
             return [cells]
@@ -181,6 +174,6 @@ def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
     return buffer.getvalue()
 
 
-def packed(content: bytes, name: str, ending: str) -> Cells:
+def packed(content: bytes, name: str, ending: str) -> dict[str, Any]:
     """A cell of an HF ``Image`` column; its path is the source's, with the ending of what it has become."""
     return {"bytes": content, "path": os.path.splitext(name)[0] + ending if name else None}

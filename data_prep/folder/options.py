@@ -8,9 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from data_prep.parts.columns import IMAGE
-
-from .images import DEFAULT_MAX_MEGAPIXELS, Store
+from .images import DEFAULT_MAX_MEGAPIXELS
 
 logger = logging.getLogger(__name__)
 
@@ -81,21 +79,6 @@ def refuse(problems: Sequence[str]) -> None:
     """ValueError that names all problems, if there are any."""
     if problems:
         raise ValueError("; ".join(problems) + ".")
-
-
-def store_of(
-    args: argparse.Namespace, mask_column: str | None = None, embed: bool = False, num_classes: int | None = None
-) -> Store:
-    """How images are stored; with ``embed`` inside of the folder in any case, as there are no files."""
-    return Store(
-        IMAGE,
-        mask_column,
-        embed=args.embed or embed,
-        resize_shorter=args.resize_shorter,
-        quality=args.quality,
-        max_megapixels=args.max_megapixels,
-        num_classes=num_classes,
-    )
 
 
 def how_stored(args: argparse.Namespace) -> str:

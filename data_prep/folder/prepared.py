@@ -3,7 +3,7 @@
 Images are checked and stored first, and splits drawn among the rows that are left, so that a broken image cannot take
 the last one of a class out of training. Work is done in ``<output_dir>.incomplete``, which appears under its name in
 one step; after a kill the same command resumes there. That folder holds ``pieces/`` (see pieces.py) and at the end
-``final/``, into which the pieces go one by one. Every step can be repeated after a kill.
+``final/``.
 """
 
 from __future__ import annotations
@@ -16,31 +16,27 @@ import os
 import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
-from datasets import DatasetInfo, Features, Image, Value
+from datasets import Dataset, DatasetInfo, Features, Image, concatenate_datasets
 from tqdm.auto import tqdm
 
 from common.data.prepared import FORMAT, PREPARED_FILE, read_prepared
 from common.data.problems import Problem, write_problems
-from common.files import atomic_write
 from common.labels.table import hierarchy_from_table
 from data_prep.parts.columns import IMAGE, ROW, SOURCE, SPLIT, SPLITS
 from data_prep.parts.parallel import work_folder
 
 from .card import Content, describe, write_card
 from .images import Store
-from .pieces import PieceMaker, make_pieces, open_arrow, write_arrow
+from .pieces import BATCH_BYTES, BATCH_ROWS, FACTS, PieceMaker, make_pieces
 
 logger = logging.getLogger(__name__)
-
-NOTES_SHOWN = 20
 
 APART = {"output_dir", "num_proc", "strict", "exclude_rows"}
 """Options that do not change what is in a folder, or whose effect is in the rows"""
@@ -57,13 +53,7 @@ def check_output(output_dir: str | Path) -> Path:
 def write_prepared(args: argparse.Namespace, content: Content, store: Store, rows_per_piece: int = 1000) -> Path:
     """Look at every image, store it, and write the folder; or resume doing so, or find it finished.
 
-    Args:
-        args: the command line; see :mod:`data_prep.folder.options`.
-        content, store: the rows, and how their images are stored.
-        rows_per_piece: what a kill loses at most, times processes.
-
-    Returns:
-        The folder, as an absolute path.
+    Returns the folder as an absolute path. A kill loses at most ``rows_per_piece`` images a process.
 
     Raises:
         ValueError: rows have problems (``--strict``), or none is left for training; the folder holds something else;
@@ -89,14 +79,20 @@ def write_prepared(args: argparse.Namespace, content: Content, store: Store, row
         shutil.rmtree(folder.with_name(f"{folder.name}.incomplete"), ignore_errors=True)
         return folder
     with work_folder(folder, fingerprint) as work:
-        stored, problems = _store_images(work, content, store, rows_per_piece, args.num_proc)
+        stored = _store_images(work, content, store, rows_per_piece, args.num_proc)
+        broken = stored.select_columns(["at", "kind", "told"]).to_pandas().dropna()
         rows.frame["__at__"] = range(len(rows.frame))
-        rows.frame = rows.frame[rows.frame["__at__"].isin(stored["at"])].reset_index(drop=True)
+        shown = rows.frame.reindex(columns=[SPLIT, ROW, IMAGE]).astype(object).fillna("").iloc[broken["at"]]
+        found = zip(shown.values.tolist(), broken["kind"], broken["told"], strict=True)
+        problems = [Problem(split, int(row), image, kind, told) for (split, row, image), kind, told in found]
+        rows.frame = rows.frame.drop(index=broken["at"]).reset_index(drop=True)
         rows.problems += problems
         content.divide(rows)
         trainable = (rows.frame[SPLIT] == "train").any()
         if problems and (args.strict or not trainable):
-            _forget(work, problems)
+            write_problems(work / "problems.csv", problems)
+            for at in broken["at"] // rows_per_piece:  # made again, when the files were fixed
+                (work / "pieces" / f"{at:05d}.arrow").unlink(missing_ok=True)
             listed = f" All are in {work / 'problems.csv'}; what has no problems is kept for the next time."
             _refuse(problems, "(--strict)" if trainable else "and no image is left for training", listed)
         about = {
@@ -127,16 +123,16 @@ def _refuse(problems: Sequence[Problem], why: str, listed: str = "") -> None:
 
 def _fingerprint(settings: Mapping[str, Any], content: Content, store: Store, rows_per_piece: int) -> str:
     """What a folder is told by from another one: all that it depends on."""
-    frame = content.rows.frame
+    frame, source = content.rows.frame, content.rows.source or Dataset(pa.table({}))
     about = {
         "format": FORMAT,
         "rows_per_piece": rows_per_piece,
         "store": [type(store).__name__, asdict(store)],
         "columns": content.columns,
         "root": content.root,
-        "sources": [[path, os.stat(path).st_size] for path in content.rows.sources],
+        "source": [[entry["filename"], os.stat(entry["filename"]).st_size] for entry in source.cache_files],
         "tree": content.tree.to_dict() if content.tree else None,
-        "problems": [problem._asdict() for problem in content.rows.problems],
+        "problems": list(map(str, content.rows.problems)),
         **settings,
     }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
@@ -144,129 +140,80 @@ def _fingerprint(settings: Mapping[str, Any], content: Content, store: Store, ro
     return digest.hexdigest()
 
 
-def _store_images(
-    work: Path, content: Content, store: Store, rows_per_piece: int, num_proc: int
-) -> tuple[pd.DataFrame, list[Problem]]:
-    """What is known of each stored image (``piece`` and what :func:`make_pieces` says), and the rows without one."""
+def _store_images(work: Path, content: Content, store: Store, rows_per_piece: int, num_proc: int) -> Dataset:
+    """A row for each stored image, and for each row without one: see :mod:`data_prep.folder.pieces`."""
     rows, folder = content.rows, work / "pieces"
     folder.mkdir(exist_ok=True)
-    names = rows.frame[SOURCE].tolist() if rows.sources else rows.frame[store.columns].values.tolist()
-    schema = _features(content, store, [*store.columns, *store.extra_columns]).arrow_schema
-    maker = PieceMaker(folder, schema, store, content.root, rows.sources, content.source_columns)
-    live = sys.stderr.isatty()
-    with tqdm(total=len(names), unit="image", desc="preparing", disable=not live, smoothing=0.05) as bar:
-        pieces = make_pieces(maker, names, rows_per_piece, num_proc, bar.update)
-    entries = [(name, *entry) for name, piece in pieces.items() for entry in piece["rows"]]
-    shown = rows.frame.reindex(columns=[SPLIT, ROW, IMAGE]).astype(object)
-    problems = [
-        Problem(split, int(row), image if isinstance(image, str) else "", kind, told)
-        for piece in pieces.values()
-        for at, kind, told in piece["problems"]
-        for split, row, image in [shown.iloc[at]]
-    ]
-    return pd.DataFrame(entries, columns=["piece", "at", "width", "height", "num_bytes", "pixels"]), problems
-
-
-def _forget(work: Path, problems: Sequence[Problem]) -> None:
-    """Pieces with problems, and those that went into final, are made again when the files were fixed."""
-    write_problems(work / "problems.csv", problems)
-    shutil.rmtree(work / "final", ignore_errors=True)
-    for file in (work / "pieces").glob("*.json"):
-        if json.loads(file.read_text("utf-8"))["problems"] or not file.with_suffix(".arrow").exists():
-            file.unlink()
-
-
-def _features(content: Content, store: Store, names: Sequence[str] | None = None) -> Features:
-    """The columns of the folder, or of a part of them, in order."""
-    kinds = {name: Image() if store.embeds else Value("string") for name in store.columns}
-    kinds |= {name: Value("string") for name in content.columns}
-    kinds |= {name: Value(kind) for name, kind in store.extra_columns.items()}
-    return Features({name: kinds[name] for name in names or kinds})
+    names = rows.frame[store.columns].values.tolist() if rows.source is None else rows.frame[SOURCE].tolist()
+    maker = PieceMaker(folder, store, content.root, rows.source)
+    with tqdm(
+        total=len(names), unit="image", desc="preparing", disable=not sys.stderr.isatty(), smoothing=0.05
+    ) as bar:
+        files = make_pieces(maker, names, rows_per_piece, num_proc, bar.update)
+    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
 
 
 # ---- from finished pieces to the folder
 
 
-def _finish(work: Path, content: Content, store: Store, stored: pd.DataFrame, about: Mapping[str, Any]) -> None:
-    """Pieces into splits, and the files that describe the folder; ``about`` becomes prepared.json."""
+def _finish(work: Path, content: Content, store: Store, stored: Dataset, about: Mapping[str, Any]) -> None:
+    """Rows into splits, and the files that describe the folder; ``about`` becomes prepared.json."""
     rows, tree, final = content.rows, content.tree, work / "final"
     if tree is None and content.levels:
         tree = hierarchy_from_table({level: rows.frame[level].tolist() for level in content.levels})[0]
     for kind, number in Counter(problem.kind for problem in rows.problems).most_common():
         logger.warning("left out: %d rows, %s", number, kind)
-    splits = [split for split in SPLITS if (rows.frame[SPLIT] == split).any()]
-    frame = rows.frame.set_index("__at__")
-    features = _features(content, store)
-    for name, entries in stored.groupby("piece"):
-        piece = work / "pieces" / f"{name}.arrow"
-        if piece.exists():  # else it was done before a kill
-            where = frame[SPLIT].reindex(entries["at"]).to_numpy()
-            for split in splits:
-                if (where == split).any():
-                    (final / split).mkdir(parents=True, exist_ok=True)
-                    batches = _part(piece, features.arrow_schema, frame, entries["at"].to_numpy(), where == split)
-                    write_arrow(final / split / f"data-{name}.arrow", features.arrow_schema, batches)
-            piece.unlink()
-    for split in splits:
-        _describe_split(final / split, features, about["fingerprint"])
     notes = list(dict.fromkeys(rows.notes))
-    for note in notes[:NOTES_SHOWN]:
+    for note in notes[:20]:
         logger.warning("%s", note)
-    if len(notes) > NOTES_SHOWN:
-        logger.warning("... and %d more notes, all of them in stats.json.", len(notes) - NOTES_SHOWN)
-    where = frame[SPLIT].reindex(stored["at"]).to_numpy()
-    parts = {split: stored[where == split] for split in splits}
-    stats = {
-        "splits": {split: describe(frame.loc[part["at"]], part, content, tree) for split, part in parts.items()},
-        "num_classes": dict(zip(tree.levels, tree.num_classes, strict=True)) if tree else {},
-        "left_out": dict(sorted(Counter(problem.kind for problem in rows.problems).items())),
-        "notes": notes,
-    }
+    if notes[20:]:
+        logger.warning("... and %d more notes, all of them in stats.json.", len(notes[20:]))
+    facts = stored.select_columns(list(FACTS)).to_pandas()
+    frame = rows.frame.set_index("__at__").reindex(facts["at"])  # without a split where the row is left out
+    cells = {name: pa.array(frame[name].tolist(), pa.string(), from_pandas=True) for name in content.columns}
+    images = stored.remove_columns(list(FACTS))
+    data = concatenate_datasets([images, *([Dataset(pa.table(cells), fingerprint="cells")] if cells else [])], axis=1)
+    kinds = {**data.features, **(dict.fromkeys(store.columns, Image()) if store.embeds else {})}
+    features = Features({name: kinds[name] for name in (*store.columns, *content.columns, *store.extra_columns)})
+    shutil.rmtree(final, ignore_errors=True)  # of a run that was killed
+    stats: dict[str, Any] = {"splits": {}}
+    for split in SPLITS:
+        chosen = np.flatnonzero((frame[SPLIT] == split) & facts["kind"].isna().to_numpy())
+        if len(chosen):
+            entry = stats["splits"][split] = describe(frame.iloc[chosen], facts.iloc[chosen], content, tree)
+            batch_rows = max(1, min(BATCH_ROWS, BATCH_BYTES * len(chosen) // max(1, entry.get("num_bytes", 0))))
+            part = data.select(chosen).select_columns(list(features)).with_format("arrow")
+            _write_split(final / split, features, part.iter(batch_rows), about["fingerprint"])
+            logger.info("%s: %d images", split, len(chosen))
+    stats["num_classes"] = dict(zip(tree.levels, tree.num_classes, strict=True)) if tree else {}
+    stats["left_out"] = dict(sorted(Counter(problem.kind for problem in rows.problems).items()))
+    stats["notes"] = notes
     if tree is not None:
         tree.save(final / "hierarchy.json")
     write_problems(final / "problems.csv", rows.problems)
-    _write_json(final / "stats.json", stats, end="\n", indent=1)
+    _write_json(final / "stats.json", stats)
     write_card(final / "README.md", content, bool(store.mask_column), features, stats)
-    _write_json(final / "dataset_dict.json", {"splits": splits})
-    _write_json(final / PREPARED_FILE, about, end="\n", indent=1, default=str)
-    for split, facts in stats["splits"].items():
-        logger.info("%s: %d images", split, facts["num_images"])
+    _write_json(final / "dataset_dict.json", {"splits": list(stats["splits"])})
+    _write_json(final / PREPARED_FILE, about, default=str)
+    os.sync()  # against power cuts
 
 
-def _part(
-    piece: Path, schema: pa.Schema, frame: pd.DataFrame, at: np.ndarray, wanted: np.ndarray
-) -> Iterator[pa.RecordBatch]:
-    """The entries of a piece that are ``wanted``, bool (entries,), with the other columns of their rows ``at``."""
-    start = 0
-    for batch in open_arrow(piece).to_batches():
-        left = start + np.flatnonzero(wanted[start : start + batch.num_rows])
-        images = batch.take(pa.array(left - start))
-        start += batch.num_rows
-        cells = frame.loc[at[left]]
-        columns = [
-            images.column(name)
-            if name in batch.schema.names
-            else pa.array(cells[name].tolist(), pa.string(), from_pandas=True)
-            for name in schema.names
-        ]
-        yield pa.RecordBatch.from_arrays(columns, schema=schema)
-
-
-def _describe_split(folder: Path, features: Features, fingerprint: str) -> None:
-    """The files beside a split's data, as ``Dataset.save_to_disk`` writes them."""
+def _write_split(folder: Path, features: Features, tables: Iterable[pa.Table], fingerprint: str) -> None:
+    """What ``Dataset.save_to_disk`` writes, but for the paths of images, which lose their folders there."""
+    folder.mkdir(parents=True)
+    schema = features.arrow_schema
+    with (folder / "data.arrow").open("wb") as file, pa.ipc.new_stream(file, schema) as writer:
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(schema.metadata))
     DatasetInfo(features=features).write_to_directory(str(folder))
     state = {
-        "_data_files": [{"filename": file.name} for file in sorted(folder.glob("*.arrow"))],
+        "_data_files": [{"filename": "data.arrow"}],
         "_fingerprint": hashlib.sha256(f"{fingerprint} {folder.name}".encode()).hexdigest()[:16],
-        "_format_columns": None,
-        "_format_kwargs": {},
-        "_format_type": None,
-        "_output_all_columns": False,
         "_split": folder.name,
+        **{"_format_columns": None, "_format_type": None, "_format_kwargs": {}, "_output_all_columns": False},
     }
-    _write_json(folder / "state.json", state, indent=2, sort_keys=True)
+    _write_json(folder / "state.json", state)
 
 
-def _write_json(path: Path, content: Any, end: str = "", **options: Any) -> None:
-    with atomic_write(path, sync=True) as file:
-        file.write(json.dumps(content, ensure_ascii=False, **options) + end)
+def _write_json(path: Path, content: Any, **options: Any) -> None:
+    path.write_text(json.dumps(content, ensure_ascii=False, indent=1, **options) + "\n", "utf-8")

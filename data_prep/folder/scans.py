@@ -1,7 +1,8 @@
-"""Scans of more than a hundred megapixels, without holding all of their pixels in memory.
+"""How large scans and their masks get into a prepared folder: reduced, cut into tiles, or as they are.
 
-Pillow decodes JPEGs at a half, a quarter or an eighth of their size; libvips reads other large RGB files row by row.
-Grey and palette files take one byte a pixel, which Pillow may hold.
+Scans of more than a hundred megapixels are read without holding all of their pixels in memory: Pillow decodes JPEGs at
+a half, a quarter or an eighth of their size; libvips reads other large RGB files row by row. Grey and palette files
+take one byte a pixel, which Pillow may hold.
 """
 
 from __future__ import annotations
@@ -9,13 +10,20 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyvips
 from PIL import Image, ImageOps
 
-from common.images.files import ORIENTATION, load_image
+from common.images.files import BAD_IMAGE, ORIENTATION, explain, load_image
 from common.images.mask_files import IGNORED_PIXEL, is_spread, read_mask
+
+from .images import BadRowError, ImageFile, Store, count_values, encode, packed, scaled
+
+Palette = tuple[tuple[int, int], ...]
+"""(0xRRGGBB, value) of every class, and of what is to be ignored"""
 
 LARGE = 20_000_000
 """Pixels above which an image is streamed; below, Pillow takes less than 100 MB"""
@@ -133,8 +141,7 @@ def load_mask(content: bytes | str, size: tuple[int, int], palette: dict[int, in
 
 def colour_codes(colours: np.ndarray) -> np.ndarray:
     """uint32 (height, width): RGB pixels as the numbers 0xRRGGBB."""
-    red, green, blue = np.moveaxis(colours.astype(np.uint32), -1, 0)
-    return red << 16 | green << 8 | blue
+    return colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
 
 
 def _by_colour(colours: np.ndarray, palette: dict[int, int]) -> np.ndarray:
@@ -146,3 +153,88 @@ def _by_colour(colours: np.ndarray, palette: dict[int, int]) -> np.ndarray:
     if unknown:
         raise ValueError(f"mask colours {', '.join(unknown[:5])} are none of the published ones")
     return np.array(values, np.uint8)[inverse].reshape(codes.shape)
+
+
+# ---- storing them
+
+
+@dataclass(frozen=True)
+class ScanStore(Store):
+    """Scans with masks, reduced to a longer side, or cut into square tiles, those at the lower right edge smaller.
+
+    Tiles that are ignored altogether are left out. The palette is for masks in colour.
+    """
+
+    resize_longer: int | None = None
+    tile: int | None = None
+    palette: Palette = ()
+
+    @property
+    def embeds(self) -> bool:
+        return True
+
+    @property
+    def extra_columns(self) -> dict[str, str]:
+        tiles = {"tile_x": "int32", "tile_y": "int32"} if self.tile else {}
+        return {"scale": "float64"} | tiles
+
+    def __call__(self, image: ImageFile, mask: ImageFile | None = None) -> list[dict[str, Any]]:
+        size = self._checked_size(image, mask)
+        scale = min(1.0, (self.resize_longer or max(size)) / max(size))
+        target = scaled(size, scale)
+        values = self._scan_values(mask, size, target)
+        try:
+            cells = [self._cells(image, mask, *part) for part in self._parts(image, values, size, target)]
+        except BAD_IMAGE as error:
+            raise BadRowError("broken", explain(error)) from error
+        if not cells:
+            raise BadRowError("no label", "every pixel of the mask is ignored")
+        return [{**entry, "scale": target[0] / size[0]} for entry in cells]
+
+    def _scan_values(self, mask: ImageFile, size: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
+        """uint8 (height, width) values at the target's size, checked at full size."""
+        try:
+            full = load_mask(mask.content, size, dict(self.palette))
+        except BAD_IMAGE as error:
+            kind = "mask values" if "colours" in str(error) else "broken"
+            raise BadRowError(kind, f"mask: {explain(error)}") from error
+        present = [value for value, count in enumerate(full.histogram()) if count]
+        wrong = [value for value in present if value >= self.num_classes and value != IGNORED_PIXEL]
+        if wrong:
+            told = f"mask values {wrong[:5]} are neither a class (0 to {self.num_classes - 1}) nor {IGNORED_PIXEL}"
+            raise BadRowError("mask values", told)
+        return np.asarray(full if target == size else full.resize(target, Image.Resampling.NEAREST))
+
+    def _parts(
+        self, image: ImageFile, values: np.ndarray, size: tuple[int, int], target: tuple[int, int]
+    ) -> Iterator[tuple[bytes | None, np.ndarray, tuple[int, int]]]:
+        """Encoded image (``None`` for the original file), mask, and upper left corner, of the scan or every tile."""
+        if not self.tile:
+            if (values != IGNORED_PIXEL).any():
+                whole = None if target == size else load_reduced(image.content, size, target)
+                yield whole and encode(whole, "JPEG", quality=self.quality), values, (0, 0)
+            return
+        if target == size:
+            bands = rows_of(image.content, size, self.tile)
+        else:
+            reduced = np.asarray(load_reduced(image.content, size, target))
+            bands = (reduced[top : top + self.tile] for top in range(0, target[1], self.tile))
+        for top, band in zip(range(0, target[1], self.tile), bands, strict=True):
+            for left in range(0, target[0], self.tile):
+                part = values[top : top + self.tile, left : left + self.tile]
+                if (part != IGNORED_PIXEL).any():
+                    tile = Image.fromarray(band[:, left : left + self.tile].copy())
+                    yield encode(tile, "JPEG", quality=self.quality), part, (left, top)
+
+    def _cells(
+        self, image: ImageFile, mask: ImageFile, content: bytes | None, values: np.ndarray, corner: tuple[int, int]
+    ) -> dict[str, Any]:
+        as_it_is = {"bytes": image.read(), "path": image.name or None} if content is None else None
+        png = encode(Image.fromarray(np.ascontiguousarray(values)), "PNG")
+        cells = {
+            self.image_column: as_it_is or packed(content, image.name, ".jpg"),
+            self.mask_column: packed(png, mask.name, ".png"),
+            "size": values.shape[::-1],
+            "pixels": count_values(values),
+        }
+        return cells | ({"tile_x": corner[0], "tile_y": corner[1]} if self.tile else {})

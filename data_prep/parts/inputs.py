@@ -39,12 +39,7 @@ def add_reading_options(parser: argparse._ActionsContainer) -> None:
 def input_parser(
     doc: str, *, masks: bool = False, labels: bool = False, groups: bool = False, num_proc: bool = False
 ) -> argparse.ArgumentParser:
-    """A parser with the options that say where the data are and what of them is used.
-
-    Args:
-        doc: of the command.
-        masks, labels, groups, num_proc: whether it has options for these.
-    """
+    """A parser with the options that say where the data are and what of them is used, and what else is asked for."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     data = parser.add_argument_group("data")
     data.add_argument("--dataset_name", help="a prepared folder, a folder of images, or an id on the Hub")
@@ -130,7 +125,7 @@ class Inputs:
         tree = self.args.hierarchy or (self.args.label_column and hierarchy_beside(self.args))
         columns = LabelColumns(self.args.level_columns, self.args.label_column, str(tree) if tree else None)
         for split, dataset in self.splits.items():
-            columns.check(dataset, split)
+            check_columns(dataset, columns.columns(), split)
         hierarchy, report = columns.read_hierarchy(next(iter(self.splits.values())))
         for line in report:
             print(f"label tree: {line}", file=sys.stderr)

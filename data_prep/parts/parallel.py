@@ -17,6 +17,7 @@ from itertools import islice
 from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import xxhash
@@ -43,11 +44,8 @@ def map_rows(
     Args:
         measure: called in other processes, so it must pickle.
         lost: gives what stands in for a row that ended its process: a decoder crashed, or memory ran out.
-        rows: at least one.
         folder: for the chunks; see :func:`work_folder`.
-        name: of these rows, in file names and beside the progress bar.
         num_proc: processes; 0 for this one.
-        chunk_rows: rows a chunk.
 
     Returns:
         Arrays with an entry a row, in order.
@@ -63,7 +61,7 @@ def map_rows(
             with atomic_write(files[index], "wb") as file:
                 np.savez(file, **arrays)
             bar.update(len(chunks[index]))
-    return _joined([_load(file) for file in files])
+    return _joined([dict(np.load(file)) for file in files])
 
 
 def _measured(measure: OfRow, rows: Sequence[int]) -> dict[str, np.ndarray]:
@@ -87,20 +85,12 @@ def _joined(parts: Sequence[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def _load(file: Path) -> dict[str, np.ndarray]:
-    with np.load(file) as content:
-        return dict(content)
-
-
 @contextmanager
 def work_folder(output: str | Path, settings: str) -> Iterator[Path]:
     """``OUTPUT.incomplete``, where unfinished work waits for the next call with the same settings.
 
-    Work of other settings is removed. When the body ends without an error the folder is removed.
-
-    Args:
-        output: what the command writes in the end.
-        settings: all that results depend on: data, columns, options.
+    Work of other settings (all that results depend on: data, columns, options) is removed. When the body ends without
+    an error the folder is removed.
 
     Raises:
         ValueError: another process is at work there.
@@ -134,7 +124,6 @@ def run_pieces(
 
     Args:
         work: sent to each process once.
-        pieces: number -> what ``work`` takes.
         num_proc: processes; 0 for this one.
         crashed: gives the result of a piece during which a process ended, or raises an error.
 
@@ -174,7 +163,7 @@ _work: Callable[[Any], Any]  # of this worker process
 def _pool(work: Callable[[Any], Any], num_proc: int) -> Iterator[ProcessPoolExecutor]:
     # A server that has the imports done forks the workers: each starts at once, and inherits nothing of this process.
     forkserver.set_forkserver_preload([PRELOAD])
-    with _environment(PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1"):  # it does not inherit sys.path
+    with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1"):  # it inherits no sys.path
         forkserver.ensure_running()
     context = multiprocessing.get_context("forkserver")
     pool = ProcessPoolExecutor(num_proc, mp_context=context, initializer=_start, initargs=(work,))
@@ -182,17 +171,6 @@ def _pool(work: Callable[[Any], Any], num_proc: int) -> Iterator[ProcessPoolExec
         yield pool
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def _environment(**variables: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _start(work: Callable[[Any], Any]) -> None:

@@ -8,20 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 import pandas as pd
 
 from common.labels.doubts import move_rows
-from common.labels.encoding import LabelPath, encode_names, encode_path, path_text
+from common.labels.encoding import encode_names, encode_path, path_text
 from common.labels.table import hierarchy_from_table
 from common.model.hierarchy import Hierarchy
 from data_prep.parts.columns import SPLIT
 
 from .row_set import RowSet, text_column
-
-Labels = Sequence[int] | None
-"""A class or IGNORE for each level; ``None`` where the tree has no single path of that name"""
-
-
-def tree_of(frame: pd.DataFrame, levels: Sequence[str]) -> tuple[Hierarchy, list[str]]:
-    """The tree that the rows of a frame span, and the report of what was resolved; ValueError if a level is empty."""
-    return hierarchy_from_table({level: frame[level].tolist() for level in levels})
 
 
 def clean_paths(rows: RowSet, levels: Sequence[str], conflicts: str = "keep") -> None:
@@ -32,7 +24,9 @@ def clean_paths(rows: RowSet, levels: Sequence[str], conflicts: str = "keep") ->
     Raises:
         ValueError: a level has no value in any row; with ``conflicts="error"``, a name has an odd parent.
     """
-    rows.check_any()
+    if not len(rows.frame):
+        first = f", the first: {rows.problems[0].problem}" if rows.problems else ""
+        raise ValueError(f"No row can be used; {len(rows.problems)} have problems{first}.")
     raw, moves = rows.frame[list(levels)], {}
     columns = {level: raw[level].tolist() for level in levels}
     tree, report = hierarchy_from_table(columns, conflicts=conflicts, moves=moves)
@@ -52,7 +46,7 @@ def clean_paths(rows: RowSet, levels: Sequence[str], conflicts: str = "keep") ->
 def lift_names(rows: RowSet, column: str, tree: Hierarchy, keys: Mapping[str, Sequence[int]]) -> None:
     """Level columns from one column that names classes of a tree, or keys; rows with other names are left out."""
     cells = rows.frame[column].tolist()
-    known: dict[str | None, Labels] = {}
+    known: dict[str | None, Sequence[int] | None] = {}
     for name in dict.fromkeys(cells):
         try:
             known[name] = encode_names(tree, [name], keys)[0].tolist()
@@ -68,9 +62,9 @@ def lift_names(rows: RowSet, column: str, tree: Hierarchy, keys: Mapping[str, Se
 
 
 def _write_labels(
-    rows: RowSet, tree: Hierarchy, labels: Sequence[Labels], kind: str, problem: Callable[[int], str]
+    rows: RowSet, tree: Hierarchy, labels: Sequence[Sequence[int] | None], kind: str, problem: Callable[[int], str]
 ) -> None:
-    """Write names into the level columns; leave out rows without a path, and then those without any label."""
+    """Write names into the level columns; leave out rows with no path (``None``), and then those without any label."""
     frame = rows.frame = rows.frame.copy()
     for depth, level in enumerate(tree.levels):
         names = [*tree.names[depth], None]  # IGNORE, a negative number, becomes the last
@@ -83,16 +77,16 @@ def _write_labels(
 def settle_unseen(rows: RowSet, levels: Sequence[str], how: str) -> None:
     """Deal with classes that validation or test have and training has not; the trainers refuse them in validation.
 
-    Args:
-        rows: with splits and cleaned labels.
-        levels: the label columns, coarse to fine.
-        how: ``blank`` these levels of the rows, ``drop`` the rows, or ``keep`` both.
+    ``how``: ``blank`` these levels of the rows, ``drop`` the rows, or ``keep`` both.
     """
     paths = list(zip(*(rows.frame[level].tolist() for level in levels), strict=True))
     evaluation = (rows.frame[SPLIT] != "train").tolist()
     training = {path for path, evaluated in zip(paths, evaluation, strict=True) if not evaluated}
     seen = {path[: depth + 1] for path in training for depth in range(len(path))}
-    ends = {path: _first_unseen(path, seen) for path in set(paths)}
+    ends = {
+        path: next((at for at, name in enumerate(path) if name is not None and path[: at + 1] not in seen), None)
+        for path in set(paths)
+    }
     cut = [ends[path] if evaluated else None for path, evaluated in zip(paths, evaluation, strict=True)]
     for depth, level in enumerate(levels):
         names = Counter(path[depth] for path, end in zip(paths, cut, strict=True) if end == depth)
@@ -113,7 +107,3 @@ def settle_unseen(rows: RowSet, levels: Sequence[str], how: str) -> None:
     rows.leave_out(
         gone, "class not in training", lambda at: f"no training image has {path_text(paths[at][: cut[at] + 1])}"
     )
-
-
-def _first_unseen(path: LabelPath, seen: set[LabelPath]) -> int | None:
-    return next((depth for depth, name in enumerate(path) if name is not None and path[: depth + 1] not in seen), None)

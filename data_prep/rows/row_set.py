@@ -9,17 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from datasets import Dataset
 
 from common.data.drawing import draw_splits, number_groups
+from common.data.folders import name_splits
 from common.data.problems import Problem, read_problems
 from data_prep.parts.columns import IMAGE, ROW, SPLIT, SPLITS
-
-SPLIT_NAMES = {
-    "train": "train", "training": "train",
-    "validation": "validation", "valid": "validation", "val": "validation", "dev": "validation",
-    "test": "test", "testing": "test", "eval": "test", "evaluation": "test",
-}  # fmt: skip
-"""Names of folders and cells that stand for splits, as ``datasets`` knows them"""
 
 
 @dataclass
@@ -31,22 +26,16 @@ class RowSet:
             perhaps SOURCE, see :mod:`data_prep.parts.columns`. Paths of images are in the column IMAGE.
         problems: rows that were left out.
         notes: what else people should know, one sentence an entry.
-        sources: Arrow files that hold the images, where the table does.
+        source: the data set that holds the images, where the table does.
     """
 
     frame: pd.DataFrame
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
-    sources: tuple[str, ...] = ()
+    source: Dataset | None = None
 
     def leave_out(self, wrong: Iterable[bool], kind: str, problem: str | Callable[[int], str]) -> None:
-        """Take rows out, and note why.
-
-        Args:
-            wrong: which rows.
-            kind: of the problem.
-            problem: a sentence; or a function that makes one for a position in the frame.
-        """
+        """Take rows out, and note why: a sentence, or a function that makes one for a position in the frame."""
         wrong = np.asarray(wrong, dtype=bool)
         images = self.frame.get(IMAGE)
         for position in np.flatnonzero(wrong).tolist():
@@ -55,12 +44,6 @@ class RowSet:
             image = None if images is None else images.iloc[position]
             self.problems.append(Problem(split or "", row, image or "", kind, told))
         self.frame = self.frame[~wrong].reset_index(drop=True)
-
-    def check_any(self) -> None:
-        """ValueError if no row is left."""
-        if not len(self.frame):
-            first = f", the first: {self.problems[0].problem}" if self.problems else ""
-            raise ValueError(f"No row can be used; {len(self.problems)} have problems{first}.")
 
 
 def text_column(cells: Iterable[str | None]) -> pd.Series:
@@ -71,8 +54,6 @@ def text_column(cells: Iterable[str | None]) -> pd.Series:
 def exclude_listed(rows: RowSet, files: Sequence[str | Path]) -> None:
     """Leave out what problems files list: images by path, or by split and row where the file names no image."""
     listed = [problem for file in files for problem in read_problems(file)]
-    if not listed:
-        return
     images = {os.path.normpath(problem.image): problem for problem in listed if problem.image}
     numbers = {(problem.split, problem.row): problem for problem in listed if not problem.image}
     keys = list(zip(rows.frame[SPLIT].fillna(""), rows.frame[ROW], strict=True))
@@ -115,13 +96,13 @@ def read_splits(rows: RowSet, column: str) -> None:
     ValueError if no row is in training.
     """
     cells = rows.frame[column]
-    known = SPLIT_NAMES
+    exact, likely = name_splits(cells.dropna().unique())
     if set(cells.dropna()) == {"0", "1"}:  # as CUB and others write "is it a training image?"
-        known = {"1": "train", "0": "test"}
-        rows.notes.append(f"{column} is 1 or 0: 1 was taken for train, 0 for test.")
-    names = [known.get(str(cell).lower()) for cell in cells]
-    rows.frame[SPLIT] = text_column(name or "" for name in names)
-    rows.leave_out([name is None for name in names], "no split", lambda at: f"{column} is {cells.iloc[at]!r}")
+        likely = {"1": "train", "0": "test"}
+    rows.notes += [f"{column} {name!r} was taken for {split}." for name, split in likely.items()]
+    known = exact | likely
+    rows.frame[SPLIT] = text_column(known.get(cell, "") for cell in cells)
+    rows.leave_out(rows.frame[SPLIT] == "", "no split", lambda at: f"{column} is {cells.iloc[at]!r}")
     if not (rows.frame[SPLIT] == "train").any():
         raise ValueError(f"No row is in training: --split_column {column} must hold values such as train, val, test.")
 
@@ -129,9 +110,7 @@ def read_splits(rows: RowSet, column: str) -> None:
 def drop_duplicates(rows: RowSet, columns: Sequence[str]) -> None:
     """Leave out rows whose image an earlier row of the same split has, and training rows that evaluation has too.
 
-    Args:
-        rows: with splits, or all without.
-        columns: with labels; the problem says in which of them the two rows differ.
+    The problem says in which of the columns with labels the two rows differ.
     """
     if IMAGE not in rows.frame:
         return
@@ -164,13 +143,8 @@ def split_randomly(
 ) -> None:
     """Give every row a split by :func:`common.data.drawing.draw_splits`; rows of validation and test stay there.
 
-    Args:
-        rows: all without splits, or in training and one other split.
-        group_column: rows with the same value stay together, those with a blank are groups of their own; by default
-            rows with the same image stay together.
-        levels: the label columns.
-        shares: of the rows that validation and test get, at most; ValueError unless they add up to less than 1.
-        seed: of the order.
+    Rows with the same value of the group column stay together, by default those with the same image; a blank is a
+    group of its own. Validation and test get these shares at most; ValueError unless they add up to less than 1.
     """
     if min(shares) < 0 or sum(shares) >= 1:
         raise ValueError(f"--validation_share {shares[0]} and --test_share {shares[1]} must add up to less than 1.")
