@@ -34,8 +34,8 @@ from common.data.splits import Reading
 from common.files import write_json
 from common.labels.encoding import group_key
 from common.lock import RunLock
-from common.metrics.backoff import find_labels
-from common.metrics.calibration import Calibration, read_calibration
+from common.metrics.calibration import find_labels, read_calibration
+from common.model.answers import thresholds_for
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
 from common.predict.images import FORMATS, ClassPredictor
 from common.predict.inputs import ImageInputs, open_inputs
@@ -277,23 +277,24 @@ def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | No
         return [args.min_confidence] * model.hierarchy.num_levels
     if args.target_precision is None:
         return None
-    if not args.calibration and not model.config.calibration:
+    calibration = model.config.calibration
+    if args.calibration:
+        calibration = read_calibration(args.calibration, model.hierarchy)
+    if not calibration:
         raise ValueError(
             f"{args.model} has no calibration, which --target_precision needs. Make one on validation data: "
             "train_taxonomy.py --eval_only --model_name_or_path MODEL ... writes calibration.json; pass it with "
             "--calibration. Or use --min_confidence."
         )
-    if args.calibration:
-        calibration = read_calibration(args.calibration, model.hierarchy)
-    else:
-        calibration = Calibration.from_dict(model.config.calibration, model.hierarchy)
-    if calibration.decoding != model.decoding:
-        raise ValueError(f"The calibration is for --decoding {calibration.decoding}, the model uses {model.decoding}.")
-    target, found = calibration.for_target(args.target_precision)
+    if calibration["decoding"] != model.decoding:
+        raise ValueError(
+            f"The calibration is for --decoding {calibration['decoding']}, the model uses {model.decoding}."
+        )
+    target, found = thresholds_for(calibration, args.target_precision)
     if all(threshold is None for threshold in found):
         raise ValueError(
             f"At no level are {target:.1%} of the answers right with sufficient certainty on the "
-            f"{calibration.num_images} images of the calibration; ask for less, or calibrate on more images."
+            f"{calibration['num_images']} images of the calibration; ask for less, or calibrate on more images."
         )
     if target != args.target_precision:
         logger.info("--target_precision %s: using %s, the calibration's next target.", args.target_precision, target)

@@ -526,7 +526,7 @@ def evaluate_model(
         results=results,
         predictions=predictions,
         report_data=report_data,
-        calibration=calibrate(predictions, args.decoding).to_dict(),
+        calibration=calibrate(predictions, args.decoding),
     )
 
 

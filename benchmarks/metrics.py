@@ -122,12 +122,11 @@ def classification(rounds: int) -> None:
 
 
 def count_classes(metric: TaxonomyMetrics, predicted: torch.Tensor, truth: torch.Tensor) -> Callable[[], None]:
-    """Only what macro-F1 and accuracy need, of predictions given, twice (once per decoding)."""
-    counters, references = metric._unpack(metric._counts), truth[:, None]
+    """Only what macro-F1 and accuracy need, of predictions given."""
+    counters, references, path = metric._unpack(metric._counts), truth[:, None], predicted[:, None]
 
     def count() -> None:
-        decoded = predicted[None, :, None].expand(2, -1, -1)
-        metric._count_classes(counters, decoded, references, decoded == references)
+        metric._count_classes(counters, path, references, path == references)
 
     return count
 

@@ -7,17 +7,16 @@ import pytest
 import torch
 from scipy.stats import binomtest
 
-from common.metrics.backoff import UNKNOWN
 from common.metrics.calibration import (
     ERROR,
     NUM_STARTS,
-    Calibration,
+    UNKNOWN,
     calibrate,
     lowest_threshold,
     read_calibration,
 )
 from common.metrics.prediction_table import PredictionTable
-from common.model.answers import answer_levels
+from common.model.answers import answer_levels, thresholds_for
 from common.model.hierarchy import Hierarchy
 from common.model.tree import IGNORE
 
@@ -58,7 +57,7 @@ def test_promise_is_kept_on_unseen_images(head):
             chances, unseen = (part * rng.uniform(0.9, 1, part.shape) for part in (chances, unseen))
         calibration = calibrate(table_of(chances, right), "leaf")
         for target in (0.8, 0.9, 0.95):
-            answered = answered_levels(unseen, calibration.for_target(target)[1])
+            answered = answered_levels(unseen, thresholds_for(calibration, target)[1])
             given = answered >= 0
             good = truth[np.arange(len(answered)), answered][given]
             kept += binomtest(good.sum(), len(good), target, alternative="less").pvalue > 0.01
@@ -71,12 +70,12 @@ def test_precision_holds_at_each_level(num_images=20_000):
     rng = np.random.default_rng(1)
     chances, right = overconfident(num_images, rng)
     calibration = calibrate(table_of(chances, right), "leaf")
-    _, thresholds = calibration.for_target(0.9)
+    _, thresholds = thresholds_for(calibration, 0.9)
     unseen, truth = overconfident(200_000, rng)
     answered = answered_levels(unseen, thresholds)
     for level in range(3):
         assert truth[answered == level, level].mean() >= 0.9
-        shown = calibration.coverage[level][calibration.targets.index(0.9)]
+        shown = calibration["coverage"][level][calibration["targets"].index(0.9)]
         assert shown == pytest.approx((answered == level).mean(), abs=0.02)
 
 
@@ -119,29 +118,29 @@ def test_unjudged_images_count_for_coverage_alone():
     table = table_of(chances, right)
     table.columns["label"][::2, 2] = IGNORE  # labelled to the middle level only
     calibration = calibrate(table, "leaf")
-    index = calibration.targets.index(0.8)
-    assert calibration.precision[2][index] >= 0.8 and calibration.coverage[2][index] > 0.4
+    index = calibration["targets"].index(0.8)
+    assert calibration["precision"][2][index] >= 0.8 and calibration["coverage"][2][index] > 0.4
     halved = calibrate(table_of(chances[1::2], right[1::2]), "leaf")
-    assert calibration.thresholds[2] == halved.thresholds[2]  # those without a label at this level say nothing
+    assert calibration["thresholds"][2] == halved["thresholds"][2]  # those without a label at this level say nothing
 
 
 def test_without_images_nothing_is_answered():
     empty = calibrate(table_of(np.empty((0, 3)), np.empty((0, 3), bool)), "leaf")
-    assert empty.num_images == 0 and empty.for_target(0.9)[1] == [None] * 3
+    assert empty["num_images"] == 0 and thresholds_for(empty, 0.9)[1] == [None] * 3
 
 
 def test_survives_json_and_refuses_other_models(tmp_path):
     chances, right = overconfident(500, np.random.default_rng(5))
     calibration = calibrate(table_of(chances, right), "leaf")
     file = tmp_path / "calibration.json"
-    file.write_text(json.dumps(calibration.to_dict(), sort_keys=True))
+    file.write_text(json.dumps(calibration, sort_keys=True))
     assert read_calibration(file, TREE) == calibration
-    assert calibration.for_target(0.86)[0] == 0.9  # the next one that is stored
+    assert thresholds_for(calibration, 0.86)[0] == 0.9  # the next one that is stored
     with pytest.raises(ValueError, match="up to 0.99, not 0.999"):
-        calibration.for_target(0.999)
+        thresholds_for(calibration, 0.999)
     other = Hierarchy(["a", "b"], [["x"], ["x"]], [[None], [0]])
     with pytest.raises(ValueError, match="for the levels a, b, c; the model has a, b"):
-        Calibration.from_dict(calibration.to_dict(), other)
+        read_calibration(file, other)
     for text in ("{}", "[]", "no json"):
         file.write_text(text)
         with pytest.raises(ValueError, match="Cannot read the calibration"):

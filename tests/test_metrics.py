@@ -158,10 +158,12 @@ def test_level_scores_equal_those_of_sklearn_and_torchmetrics(seed):
     hierarchy = random_tree(seed)
     predictions, references = random_batch(hierarchy, seed)
     metric = counted(hierarchy, predictions, references)
+    argmax = [scores.argmax(1) for scores in predictions["log_probs"]]
+    of_levels = counted(hierarchy, {**predictions, "path": argmax}, references)
     for level, name in enumerate(hierarchy.levels):
         scores, labels = predictions["log_probs"][level], references[:, level]
         assert_same(metric.compute()["levels"][name], level_scores(scores, predictions["path"][level], labels))
-        of_argmax = metric.argmax_levels()[name]
+        of_argmax = of_levels.compute()["levels"][name]
         assert_same(of_argmax, level_scores(scores, scores.argmax(1), labels))
         public = multiclass_calibration_error(scores.exp(), labels, scores.shape[1], 15, ignore_index=IGNORE)
         assert of_argmax["ece"] == pytest.approx(public.item(), abs=1e-6)
@@ -245,13 +247,6 @@ def test_known_numbers(small):
         "argmax": {"full_path_accuracy": 1 / 3, "tree_inconsistency": 0.25, "hierarchical_distance": 1 / 3},
     }
     assert_same(metric.compute(), expected)
-    # kind, argmax: right wrong right wrong at 0.7 0.6 0.5 1.0; float32 0.5 lies on a bin's edge, so only its mean.
-    of_argmax = metric.argmax_levels()
-    assert of_argmax["kind"]["accuracy"] == 0.5
-    assert of_argmax["kind"]["mean_confidence"] == pytest.approx(0.7)
-    assert of_argmax["kind"]["macro_f1"] == pytest.approx((2 / 4 + 2 / 4) / 2)  # z: neither labelled nor predicted
-    assert of_argmax["sort"]["accuracy"] == pytest.approx(2 / 3)
-    assert of_argmax["sort"]["macro_f1"] == pytest.approx((2 / 3 + 0 + 1) / 3)
 
 
 @pytest.mark.parametrize(
@@ -300,7 +295,7 @@ def test_perfect_and_worst_predictions():
         scores.scatter_(1, labels.clamp(min=0)[:, None], 0)
     metric = counted(hierarchy, {"log_probs": sure, "path": truth}, torch.stack(truth, 1))
     ideal = {"accuracy": 1.0, "top5_accuracy": 1.0, "macro_f1": 1.0, "mean_confidence": 1.0, "ece": 0.0}
-    for scores in [*metric.compute()["levels"].values(), *metric.argmax_levels().values()]:
+    for scores in metric.compute()["levels"].values():
         assert scores.pop("num_labelled") > 0
         assert_same(scores, ideal)
     ideal = {"full_path_accuracy": 1.0, "tree_inconsistency": 0.0, "hierarchical_distance": 0.0}
@@ -365,7 +360,6 @@ def test_any_split_into_batches_gives_the_same(sizes):
     for index in torch.randperm(160, generator=torch.Generator().manual_seed(0)).split(sizes):
         pieces.add_batch(**part(predictions, references, index))
     assert_same(pieces.compute(), whole.compute(), tolerance=1e-12)
-    assert_same(pieces.argmax_levels(), whole.argmax_levels(), tolerance=1e-12)
 
 
 def test_single_samples():
@@ -393,7 +387,6 @@ def test_processes_reduce_to_the_numbers_of_one():
         sums = iter([sum(tensors) for tensors in zip(*sent, strict=True)])
         metric.reduce(lambda tensor, sums=sums: next(sums))
         assert_same(metric.compute(), whole.compute())
-        assert_same(metric.argmax_levels(), whole.argmax_levels())
 
 
 def test_compute_clears_nothing_and_reset_clears_all():
@@ -433,7 +426,6 @@ def test_half_precision(dtype):
     exact = counted(hierarchy, {"log_probs": log_probs, "path": path}, references)
     half = counted(hierarchy, {"log_probs": [scores.to(dtype) for scores in log_probs], "path": path}, references)
     assert_same(half.compute(), exact.compute(), tolerance=1e-12)
-    assert_same(half.argmax_levels(), exact.argmax_levels(), tolerance=1e-12)
 
 
 def test_inputs_with_gradients_and_inference_mode(small):

@@ -15,18 +15,20 @@ starts, which share the error allowed.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import bdtrc
 
-from ..model.answers import thresholds_for
+from ..labels.encoding import LabelPath, encode_path
 from ..model.hierarchy import Hierarchy
-from .backoff import is_right
+from ..model.tree import IGNORE
 from .prediction_table import PredictionTable
+
+UNKNOWN = -1
+"""Label of something that is named, but that the label tree has no class for"""
 
 TARGETS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 """Precisions that thresholds are found for"""
@@ -38,78 +40,41 @@ NUM_STARTS = 4
 NUM_STEPS = 200
 """Thresholds tested, at most, from the strictest to the one that answers everything"""
 
-
-@dataclass
-class Calibration:
-    """Thresholds of back-off for each of :data:`TARGETS`, as ``config.json`` holds them.
-
-    Attributes:
-        num_images: that they were found on.
-        decoding: of the best path that they are for.
-        targets: precisions.
-        levels: names of the levels, coarse to fine.
-        thresholds: per level, for each target the lowest probability that is answered; ``None`` for none.
-        precision, coverage: per level, for each target: share right, and share answered at this level, there.
-    """
-
-    num_images: int
-    decoding: str
-    targets: list[float]
-    levels: list[str]
-    thresholds: list[list[float | None]]
-    precision: list[list[float | None]]
-    coverage: list[list[float]]
-
-    def for_target(self, precision: float) -> tuple[float, list[float | None]]:
-        """The lowest target that is at least ``precision``, and its threshold of every level, coarse to fine.
-
-        Raises:
-            ValueError: if that is more than any.
-        """
-        return thresholds_for(asdict(self), precision)
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any], hierarchy: Hierarchy) -> Calibration:
-        """From what ``config.json`` holds; ValueError if it is for other levels."""
-        missing = {entry.name for entry in fields(cls)} - set(content)
-        if missing:
-            raise ValueError(f"The calibration lacks: {', '.join(sorted(missing))}.")
-        calibration = cls(**{entry.name: content[entry.name] for entry in fields(cls)})
-        if calibration.levels != list(hierarchy.levels):
-            raise ValueError(
-                f"The calibration is for the levels {', '.join(calibration.levels)}; the model has "
-                f"{', '.join(hierarchy.levels)}."
-            )
-        return calibration
-
-    def to_dict(self) -> dict[str, Any]:
-        """What :meth:`from_dict` takes, ready for JSON."""
-        return asdict(self)
+KEYS = ("num_images", "decoding", "targets", "levels", "thresholds", "precision", "coverage")
+"""Of a calibration, see :func:`calibrate`"""
 
 
-def read_calibration(path: str | Path, hierarchy: Hierarchy) -> Calibration:
-    """Read the calibration.json that ``--eval_only`` writes; ValueError if it is not there or not that."""
+def read_calibration(path: str | Path, hierarchy: Hierarchy) -> dict[str, Any]:
+    """Read the calibration.json that ``--eval_only`` writes; ValueError if it is not there, not that, or of others."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ValueError("it holds no calibration")
-        return Calibration.from_dict(content, hierarchy)
-    except (OSError, ValueError) as error:
+        if missing := [name for name in KEYS if name not in content]:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        if content["levels"] != list(hierarchy.levels):
+            theirs, ours = (", ".join(levels) for levels in (content["levels"], hierarchy.levels))
+            raise ValueError(f"it is for the levels {theirs}; the model has {ours}")
+    except (OSError, ValueError, TypeError) as error:
         raise ValueError(f"Cannot read the calibration {path}: {error}") from error
+    return content
 
 
-def calibrate(table: PredictionTable, decoding: str) -> Calibration:
-    """Thresholds for every target; see the top of the file.
+def calibrate(table: PredictionTable, decoding: str) -> dict[str, Any]:
+    """Thresholds of back-off for each of :data:`TARGETS`, as ``config.json`` holds them; see the top of the file.
 
     Args:
         table: predictions for the evaluated images.
-        decoding: of the best path.
+        decoding: of the best path that they are for.
+
+    Returns:
+        ``num_images`` that they were found on, ``decoding``, ``targets`` (the precisions), names of the ``levels``;
+        and per level, coarse to fine, for each target: ``thresholds``, the lowest probability that is answered, or
+        ``None`` for none; ``precision`` and ``coverage``, the share right, and the share answered at this level.
     """
     judged, right = is_right(table.best_path, table.columns["label"])
     probabilities, levels = table.columns["best_path_probability"], list(table.hierarchy.levels)
     found = [_cascade(probabilities, judged, right, target) for target in TARGETS]
     columns = np.array(found, dtype=object).transpose(2, 1, 0).tolist()  # from (targets, levels, columns)
-    return Calibration(len(probabilities), decoding, list(TARGETS), levels, *columns)
+    return dict(zip(KEYS, (len(probabilities), decoding, list(TARGETS), levels, *columns), strict=True))
 
 
 def _cascade(
@@ -146,9 +111,8 @@ def lowest_threshold(
     """
     order = np.argsort(-probabilities, kind="stable")
     chances, num_right = probabilities[order], np.cumsum(right[order])
-    fewest = int(
-        np.ceil(np.log(error / NUM_STARTS) / np.log(target))
-    )  # with fewer, even all of them right would not be enough
+    # With fewer, even all of them right would not be enough.
+    fewest = int(np.ceil(np.log(error / NUM_STARTS) / np.log(target)))
     if len(chances) < fewest:
         return None
     sizes = np.unique(np.linspace(fewest, len(chances), NUM_STEPS).round().astype(int))
@@ -162,3 +126,33 @@ def lowest_threshold(
         return None
     threshold = float(chances[sizes[reached - 1] - 1])
     return threshold - 1e-5 * threshold * (1 - threshold) - 1e-7  # in other batches numbers are rounded differently
+
+
+def is_right(path: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which predictions labels can judge, and which of them are right: two boolean arrays (n, levels).
+
+    A label reaches a level if it names a class there or below; if only below, an answer at this level is wrong.
+
+    Args:
+        path: (n, levels) predicted class numbers, IGNORE where there is none.
+        labels: (n, levels) class numbers, IGNORE where blank, UNKNOWN where the tree lacks what is named.
+    """
+    reached = np.logical_or.accumulate((labels >= 0)[:, ::-1], axis=1)[:, ::-1]
+    judged = (reached | (labels == UNKNOWN)) & (path >= 0)
+    return judged, judged & (labels == path)
+
+
+def find_labels(hierarchy: Hierarchy, columns: Sequence[Sequence[str | None]]) -> np.ndarray:
+    """Labels int64 (n, levels) of clean names, one column a level; what the tree lacks is UNKNOWN, blanks IGNORE."""
+    index = hierarchy.node_index()
+    known: dict[LabelPath, Sequence[int]] = {}
+    for path in set(zip(*columns, strict=True)):
+        kept, labels = list(path), None
+        while (labels := encode_path(hierarchy, index, tuple(kept))) is None:
+            kept[max(level for level, name in enumerate(kept) if name is not None)] = None
+        known[path] = [
+            UNKNOWN if name is not None and label == IGNORE else label
+            for name, label in zip(path, labels, strict=True)
+        ]
+    rows = [known[path] for path in zip(*columns, strict=True)]
+    return np.array(rows, dtype=np.int64).reshape(-1, hierarchy.num_levels)

@@ -12,7 +12,6 @@ from itertools import compress
 from typing import Any
 
 import datasets
-import evaluate
 import numpy as np
 import torch
 
@@ -23,51 +22,32 @@ UINT8_IGNORE = 255  # an ignored pixel in uint8 references; in signed ones every
 _DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _JOINT_LIMIT = 2**22  # counters of a histogram over all levels: 32 MiB
 _LANES, _BLOCK = 4, 1024  # see _count
-_CLASS_SCORES = ("iou", "precision", "recall", "f1", "num_pixels")
-
-_DESCRIPTION = """Intersection over union, F1 and pixel accuracy of every level of a label tree, and how well the
-levels agree with each other, for two decodings: the leaf of the best path, and the per-level argmax.
-
-All numbers are of the data set: pixels are counted over all images and divided once, never averaged over images or
-batches. Counts are 64-bit integers. With TP, FP and FN the pixels of a class that are predicted correctly, predicted
-wrongly, and missed, per level and over the pixels whose reference leaf has a value there:
-    iou: TP / (TP + FP + FN); f1: 2 TP / (2 TP + FP + FN); precision: TP / (TP + FP); recall: TP / (TP + FN).
-        0 / 0 is NaN: precision without predictions, recall without references, all four of an absent class.
-    num_pixels: TP + FN.
-    mean_iou, mean_f1: mean over the classes that are a reference or a prediction at least once; NaN over none.
-    pixel_accuracy: share of the pixels whose predicted class is the reference.
-A best path without a value at the level is a miss of the reference and of no class a false positive.
-
-Over levels, over all labelled pixels (the first two after Park et al., H-CAST, arXiv 2406.11608):
-    full_path_accuracy: share right at every level at which the reference has a value; of the path, right in the leaf.
-    tree_inconsistency: share whose predicted classes are not a path of the tree (a level without a value on the path
-        of the last level's class cannot contradict it). 0 by construction for the best path.
-    hierarchical_distance, of the path: mean height in levels of the lowest common ancestor of the true and the
-        predicted leaf (Bertinetto et al., CVPR 2020, arXiv 1912.09393): 0 if the leaf is right, num_levels - 1 -
-        (index of the deepest level at which both have the same class) otherwise, num_levels if they share none.
-"""
-
-_INPUTS = """
-Args:
-    predictions: dict of tensors of any one shape, of type uint8, int16, int32 or int64, nowhere negative:
-        leaf: the leaf of the best path.
-        argmax: per level its most probable class. May be left out; the metrics of the argmax are of the pixels for
-            which it was given.
-    references: the leaf, a tensor of that shape. Ignored pixels are negative or, in uint8 (at most 255 leaves), 255.
-"""
-
-_CITATION = """@misc{hcast, author={Park, S. and Zhang, Y. and Yu, S. X. and Beery, S. and Huang, J.}, year={2024},
-  title={Visually Consistent Hierarchical Image Classification}, eprint={2406.11608}}
-@inproceedings{mistakes, author={Bertinetto, L. and Mueller, R. and Tertikas, K. and Samangooei, S. and Lord, N. A.},
-  title={Making Better Mistakes: Leveraging Class Hierarchies with Deep Networks}, booktitle={CVPR}, year={2020}}
-"""
+_MASK = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
 
 
 class SegmentationMetrics(CountingMetric):
-    """Streaming, exact metrics of a segmentation model whose labels form a tree.
+    """IoU, F1 and pixel accuracy of every level of a label tree, and how well the levels agree, exact and streaming.
 
-    ``metric.description`` defines every number; see :class:`common.metrics.counting.CountingMetric`. Memory depends on
-    the tree alone: it is quadratic in the number of leaves.
+    For two decodings: the leaf of the best path, and the per-level argmax. All numbers are of the data set: pixels are
+    counted over all images and divided once, never averaged over images or batches. Memory depends on the tree alone:
+    it is quadratic in the number of leaves. With TP, FP and FN the pixels of a class that are predicted correctly,
+    predicted wrongly, and missed, per level and over the pixels whose reference leaf has a value there:
+
+    - iou: TP / (TP + FP + FN); f1: 2 TP / (2 TP + FP + FN); precision: TP / (TP + FP); recall: TP / (TP + FN).
+      0 / 0 is NaN: precision without predictions, recall without references, all four of an absent class.
+    - num_pixels: TP + FN.
+    - mean_iou, mean_f1: mean over the classes that are a reference or a prediction at least once; NaN over none.
+    - pixel_accuracy: share of the pixels whose predicted class is the reference.
+
+    A best path without a value at the level is a miss of the reference and of no class a false positive.
+    Over levels, over all labelled pixels (the first two after Park et al., H-CAST, arXiv 2406.11608):
+
+    - full_path_accuracy: share right at every level at which the reference has a value; of the path, in the leaf.
+    - tree_inconsistency: share whose predicted classes are not a path of the tree (a level without a value on the path
+      of the last level's class cannot contradict it). 0 by construction for the best path.
+    - hierarchical_distance, of the path: mean height in levels of the lowest common ancestor of the true and the
+      predicted leaf (Bertinetto et al., CVPR 2020, arXiv 1912.09393): 0 if the leaf is right, num_levels - 1 -
+      (index of the deepest level at which both have the same class) otherwise, num_levels if they share none.
 
     Args:
         hierarchy: the label tree.
@@ -75,9 +55,9 @@ class SegmentationMetrics(CountingMetric):
         keep_counts: whether :meth:`counts_of_calls` is wanted; some 24 bytes per class of all levels and call.
     """
 
+    _features = {"predictions": {"leaf": _MASK, "argmax": datasets.Sequence(_MASK)}, "references": _MASK}
+
     def __init__(self, hierarchy: Hierarchy, device: str | torch.device = "cpu", *, keep_counts: bool = False) -> None:
-        super().__init__()
-        self.hierarchy = hierarchy
         rows, num_classes = hierarchy.num_leaves + 1, hierarchy.num_classes  # the first row is for ignored pixels
         # The argmax of all levels is counted together or, in large trees, each level for itself, beside two sums that
         # would follow from counting together. Counters of the argmax are named by the levels they are of.
@@ -87,30 +67,26 @@ class SegmentationMetrics(CountingMetric):
         self._shapes = dict.fromkeys(("images", "invalid", "right", "consistent"), (1,))
         self._shapes |= {"leaf": (rows, hierarchy.num_leaves)}
         self._shapes |= {group: (rows, *(num_classes[level] for level in group)) for group in self._groups}
-        self._counts = self._zeros(device)
+        super().__init__(hierarchy, device)
         self._may_look = self._counts.device.type == "cpu"  # elsewhere it would wait for the device
         self._calls: list[torch.Tensor] | None = [] if keep_counts else None
-        ancestors, sizes = hierarchy.ancestors, torch.tensor(num_classes)
-        classes = [column.unsqueeze(1) == torch.arange(size) for column, size in zip(ancestors.T, sizes, strict=True)]
-        self._is_below = torch.cat(classes, 1).double().to(device)  # leaf, class of any level
-        self._has_value = (ancestors >= 0).T.double().to(device)  # level, leaf
-        self._level_of = torch.arange(len(sizes)).repeat_interleave(sizes).unsqueeze(0).to(device)
-
-    def _info(self) -> evaluate.MetricInfo:
-        mask = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
-        features = {"predictions": {"leaf": mask, "argmax": datasets.Sequence(mask)}, "references": mask}
-        return evaluate.MetricInfo(
-            description=_DESCRIPTION,
-            citation=_CITATION,
-            inputs_description=_INPUTS,
-            features=datasets.Features(features),
-            reference_urls=["https://arxiv.org/abs/2406.11608", "https://arxiv.org/abs/1912.09393"],
-        )
+        columns = zip(hierarchy.ancestors.T, num_classes, strict=True)
+        below = [column.unsqueeze(1) == torch.arange(size) for column, size in columns]
+        self._is_below = torch.cat(below, 1).double().to(device)  # leaf, class of any level
+        has_value = [matrix.any(1, keepdim=True).expand_as(matrix) for matrix in below]
+        self._has_value = torch.cat(has_value, 1).double().to(device)  # leaf, class of any level: at its level
 
     # ---- counting
 
     def add_batch(self, *, predictions: Mapping[str, Any], references: torch.Tensor) -> None:
         """Count the pixels of a batch of images if the references have 3 dimensions, otherwise of one image.
+
+        Args:
+            predictions: dict of tensors of any one shape, uint8, int16, int32 or int64, nowhere negative:
+                leaf: the leaf of the best path.
+                argmax: per level its most probable class. May be left out; the metrics of the argmax are of the pixels
+                    for which it was given.
+            references: the leaf, of that shape; negative where ignored or, in uint8 (at most 255 leaves), 255.
 
         Raises:
             ValueError: if shapes, dtypes or devices do not fit the tree and this metric or, where looking at values
@@ -195,7 +171,7 @@ class SegmentationMetrics(CountingMetric):
         return {
             "num_samples": counters["images"].item(),
             "num_pixels": num_pixels.item(),
-            "levels": self._level_scores([self._of_path(leaf, level) for level in range(self.hierarchy.num_levels)]),
+            "levels": self._level_scores([below.T[:-1] @ leaf.double() @ below for below in self._below()]),
             "path": {
                 "full_path_accuracy": _share(leaf.trace(), num_pixels),
                 "tree_inconsistency": _share(0 * num_pixels, num_pixels),
@@ -206,11 +182,11 @@ class SegmentationMetrics(CountingMetric):
 
     def argmax_levels(self) -> dict[str, dict[str, Any]]:
         """As "levels" of :meth:`compute`, for the per-level argmax."""
-        counters, matrices = self._on_host(), []
+        counters, below, matrices = self._on_host(), self._below(), []
         for group in self._groups:
             for dim, level in enumerate(group, 1):
                 of_leaves = counters[group][1:].movedim(dim, 1).unsqueeze(-1).flatten(2).sum(2)
-                matrices.append(torch.nn.functional.pad(self._merge_rows(of_leaves, level)[:-1], (0, 1)))
+                matrices.append(torch.nn.functional.pad(below[level].T[:-1] @ of_leaves.double(), (0, 1)))
         return self._level_scores(matrices)
 
     def leaf_confusion(self) -> np.ndarray:
@@ -227,10 +203,9 @@ class SegmentationMetrics(CountingMetric):
 
     def _class_counts(self, leaf: torch.Tensor) -> torch.Tensor:
         """From a confusion matrix of leaves: pixels labelled, predicted and right per class, and of the whole path."""
-        labelled = leaf.sum(1) @ self._is_below
-        predicted = (self._has_value @ leaf @ self._is_below).gather(0, self._level_of)[0]
-        right = (self._is_below * (leaf @ self._is_below)).sum(0)
-        total = leaf.sum().view(1)
+        classes, total = leaf @ self._is_below, leaf.sum().view(1)
+        labelled, predicted = leaf.sum(1) @ self._is_below, (self._has_value * classes).sum(0)
+        right = (self._is_below * classes).sum(0)
         return torch.cat([labelled, total, predicted, total, right, leaf.trace().view(1)])
 
     def _on_host(self) -> dict[Any, torch.Tensor]:
@@ -239,28 +214,29 @@ class SegmentationMetrics(CountingMetric):
             raise ValueError(f"{invalid} of the pixels counted had classes below 0 or beyond the last one.")
         return counters
 
-    def _merge_rows(self, matrix: torch.Tensor, level: int) -> torch.Tensor:
-        """Rows (leaves, n) summed by their class of the level, the last row for none: (classes + 1, n)."""
-        num_classes, ancestors = self.hierarchy.num_classes[level], self.hierarchy.ancestors[:, level]
-        rows = torch.where(ancestors < 0, num_classes, ancestors)
-        return matrix.new_zeros(num_classes + 1, matrix.shape[1]).index_add_(0, rows, matrix)
-
-    def _of_path(self, leaf: torch.Tensor, level: int) -> torch.Tensor:
-        return self._merge_rows(self._merge_rows(leaf, level)[:-1].T, level).T
+    def _below(self) -> list[torch.Tensor]:
+        """Per level float64 (leaves, classes + 1): 1 where a leaf is of a class; the last column is for none."""
+        parts = self._is_below.cpu().split(self.hierarchy.num_classes, 1)
+        return [torch.cat([part, 1 - part.sum(1, keepdim=True)], 1) for part in parts]
 
     def _level_scores(self, matrices: Sequence[torch.Tensor]) -> dict[str, dict[str, Any]]:
-        """Scores from the confusion matrices (classes, classes + 1) of every level, the last column for no value."""
+        """Scores from float64 confusion matrices (classes, classes + 1) of every level; the last column is none."""
         scores = {}
         for level, (name, matrix) in enumerate(zip(self.hierarchy.levels, matrices, strict=True)):
-            right, labelled, predicted = matrix.diagonal().double(), matrix.sum(1), matrix[:, :-1].sum(0)
-            iou, f1 = right / (labelled + predicted - right), 2 * right / (labelled + predicted)
-            columns = [iou, right / predicted, right / labelled, f1, labelled]
-            rows = zip(*(column.tolist() for column in columns), strict=True)
-            per_class = [dict(zip(_CLASS_SCORES, row, strict=True)) for row in rows]
+            right, labelled, predicted = matrix.diagonal(), matrix.sum(1), matrix[:, :-1].sum(0)
+            columns = {
+                "iou": right / (labelled + predicted - right),
+                "precision": right / predicted,
+                "recall": right / labelled,
+                "f1": 2 * right / (labelled + predicted),
+                "num_pixels": labelled.long(),
+            }
+            rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+            per_class = [dict(zip(columns, row, strict=True)) for row in rows]
             scores[name] = {
-                "mean_iou": iou.nanmean().item(),
+                "mean_iou": columns["iou"].nanmean().item(),
                 "pixel_accuracy": _share(right.sum(), labelled.sum()),
-                "mean_f1": f1.nanmean().item(),
+                "mean_f1": columns["f1"].nanmean().item(),
                 "per_class": dict(zip(self.hierarchy.display_names(level), per_class, strict=True)),
             }
         return scores

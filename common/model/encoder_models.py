@@ -28,7 +28,7 @@ class LabelTreeConfig(PretrainedConfig):
         decoder_channels: its width.
         head_scale: of a ``tree`` head; models that older versions saved have 1.
         evaluation: how images were resized and paths decoded in evaluation; predict.py does the same.
-        calibration: see :class:`common.metrics.calibration.Calibration`; of models for whole images.
+        calibration: see :func:`common.metrics.calibration.calibrate`; of models for whole images.
     """
 
     model_type = "label_tree"

@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 
 from ..images.transforms import EvaluationTransform, Normalize
-from ..metrics.backoff import is_right
+from ..metrics.calibration import is_right
 from ..model.modeling import LabelTreeForImageClassification
 from .lines import Counts, count_line, counts_table, line_writer, shares
 from .views import averaged, shown_size
@@ -36,7 +36,7 @@ class ClassPredictor:
         formats: of the tables, see :data:`FORMATS`.
         thresholds: per level, for back-off (:func:`common.model.answers.answer_levels`); ``None`` for no answers.
         groups: of every row, for answers about several photographs of one thing.
-        labels: int64 (rows, levels), see :func:`common.metrics.backoff.find_labels`; ``None`` if nothing is known.
+        labels: int64 (rows, levels), see :func:`common.metrics.calibration.find_labels`; ``None`` if nothing is known.
         tta: one of :data:`common.predict.views.IMAGE_VIEWS`.
 
     Attributes:
