@@ -36,7 +36,8 @@ from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import class_weights
 from common.losses.segmentation import SegmentationLoss
-from common.metrics.intervals import bootstrap_intervals, gather_counts
+from common.metrics.intervals import bootstrap_intervals
+from common.metrics.prediction_table import gather_rows
 from common.metrics.report_data import REPORT_DATA_FILE, ReportData
 from common.metrics.segmentation import SegmentationMetrics
 from common.model.decoders import DECODERS
@@ -470,23 +471,14 @@ def make_loss(
     level_weights: Sequence[float],
 ) -> SegmentationLoss:
     """Dice and focal loss, or one of its parts, of every level that has weight."""
-    dice, focal, gamma = {
-        "dice_focal": (args.dice_weight, args.focal_weight, args.focal_gamma),
-        "cross_entropy": (0.0, 1.0, 0.0),
-        "dice": (1.0, 0.0, 0.0),
-    }[args.loss]
+    parts = {"dice": args.dice_weight, "focal": args.focal_weight}
+    parts = {"dice_focal": parts, "cross_entropy": {"ce": 1.0}, "dice": {"dice": 1.0}}[args.loss]
     weights = None
     if data.train_pixels is not None:
         counts = data.hierarchy.count_lifted(torch.from_numpy(data.train_pixels))
         weights = [class_weights(count, args.class_weighting, args.class_weight_max_ratio) for count in counts]
     return SegmentationLoss(
-        model.heads,
-        level_weights,
-        weights,
-        dice_weight=dice,
-        focal_weight=focal,
-        focal_gamma=gamma,
-        dice_over=args.dice_over,
+        model.heads, level_weights, weights, parts, focal_gamma=args.focal_gamma, dice_over=args.dice_over
     )
 
 
@@ -538,7 +530,7 @@ def evaluate_model(
     masks = PredictionFolder(Path(args.output_dir) / f"predictions{part.suffix}", hierarchy, args.save_predictions)
     masks.start(accelerator)
     examples, rows = ExampleKeeper(part.looked, part.pixels), []
-    sums = torch.zeros(2, loss_fn.num_levels, 2, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, hierarchy.num_levels, len(loss_fn.parts), dtype=torch.float64, device=device)
     # With one softmax over leaves, the last level's most probable class is the leaf of the best path.
     only_leaves = hierarchy.num_leaves == hierarchy.num_classes[-1]
     last_is_leaf = heads.leaf_softmax and only_leaves and args.decoding == "leaf"
@@ -575,9 +567,10 @@ def evaluate_model(
     for level, row in metrics.argmax_levels().items():
         means = {name: value for name, value in row.items() if name != "per_class"}
         results["argmax"].setdefault("levels", {})[level] = means
-    rows, counts = gather_counts(accelerator, rows, metrics.counts_of_calls())
-    groups = None if part.groups is None else part.groups[rows]
-    results["intervals"] = bootstrap_intervals(hierarchy, counts, MEASURES, groups)
+    counted = {"row": np.array(rows, dtype=int), "counts": metrics.counts_of_calls()}
+    counted = gather_rows(accelerator, counted)
+    groups = None if part.groups is None else part.groups[counted["row"]]
+    results["intervals"] = bootstrap_intervals(hierarchy, counted["counts"], MEASURES, groups)
     return Evaluation(
         results=results,
         report_data=ReportData.of_leaf_matrix(hierarchy, metrics.leaf_confusion()),

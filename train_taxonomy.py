@@ -504,7 +504,7 @@ def evaluate_model(
     answer = averaged([model], args.tta)
     metrics = TaxonomyMetrics(hierarchy, device, top_k=args.top_k)
     predictions = PredictionTable(hierarchy, device, complete=args.save_predictions)
-    sums = torch.zeros(2, loss_fn.num_levels, dtype=torch.float64, device=device)
+    sums = torch.zeros(2, hierarchy.num_levels, dtype=torch.float64, device=device)
     for batch in batches:
         labels = batch["labels"].to(device, non_blocking=True)
         with accelerator.autocast():

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from scipy.stats import binom, norm
 from sklearn.metrics import f1_score
 
-from common.metrics.intervals import NUM_RESAMPLES, bootstrap_intervals, counts_of_predictions, gather_counts
-from common.metrics.prediction_table import PredictionTable
+from common.metrics.intervals import NUM_RESAMPLES, bootstrap_intervals, counts_of_predictions
+from common.metrics.prediction_table import PredictionTable, gather_rows
 from common.metrics.segmentation import SegmentationMetrics
 from common.metrics.taxonomy import TaxonomyMetrics
 from common.model.hierarchy import Hierarchy
@@ -97,8 +97,9 @@ def test_masks_count_as_their_metrics_do(parents):
         truth, leaf = torch.from_numpy(random.integers(-1, 4, (2, 9, 7)))
         metric.add_batch(predictions={"leaf": leaf.clamp(min=0)}, references=truth)
     results, counts = metric.compute(), metric.counts_of_calls()
-    rows, counts = gather_counts(Accelerator(cpu=True), [5, 4, 3, 2, 1, 0], counts)
-    assert rows.tolist() == [0, 1, 2, 3, 4, 5]
+    gathered = gather_rows(Accelerator(cpu=True), {"row": np.arange(6)[::-1], "counts": counts})
+    assert gathered["row"].tolist() == [0, 1, 2, 3, 4, 5]
+    counts = gathered["counts"]
     assert (counts == metric.counts_of_calls()[::-1]).all()
     labelled, predicted, right = counts.sum(0).reshape(3, -1)
     for name, start, end in (("coarse", 0, 2), ("fine", 2, 6)):

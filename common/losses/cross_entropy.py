@@ -41,26 +41,16 @@ class LevelCrossEntropy(nn.Module):
     ) -> None:
         super().__init__()
         hierarchy = heads.hierarchy
-        # Not a submodule: the heads belong to the model, and the loss has no parameters.
-        self._heads = (heads,)
-        self.weights = list(weights)
-        self.label_smoothing = label_smoothing
+        self._heads = (heads,)  # not a submodule: the heads belong to the model, and the loss has no parameters
+        self.weights, self.label_smoothing = list(weights), label_smoothing
         self.backoff_levels = sorted(backoff_levels)
-        each = class_weights or [torch.ones(n) for n in hierarchy.num_classes]
-        for level, value in enumerate(each):
+        for level, value in enumerate(class_weights or map(torch.ones, hierarchy.num_classes)):
             self.register_buffer(f"class_weight_{level}", value.float(), persistent=False)
-        offset = torch.zeros(heads.weight.shape[0] if heads.kind == "independent" else hierarchy.num_leaves)
+        self.register_buffer("offset", None, persistent=False)
         if logit_adjustment:
             assert counts is not None, "logit adjustment needs the class counts"
             priors = [(n.double().clamp(min=1) / n.sum().clamp(min=1)).log().float() for n in counts]
-            offset = logit_adjustment * heads.logit_offsets(priors)
-        self.register_buffer("offset", offset, persistent=False)
-        self.adjusted = bool(logit_adjustment)
-
-    @property
-    def num_levels(self) -> int:
-        """Number of levels."""
-        return len(self.weights)
+            self.offset = logit_adjustment * heads.logit_offsets(priors)
 
     def label_weights(self, labels: torch.Tensor) -> torch.Tensor:
         """Sum of class weights of the labelled elements of each level, float64 (levels,): the means' denominators.
@@ -68,8 +58,8 @@ class LevelCrossEntropy(nn.Module):
         Args:
             labels: (batch, levels), IGNORE where there is none.
         """
-        elements = [self._element_weights(labels[:, level], level).double() for level in range(self.num_levels)]
-        return self._sum_with_backoff(elements, labels)
+        columns = enumerate(labels.unbind(1))
+        return self._sum_with_backoff([self._class_weights(c, level).double() for level, c in columns], labels)
 
     def forward(
         self,
@@ -104,7 +94,7 @@ class LevelCrossEntropy(nn.Module):
 
     def level_sums(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """Weighted sum of the elements' losses per level, float32 (levels,); 0 for levels of weight 0."""
-        if self.adjusted and self.training:
+        if self.offset is not None and self.training:
             logits = logits.float() + self.offset.view(1, -1, *(1,) * (logits.dim() - 2))
         wanted = [level for level, weight in enumerate(self.weights) if weight or level in self.backoff_levels]
         log_probs = self._heads[0].log_probs(logits, wanted)
@@ -120,7 +110,7 @@ class LevelCrossEntropy(nn.Module):
         loss = -log_probs.gather(1, labels.clamp(min=0).unsqueeze(1)).squeeze(1)
         if self.label_smoothing:
             loss = (1 - self.label_smoothing) * loss - self.label_smoothing * log_probs.mean(1)
-        return torch.where(labels >= 0, loss * self._element_weights(labels, level), 0)
+        return torch.where(labels >= 0, loss * self._class_weights(labels, level), 0)
 
     def _sum_with_backoff(self, elements: Sequence[torch.Tensor | None], labels: torch.Tensor) -> torch.Tensor:
         """Sum of each level's elements (batch, ...), and of those whose labels end above it: (levels,)."""
@@ -134,6 +124,6 @@ class LevelCrossEntropy(nn.Module):
                 carried = carried + torch.where(ends, values, 0).sum()
         return torch.stack(sums)
 
-    def _element_weights(self, labels: torch.Tensor, level: int) -> torch.Tensor:
-        weight = getattr(self, f"class_weight_{level}")
-        return torch.where(labels >= 0, weight[labels.clamp(min=0)], 0)
+    def _class_weights(self, labels: torch.Tensor, level: int) -> torch.Tensor:
+        """The weight of each label's class, 0 without a label."""
+        return torch.where(labels >= 0, self.get_buffer(f"class_weight_{level}")[labels.clamp(min=0)], 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,19 +30,13 @@ def gather_enlarged(gradient: torch.Tensor, stride: int, size: Sequence[int]) ->
     return sides[0] @ gradient @ sides[1].T
 
 
-class Softmax(NamedTuple):
-    """One of the softmaxes: which of the model's channels, and which terminals."""
-
-    channels: slice
-    terminals: slice
-
-
 class SoftmaxLayout:
     """Positions of the classes' probabilities: first *sums*, then *terminals*, the outputs of the softmaxes.
 
     With ``independent`` heads the terminals are the classes of all active levels, and there are no sums. Otherwise
     they are the leaves; every class of a level above the last is a sum of leaves. A *slot* is a level's index among
-    the active levels; slots of sums come first.
+    the active levels; slots of sums come first. ``softmaxes`` are pairs of slices: which of the model's channels, and
+    which terminals.
     """
 
     def __init__(self, heads: LevelHeads, active: Sequence[int], device: torch.device) -> None:
@@ -54,13 +47,13 @@ class SoftmaxLayout:
         firsts = [sum(sizes[:slot]) for slot in range(len(sizes) + 1)]
         if heads.leaf_softmax:
             self.num_terminals, self.num_sum_slots = tree.num_leaves, len(active) - (last in active)
-            self.softmaxes = [Softmax(slice(0, tree.num_leaves), slice(0, tree.num_leaves))]
+            self.softmaxes = [(slice(0, tree.num_leaves), slice(0, tree.num_leaves))]
             members = [torch.arange(n)[:, None] == column[:-1] for n, column in zip(sizes, columns, strict=True)]
         else:
             self.num_terminals, self.num_sum_slots = firsts[-1], 0
             starts = [sum(tree.num_classes[:level]) for level in active]
             spans = list(zip(starts, firsts, sizes, strict=False))
-            self.softmaxes = [Softmax(slice(start, start + n), slice(at, at + n)) for start, at, n in spans]
+            self.softmaxes = [(slice(start, start + n), slice(at, at + n)) for start, at, n in spans]
             members = torch.eye(self.num_terminals).split(sizes)
         self.num_sums = firsts[self.num_sum_slots]
         # The last level's classes are the first leaves, so these rows are theirs.
@@ -71,7 +64,7 @@ class SoftmaxLayout:
         self.terminals_of_sums = [row.nonzero()[:, 0] for row in self.sums]
         self.reach = torch.stack([matrix.new_zeros(self.num_terminals) for matrix in self.members])
         for slot, _ in enumerate(active):  # 1 where a terminal shares the slot's softmax
-            self.reach[slot, self.softmaxes[slot if len(self.softmaxes) > 1 else 0].terminals] = 1
+            self.reach[slot, self.softmaxes[slot if len(self.softmaxes) > 1 else 0][1]] = 1
         # For each leaf, and last for pixels without a label, per slot: the class, and whether there is one (if not,
         # class 0 is a placeholder that does not count).
         self.classes = torch.stack(columns).clamp(min=0).to(device)
@@ -156,8 +149,8 @@ class PixelSoftmax:
                 yield slice(first, first + images), slice(start, start + pixels)
 
     def _softmax(self, logits: torch.Tensor, out: torch.Tensor) -> None:
-        for softmax in self.layout.softmaxes:
-            given, part = logits[:, softmax.terminals].float(), out[:, softmax.terminals]
+        for _, terminals in self.layout.softmaxes:
+            given, part = logits[:, terminals].float(), out[:, terminals]
             torch.sub(given, given.amax(1, keepdim=True), out=part).exp_()
             part.mul_(part.sum(1, keepdim=True).reciprocal_())
         out.clamp_(min=LEAST)
@@ -188,7 +181,7 @@ class PixelSoftmax:
         layout = self.layout
         sums = [logits[:, terminals].logsumexp(1) for terminals in layout.terminals_of_sums]
         sums = torch.stack(sums, 1) if sums else logits[:, :0]
-        totals = torch.stack([logits[:, softmax.terminals].logsumexp(1) for softmax in layout.softmaxes], 1)
+        totals = torch.stack([logits[:, terminals].logsumexp(1) for _, terminals in layout.softmaxes], 1)
         found = torch.cat([source.gather(1, place) for source, place in zip((sums, logits), places, strict=True)], 1)
         return found.sub_(totals).clamp_(max=0)  # one softmax for all slots, or one each
 

@@ -1,4 +1,4 @@
-"""Dice and focal loss of every pixel per level of the label tree, computed together with their gradient.
+"""Losses of every pixel per level of the label tree, computed together with their gradient.
 
 A segmentation model's logits at full resolution are the largest tensors of the program, and what autograd keeps of
 them (probabilities, one-hot labels, products, each per level) is many times their size. Here the gradient is written
@@ -7,7 +7,7 @@ out and computed chunk by chunk in the forward pass: nothing is kept at full res
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -20,23 +20,31 @@ from .pixel_softmax import PixelSoftmax, SoftmaxLayout, enlarge, gather_enlarged
 
 # Probabilities in memory at a time, (CPU, GPU), unless they share the gradient's memory.
 CHUNK = (2**22, 2**27)
+PIXEL_PARTS, REGION_PARTS = ("focal", "ce"), ("dice",)
 
 
 class SegmentationLoss(nn.Module):
-    """Weighted sum over the levels of ``dice_weight * Dice + focal_weight * focal``, in float32.
+    """Weighted sum over the levels of weighted sums of parts, in float32.
 
-    Both are weighted means whose denominators (:meth:`label_weights`) are given from outside, so that the parts of one
-    batch (micro-batches, processes) add up to exactly the loss of the batch. A pixel without a label at a level does
-    not count there. Cross-entropy is ``dice_weight=0, focal_gamma=0``.
+    Each part is a weighted mean whose denominator (:meth:`label_weights`) is given from outside, so that the parts of
+    one batch (micro-batches, processes) add up to exactly the loss of the batch. A pixel without a label at a level
+    does not count there.
 
-    - Focal (Lin et al., ICCV 2017): ``(1 - p)^gamma * -log p`` of each pixel, where p is its class's probability.
-    - Dice (Milletari et al., 3DV 2016): ``1 - (2 I + smooth) / (S + T + smooth)`` of each class that occurs in an
-      image: T pixels are of the class, its probabilities sum to I over these and to S over all labelled pixels.
+    Means over pixels, where p is the probability of the pixel's class:
+
+    - ce: cross-entropy, ``-log p``.
+    - focal (Lin et al., ICCV 2017): ``(1 - p)^gamma * -log p``.
+
+    Means over the classes that occur in an image, where T pixels are of the class, and its probabilities sum to I over
+    these and to S over all labelled pixels:
+
+    - dice (Milletari et al., 3DV 2016): ``1 - (2 I + smooth) / (S + T + smooth)``.
 
     Args:
         heads: the heads that give the logits.
         weights: per level, used as they are; may be changed between steps. Levels of weight 0 are not computed.
         class_weights: per level (classes,), or ``None`` for none.
+        parts: weight of each part; those of weight 0 are left out.
         dice_over: ``image``, or ``batch`` for one Dice of each class over all images of a forward pass.
         stride: how many times smaller than the labels the logits may be.
 
@@ -49,40 +57,35 @@ class SegmentationLoss(nn.Module):
         heads: LevelHeads,
         weights: Sequence[float],
         class_weights: Sequence[torch.Tensor] | None = None,
+        parts: Mapping[str, float] | None = None,
         *,
-        dice_weight: float = 0.5,
-        focal_weight: float = 0.5,
         focal_gamma: float = 2.0,
         dice_over: str = "image",
         smooth: float = 1.0,
         stride: int = 4,
     ) -> None:
         super().__init__()
+        parts = {"dice": 0.5, "focal": 0.5} if parts is None else parts
         if dice_over not in ("image", "batch"):
             raise ValueError(f"Unknown dice_over {dice_over!r}; choose from image, batch.")
-        if min(dice_weight, focal_weight, focal_gamma, smooth, stride - 1) < 0:
-            raise ValueError("dice_weight, focal_weight, focal_gamma and smooth are at least 0, stride at least 1.")
-        # Not a submodule: the heads belong to the model, and the loss has no parameters.
-        self._heads = (heads,)
-        self.weights = list(weights)
-        self.dice_weight, self.focal_weight, self.focal_gamma = dice_weight, focal_weight, focal_gamma
+        if min(*parts.values(), focal_gamma, smooth, stride - 1) < 0:
+            raise ValueError("Weights of parts, focal_gamma and smooth are at least 0, stride at least 1.")
+        self._heads = (heads,)  # not a submodule: the heads belong to the model, and the loss has no parameters
+        self.weights, self.focal_gamma = list(weights), focal_gamma
+        self.parts = {part: parts[part] for part in (*REGION_PARTS, *PIXEL_PARTS) if parts.get(part)}
         self.dice_over, self.smooth, self.stride = dice_over, smooth, stride
-        for level, value in enumerate(class_weights or [torch.ones(n) for n in heads.hierarchy.num_classes]):
+        for level, value in enumerate(class_weights or map(torch.ones, heads.hierarchy.num_classes)):
             self.register_buffer(f"class_weight_{level}", value.float(), persistent=False)
         self._layouts: dict[Any, SoftmaxLayout] = {}
 
-    @property
-    def num_levels(self) -> int:
-        """Number of levels."""
-        return len(self.weights)
-
     @torch.no_grad()
     def label_weights(self, labels: torch.Tensor) -> torch.Tensor:
-        """Denominators [of Dice, of focal] per level, float64 (levels, 2), of leaf labels (batch, H, W)."""
-        layout = self._layout(range(self.num_levels), labels.device)
+        """Denominator of each part per level, float64 (levels, parts), of leaf labels (batch, H, W)."""
+        layout = self._layout(range(len(self.weights)), labels.device)
         counts, weight = self._counts(layout, self._leaves(labels)), self._class_weights(layout).double()
-        both = torch.stack([((counts > 0) * weight).sum(0), (counts * weight).sum(0)])
-        return torch.stack([both[:, row].sum(1) for row in layout.rows])
+        of_kind = torch.stack([((counts > 0) * weight).sum(0), (counts * weight).sum(0)])
+        regions, pixels = torch.stack([of_kind[:, row].sum(1) for row in layout.rows], 1)
+        return torch.stack([pixels if part in PIXEL_PARTS else regions for part in self.parts], 1)
 
     def forward(
         self, logits: torch.Tensor, labels: torch.Tensor, denominators: torch.Tensor | None = None
@@ -93,7 +96,7 @@ class SegmentationLoss(nn.Module):
             logits: (batch, outputs of the heads, h, w), any floating dtype; of the labels' size, or ``stride`` times
                 smaller (rounded up) and then enlarged bilinearly.
             labels: (batch, H, W) int64 leaf labels, negative where there is none.
-            denominators: (levels, 2) :meth:`label_weights` of the batch that this is a part of; by default of this
+            denominators: (levels, parts) :meth:`label_weights` of the batch that this is a part of; by default of this
                 one.
 
         Raises:
@@ -106,11 +109,11 @@ class SegmentationLoss(nn.Module):
         return self.combine(self.level_sums(logits, labels), denominators)
 
     def combine(self, sums: torch.Tensor, denominators: torch.Tensor) -> torch.Tensor:
-        """The loss, from :meth:`level_sums` and :meth:`label_weights` added up over all parts; x/0 counts as 0."""
+        """The loss, from :meth:`level_sums` and :meth:`label_weights` added up over all batches; x/0 counts as 0."""
         return (sums * self._factors(denominators).to(sums)).sum()
 
     def level_sums(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Numerators [of Dice, of focal] per level, float32 (levels, 2), not in the graph; 0 where the weight is 0."""
+        """Numerator of each part per level, float32 (levels, parts), not in the graph; 0 where the weight is 0."""
         return self.sums_and_gradient(logits, labels)[0]
 
     @torch.no_grad()
@@ -123,7 +126,7 @@ class SegmentationLoss(nn.Module):
             raise ValueError(
                 f"Logits of {size} pixels are neither as large as labels of {full} nor {self.stride} times smaller."
             )
-        sums = torch.zeros(self.num_levels, 2, device=logits.device)
+        sums = torch.zeros(len(self.weights), len(self.parts), device=logits.device)
         active = [level for level, weight in enumerate(self.weights) if weight]
         if not active or not logits.numel():
             return sums, None if denominators is None else torch.zeros_like(logits, dtype=torch.float32)
@@ -134,70 +137,72 @@ class SegmentationLoss(nn.Module):
     def _sums_and_gradient(
         self, layout: SoftmaxLayout, sums: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor, denominators: Any
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        full, leaves, slopes = labels.shape[1:], self._leaves(labels), None
-        gradient, factors = None, torch.zeros(len(layout.active), 2, device=logits.device)
+        full, leaves, gradient, slopes = labels.shape[1:], self._leaves(labels), None, None
+        factors = torch.zeros(len(layout.active), len(self.parts), device=logits.device)
+        all_written = layout.num_terminals == logits.shape[1]
         if denominators is not None:
-            all_written = layout.num_terminals == logits.shape[1]
             gradient = (torch.empty_like if all_written else torch.zeros_like)(logits, dtype=torch.float32)
             factors = self._factors(denominators).index_select(0, layout.levels).float()
         # If possible, the probabilities use the gradient's memory and become the gradient in place.
         in_place = gradient is not None and logits.shape[2:] == full and gradient.is_contiguous() and all_written
-        weight = self._class_weights(layout)
-        run = partial(self._softmax, layout, layout.of_leaves(weight[None]), factors, sums)
+        weight, has_regions = self._class_weights(layout), "dice" in self.parts
+        of_pixels = partial(self._of_pixels, layout, layout.of_leaves(weight[None]), factors, sums)
+
+        def softmax_of(part: slice, out: torch.Tensor | None = None) -> PixelSoftmax:
+            given = logits[part]
+            if not all_written:
+                given = torch.cat([given[:, channels] for channels, _ in layout.softmaxes], 1)
+            given = (given if given.shape[2:] == full else enlarge(given, self.stride, full)).flatten(2)
+            out = torch.empty_like(given, dtype=torch.float32) if out is None else out.flatten(2)
+            return PixelSoftmax(layout, given, leaves[part], out, of_pixels)
+
         step = max(1, CHUNK[logits.is_cuda] // (layout.num_terminals * leaves.shape[1]))
         step = len(logits) if in_place and self.dice_over == "batch" else step
         parts = [slice(start, start + step) for start in range(0, len(logits), step)]
         of_batch = None
-        if self.dice_weight and self.dice_over == "batch" and len(parts) > 1:  # slopes need the batch's sums
-            of_batch = sum(self._overlaps(run(logits[part], leaves[part], full), leaves[part]) for part in parts)
+        if has_regions and self.dice_over == "batch" and len(parts) > 1:  # slopes need the batch's sums
+            of_batch = sum(self._overlaps(softmax_of(part), leaves[part]) for part in parts)
             sums.zero_()
         for part in parts:
-            softmax = run(logits[part], leaves[part], full, gradient[part] if in_place else None)
-            if self.dice_weight:
+            softmax = softmax_of(part, gradient[part] if in_place else None)
+            if has_regions:
                 overlaps = self._overlaps(softmax, leaves[part]) if of_batch is None else of_batch
                 dice, slopes = self._dice(overlaps, weight)
-                for level, row, (factor, _) in zip(layout.active, layout.rows, factors, strict=True):
+                for level, row, (factor, *_) in zip(layout.active, layout.rows, factors, strict=True):
                     slopes[..., row] *= factor
                     if of_batch is None or part.start == 0:
                         sums[level, 0] += dice[:, row].sum()
             if gradient is not None:
                 softmax.to_gradient(slopes)
-                if not in_place:
-                    self._write(softmax, full, gradient[part])
+                for channels, terminals in layout.softmaxes if not in_place else ():
+                    found, size = softmax.probs[:, terminals].unflatten(2, full), logits.shape[2:]
+                    found = found if size == full else gather_enlarged(found, self.stride, size)
+                    gradient[part, channels] = found
             del softmax  # free its memory before the next is made
         return sums, gradient
 
-    def _softmax(
+    def _of_pixels(
         self,
         layout: SoftmaxLayout,
         weights: torch.Tensor,
         factors: torch.Tensor,
         sums: torch.Tensor,
-        logits: torch.Tensor,
+        prob: torch.Tensor,
+        log_prob: torch.Tensor,
         leaves: torch.Tensor,
-        full: Sequence[int],
-        out: torch.Tensor | None = None,
-    ) -> PixelSoftmax:
-        """The softmax of some images, with focal's slopes; focal itself is added to the sums."""
-
-        def focal(prob: torch.Tensor, log_prob: torch.Tensor, leaves: torch.Tensor) -> None:
-            if not self.focal_weight:
-                log_prob.zero_()
-                return
-            sums[:, 1].index_add_(0, layout.levels, self._focal(prob, log_prob, look_up(weights, leaves)))
-            log_prob.mul_(factors[:, 1, None])
-
-        if layout.num_terminals != logits.shape[1]:
-            logits = torch.cat([logits[:, channels] for channels, _ in layout.softmaxes], 1)
-        logits = (logits if logits.shape[2:] == full else enlarge(logits, self.stride, full)).flatten(2)
-        out = torch.empty_like(logits, dtype=torch.float32) if out is None else out.flatten(2)
-        return PixelSoftmax(layout, logits, leaves, out, focal)
-
-    def _write(self, softmax: PixelSoftmax, full: Sequence[int], gradient: torch.Tensor) -> None:
-        """Copy what the probabilities have become to the gradient (images, channels, h, w) of the logits."""
-        for channels, terminals in softmax.layout.softmaxes:
-            found, size = softmax.probs[:, terminals].unflatten(2, full), gradient.shape[2:]
-            gradient[:, channels] = found if size == full else gather_enlarged(found, self.stride, size)
+    ) -> None:
+        """Add the parts that are means over pixels to the sums; see ``loss`` of :class:`PixelSoftmax`."""
+        of_pixels = [(column, part) for column, part in enumerate(self.parts) if part in PIXEL_PARTS]
+        slopes = [log_prob, *(log_prob.clone() for _ in of_pixels[1:])]  # one part needs no memory of its own
+        for (column, part), slope in zip(of_pixels, slopes, strict=False):
+            gamma = self.focal_gamma if part == "focal" else 0
+            values = self._focal(prob, slope, look_up(weights, leaves), gamma)
+            sums[:, column].index_add_(0, layout.levels, values)
+            slope.mul_(factors[:, column, None])
+        for slope in slopes[1:]:
+            log_prob.add_(slope)
+        if not of_pixels:
+            log_prob.zero_()
 
     def _layout(self, active: Sequence[int], device: torch.device) -> SoftmaxLayout:
         key = (*active, device)
@@ -209,7 +214,7 @@ class SegmentationLoss(nn.Module):
         """(positions,)"""
         weight = layout.sums.new_zeros(layout.num_sums + layout.num_terminals)
         for row, level in zip(layout.rows, layout.active, strict=True):
-            weight[row] = getattr(self, f"class_weight_{level}")
+            weight[row] = self.get_buffer(f"class_weight_{level}")
         return weight
 
     def _leaves(self, labels: torch.Tensor) -> torch.Tensor:
@@ -225,16 +230,16 @@ class SegmentationLoss(nn.Module):
 
     def _overlaps(self, softmax: PixelSoftmax, leaves: torch.Tensor) -> torch.Tensor:
         """I, S and T of each class (see the docstring of this class): (3, images or 1, positions) float64."""
-        inside, everywhere = softmax.inside, softmax.everywhere
+        parts = softmax.inside, softmax.everywhere
         if self.dice_over == "batch":
-            inside, everywhere = inside.sum(0, keepdim=True), everywhere.sum(0, keepdim=True)
-        return torch.stack([inside, everywhere, self._counts(softmax.layout, leaves)])
+            parts = [part.sum(0, keepdim=True) for part in parts]
+        return torch.stack([*parts, self._counts(softmax.layout, leaves)])
 
     def _factors(self, denominators: torch.Tensor) -> torch.Tensor:
-        """(levels, 2): weight / denominator of each numerator; 0 where the denominator is 0."""
-        weights = torch.tensor(self.weights, dtype=torch.float64)[:, None]
-        weights = weights * torch.tensor([self.dice_weight, self.focal_weight], dtype=torch.float64)
-        return torch.where(denominators > 0, weights.to(denominators.device, non_blocking=True) / denominators, 0)
+        """(levels, parts): weight / denominator of each numerator; 0 where the denominator is 0."""
+        levels, parts = (torch.tensor([*each], dtype=torch.float64) for each in (self.weights, self.parts.values()))
+        weights = torch.outer(levels, parts).to(denominators.device, non_blocking=True)
+        return torch.where(denominators > 0, weights / denominators, 0)
 
     def _dice(self, overlaps: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Dice of each class from I, S, T (3, images, classes): (images, classes); its derivatives by S and -I."""
@@ -244,18 +249,18 @@ class SegmentationLoss(nn.Module):
         ratio = (2 * inside + self.smooth) / below
         return weight * (1 - ratio), torch.stack([weight * ratio / below, 2 * weight / below]).float()
 
-    def _focal(self, prob: torch.Tensor, log_prob: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    def _focal(self, prob: torch.Tensor, log_prob: torch.Tensor, weight: torch.Tensor, gamma: float) -> torch.Tensor:
         """Sums (slots,) of focal; ``log_prob`` is replaced by the derivative with respect to it."""
-        if not self.focal_gamma:
+        if not gamma:
             sums = -(weight * log_prob).sum((0, 2))
             torch.neg(weight, out=log_prob)
             return sums
         wrong = 1 - prob
-        weight *= wrong.pow(self.focal_gamma)
+        weight *= wrong.pow(gamma)
         # p log p / (1 - p) is finite; at p = 1 it is multiplied with 0, so any finite value does instead of 0 / 0.
         ratio = (prob * log_prob).div_(wrong.clamp_(min=torch.finfo(torch.float32).tiny))
         sums = -log_prob.mul_(weight).sum((0, 2))
-        torch.mul(weight, ratio.mul_(self.focal_gamma).sub_(1), out=log_prob)
+        torch.mul(weight, ratio.mul_(gamma).sub_(1), out=log_prob)
         return sums
 
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 
 from ..model.hierarchy import Hierarchy
 from .prediction_table import PredictionTable
@@ -19,16 +17,13 @@ NUM_RESAMPLES = 1000
 COVERAGE = 0.95
 _BLOCK = 2_000_000  # images drawn at once, 16 MB
 
-Counts = np.ndarray
-"""float64 (resamples, classes)"""
-
-STATISTICS: dict[str, Callable[[Counts, Counts, Counts], np.ndarray]] = {
+STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
     "accuracy": lambda labelled, predicted, right: _ratio(right.sum(1), labelled.sum(1)),
     "macro_f1": lambda labelled, predicted, right: _mean(_ratio(2 * right, labelled + predicted)),
     "mean_iou": lambda labelled, predicted, right: _mean(_ratio(right, labelled + predicted - right)),
 }
 STATISTICS["mean_f1"] = STATISTICS["macro_f1"]
-"""By measure, from how often the classes were the label, were predicted, and were both"""
+"""By measure, from float64 (resamples, classes): how often classes were the label, were predicted, and were both"""
 
 
 def bootstrap_intervals(
@@ -78,9 +73,8 @@ def bootstrap_intervals(
         weights = np.bincount(drawn.ravel(), minlength=size * num_units).reshape(size, num_units)
         found.append(evaluate(weights.T.astype(float)))
     bounds = [_corrected(*column) for column in zip(np.concatenate(found).T, estimate, strict=True)]
-    intervals: dict[str, Any] = {name: {} for name in hierarchy.levels}
-    for (level, measure), interval in zip(wanted[:-1], bounds, strict=False):
-        intervals[hierarchy.levels[level]][measure] = interval
+    of_levels = iter(bounds)
+    intervals = {name: {measure: next(of_levels) for measure in measures} for name in hierarchy.levels}
     return {**intervals, "full_path_accuracy": bounds[-1]}
 
 
@@ -101,15 +95,6 @@ def counts_of_predictions(table: PredictionTable) -> scipy.sparse.coo_array:
         places += [(whole.nonzero()[0], np.full(whole.sum(), kind * size + size - 1))]
     images, columns = (np.concatenate(part) for part in zip(*places, strict=True))
     return scipy.sparse.coo_array((np.ones(len(images)), (images, columns)), shape=(len(label), 3 * size))
-
-
-def gather_counts(accelerator: Accelerator, rows: Sequence[int], counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Row numbers and counts of all processes' images in the order of the rows; a collective."""
-    mine = (np.array(rows, dtype=int), counts)
-    parts = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
-    rows, counts = (np.concatenate(part) for part in zip(*parts, strict=True))
-    order = np.argsort(rows, kind="stable")
-    return rows[order], counts[order]
 
 
 def _corrected(resamples: np.ndarray, estimate: float) -> list[float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -86,11 +86,7 @@ class PredictionTable:
         """Fill :attr:`columns` with the images of all processes; a collective, after the last batch."""
         names = self._batches[0]
         mine = {name: torch.cat([batch[name] for batch in self._batches]).cpu().numpy() for name in names}
-        parts = gather_object([mine]) if accelerator.num_processes > 1 else [mine]
-        columns = {name: np.concatenate([part[name] for part in parts]) for name in names}
-        order = np.argsort(columns["row"], kind="stable")
-        self.columns = {name: values[order] for name, values in columns.items()}
-        self._batches = []
+        self.columns, self._batches = gather_rows(accelerator, mine), []
 
     @property
     def best_path(self) -> np.ndarray:
@@ -120,3 +116,11 @@ class PredictionTable:
         table["top5_probabilities"] = pa.array(columns["top_probabilities"].tolist(), pa.list_(pa.float32()))
         with atomic_write(path, "wb") as file:
             pa.parquet.write_table(pa.table(table), file)
+
+
+def gather_rows(accelerator: Accelerator, columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Columns (n, ...) of all processes' images in the order of the column ``row``; a collective."""
+    parts = gather_object([columns]) if accelerator.num_processes > 1 else [columns]
+    columns = {name: np.concatenate([part[name] for part in parts]) for name in columns}
+    order = np.argsort(columns["row"], kind="stable")
+    return {name: values[order] for name, values in columns.items()}

@@ -53,13 +53,11 @@ def level_rows(results: Mapping[str, Any]) -> list[list[str]]:
     """A header, then a row a level."""
     levels = results["levels"]
     columns = [name for name, value in next(iter(levels.values())).items() if not isinstance(value, Mapping)]
-    return [
-        ["level", *columns],
-        *(
-            [level, *(cell(name, row[name]) + interval_text(results, level, name) for name in columns)]
-            for level, row in levels.items()
-        ),
+    rows = [
+        [level, *(cell(name, row[name]) + interval_text(results, level, name) for name in columns)]
+        for level, row in levels.items()
     ]
+    return [["level", *columns], *rows]
 
 
 def interval_text(results: Mapping[str, Any], *keys: str) -> str:

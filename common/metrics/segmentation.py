@@ -251,11 +251,10 @@ class SegmentationMetrics(CountingMetric):
         return {"full_path_accuracy": _share(right, total), "tree_inconsistency": _share(total - consistent, total)}
 
     def _leaf_distance(self) -> torch.Tensor:
-        num_leaves, num_levels = self.hierarchy.num_leaves, self.hierarchy.num_levels
-        height = torch.full((num_leaves, num_leaves), num_levels)
-        for level, column in enumerate(self.hierarchy.ancestors.T):
-            height[(column.unsqueeze(1) == column) & (column >= 0)] = num_levels - 1 - level
-        return height.fill_diagonal_(0)  # which it is not yet for leaves of upper levels
+        ancestors, num_levels = self.hierarchy.ancestors, self.hierarchy.num_levels
+        shared = (ancestors == ancestors.unsqueeze(1)) & (ancestors >= 0)
+        depth = (shared * torch.arange(1, num_levels + 1)).amax(2)
+        return (num_levels - depth).fill_diagonal_(0)  # which it is not yet for leaves of upper levels
 
 
 def _count(counts: torch.Tensor, columns: Sequence[torch.Tensor]) -> None:
