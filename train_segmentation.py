@@ -35,7 +35,7 @@ from common.images.mask_transforms import MASK_RESIZE_MODES, Geometry, MaskEvalu
 from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import class_weights
-from common.losses.segmentation import SegmentationLoss
+from common.losses.segmentation import PARTS, PIXEL_PARTS, SegmentationLoss, loss_parts
 from common.metrics.intervals import bootstrap_intervals
 from common.metrics.prediction_table import gather_rows
 from common.metrics.report_data import REPORT_DATA_FILE, ReportData
@@ -85,8 +85,8 @@ logger = logging.getLogger(__name__)
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "segmentation_demo.yaml"
 EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "tta", "decoding")  # saved
+LOSS_OPTIONS = ("focal_gamma", "tversky_beta", "ohem", "dice_over", "aux_weight")
 MEASURES = ("mean_iou", "mean_f1")  # of every level, in report, card and with intervals
-LOSSES = ("dice_focal", "cross_entropy", "dice")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,12 +161,22 @@ class SegmentationLossArguments(LossArguments):
     level_weights: list[str] = option(
         ["rising"], "A number per level, or leaf, equal, leaf_heavy or rising (0.2, 0.3, 1); taken literally."
     )
-    loss: Literal[LOSSES] = option("dice_focal", "Of each level.")
+    loss: list[str] = option(
+        ["dice_focal"],
+        f"Of each level: dice_focal, cross_entropy, or parts with weights, dice=1 ce=0.5: {', '.join(PARTS)}.",
+    )
     dice_weight: float = option(0.5, "Of the Dice part of dice_focal.", "at least 0")
     focal_weight: float = option(0.5, "Of the focal part of dice_focal.", "at least 0")
     focal_gamma: float = option(2.0, "How much focal loss turns away from pixels that are right.", "at least 0")
+    tversky_beta: float = option(0.7, "Weight of missed pixels in tversky; of false ones 1 - beta.", "from 0 up to 1")
+    ohem: float = option(
+        1.0, "Leave pixels out of ce and focal that are right with more probability.", "over 0 and up to 1"
+    )
     dice_over: Literal["image", "batch"] = option(
         "image", "Overlap of each image, or of a forward pass as a whole (then batch sizes change the loss)."
+    )
+    aux_weight: float = option(
+        0.0, "Of the loss of an auxiliary FCN head at stride 16, in training alone; usually 0.4.", "at least 0"
     )
 
 
@@ -178,6 +188,11 @@ class SegmentationRunArguments(RunArguments):
 
     metric_for_best_model: str = option(
         "levels.last.mean_iou", "Entry of eval in all_results.json, last for the last level; or loss."
+    )
+    boundary_tolerance: int | None = option(
+        None,
+        "Also report boundary IoU and F1, clDice and recall of objects, with so many pixels off; slow.",
+        "at least 1",
     )
 
 
@@ -197,18 +212,32 @@ class SegmentationArguments(
         problems += check_windows(self.eval_crop, self.eval_stride)
         if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[-1]:
             problems.append(f"--scale_jitter takes the smallest and the largest scale, not {self.scale_jitter}")
-        if self.loss == "dice_focal" and not self.dice_weight + self.focal_weight:
+        if self.loss == ["dice_focal"] and not self.dice_weight + self.focal_weight:
             problems.append("--dice_weight and --focal_weight must not both be 0")
+        else:
+            try:
+                _ = self.loss_parts
+            except ValueError as error:
+                problems.append(str(error))
         return problems
 
+    @property
+    def loss_parts(self) -> dict[str, float]:
+        """Weight of each part of the loss."""
+        if self.loss == ["dice_focal"]:
+            return {"dice": self.dice_weight, "focal": self.focal_weight}
+        return loss_parts(["ce"] if self.loss == ["cross_entropy"] else self.loss)
+
     def idle(self) -> list[tuple[str, bool, str]]:
-        other = f"--loss is {self.loss}"
+        other, parts = f"--loss is {' '.join(self.loss)}", {part for part, weight in self.loss_parts.items() if weight}
         return [
             *super().idle(),
-            ("dice_weight", self.loss != "dice_focal", other),
-            ("focal_weight", self.loss != "dice_focal", other),
-            ("focal_gamma", self.loss != "dice_focal", other),
-            ("dice_over", self.loss == "cross_entropy", other),
+            ("dice_weight", self.loss != ["dice_focal"], other),
+            ("focal_weight", self.loss != ["dice_focal"], other),
+            ("focal_gamma", "focal" not in parts, other),
+            ("tversky_beta", "tversky" not in parts, other),
+            ("ohem", not parts & {*PIXEL_PARTS}, other),
+            ("dice_over", parts <= {*PIXEL_PARTS}, other),
             ("eval_stride", not self.eval_crop, "there is no --eval_crop"),
             ("resize_longer", not self.eval_crop, "there is no --eval_crop"),
             ("resize_mode", bool(self.eval_crop), "--eval_crop cuts windows"),
@@ -232,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     data = load_data(args, accelerator)
     sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train.rows))
     curriculum = make_curriculum(args, data.hierarchy, sampler, normalize=False)
-    check_settings(args, accelerator, SegmentationMetrics(data.hierarchy))
+    check_settings(args, accelerator, SegmentationMetrics(data.hierarchy, tolerance=args.boundary_tolerance))
 
     # ----------------------------------------------------------------------------------------------------------- model
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
@@ -433,7 +462,7 @@ def training_facts(args: SegmentationArguments, data: Data) -> dict[str, str]:
     return {
         "pixels": ", ".join(f"{names[leaf]} {100 * pixels[leaf]:.3g}%" for leaf in (-pixels).argsort()),
         "decoder": f"{args.decoder}, {args.decoder_channels} channels",
-        "loss": f"{args.loss}, class weights {args.class_weighting}",
+        "loss": f"{' '.join(args.loss)}, class weights {args.class_weighting}",
     }
 
 
@@ -449,19 +478,20 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
     )
     settle(args, hierarchy, model, backbone)
     evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
-    if model is not None:
-        model.config.evaluation = evaluation
-        return model
-    return LabelTreeForSemanticSegmentation.build(
-        backbone,
-        hierarchy,
-        args.head,
-        dropout=args.dropout,
-        head_scale=args.head_scale,
-        decoder=args.decoder,
-        decoder_channels=args.decoder_channels,
-        evaluation=evaluation,
-    )
+    if model is None:
+        model = LabelTreeForSemanticSegmentation.build(
+            backbone,
+            hierarchy,
+            args.head,
+            dropout=args.dropout,
+            head_scale=args.head_scale,
+            decoder=args.decoder,
+            decoder_channels=args.decoder_channels,
+        )
+    model.config.evaluation = evaluation
+    if args.aux_weight:
+        model.add_auxiliary_head()
+    return model
 
 
 def make_loss(
@@ -470,16 +500,13 @@ def make_loss(
     model: LabelTreeForSemanticSegmentation,
     level_weights: Sequence[float],
 ) -> SegmentationLoss:
-    """Dice and focal loss, or one of its parts, of every level that has weight."""
-    parts = {"dice": args.dice_weight, "focal": args.focal_weight}
-    parts = {"dice_focal": parts, "cross_entropy": {"ce": 1.0}, "dice": {"dice": 1.0}}[args.loss]
+    """The weighted parts of every level that has weight."""
     weights = None
     if data.train_pixels is not None:
         counts = data.hierarchy.count_lifted(torch.from_numpy(data.train_pixels))
         weights = [class_weights(count, args.class_weighting, args.class_weight_max_ratio) for count in counts]
-    return SegmentationLoss(
-        model.heads, level_weights, weights, parts, focal_gamma=args.focal_gamma, dice_over=args.dice_over
-    )
+    options = {name: getattr(args, name) for name in LOSS_OPTIONS}
+    return SegmentationLoss(model.heads, level_weights, weights, args.loss_parts, **options)
 
 
 def random_loss(
@@ -526,7 +553,7 @@ def evaluate_model(
     model.eval()
     hierarchy, heads, device = model.hierarchy, model.heads, accelerator.device
     answer = averaged([model], args.tta)
-    metrics = SegmentationMetrics(hierarchy, device, keep_counts=True)
+    metrics = SegmentationMetrics(hierarchy, device, args.boundary_tolerance, keep_counts=True)
     masks = PredictionFolder(Path(args.output_dir) / f"predictions{part.suffix}", hierarchy, args.save_predictions)
     masks.start(accelerator)
     examples, rows = ExampleKeeper(part.looked, part.pixels), []

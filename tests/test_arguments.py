@@ -55,7 +55,7 @@ OPTIONS = {
     "train_segmentation.py": [
         *SHARED, "tta", "mask_column", "mask_palette", "cache_decoded", "eval_crop", "eval_stride", "resize_longer",
         "scale_jitter", "rare_crop", "rot90", "decoder", "decoder_channels", "loss", "dice_weight", "focal_weight",
-        "focal_gamma", "dice_over",
+        "focal_gamma", "dice_over", "tversky_beta", "ohem", "aux_weight", "boundary_tolerance",
     ],
 }
 # fmt: on
@@ -359,6 +359,8 @@ def parse_segmentation(*words):
         (["--scale_jitter", "2", "0.5"], "smallest and the largest"),
         (["--scale_jitter", "0", "1"], "smallest and the largest"),
         (["--dice_weight=0", "--focal_weight=0"], "must not both be 0"),
+        (["--loss", "dice=1", "jaccard"], "parts with weights, such as dice=1.*; not dice=1 jaccard"),
+        (["--ohem=0"], "--ohem must be over 0 and up to 1"),
         (["--rot90=1.5"], "--rot90 must be from 0 up to 1"),
         (["--mixup=0.2"], "Unknown option --mixup"),
     ],
@@ -377,6 +379,8 @@ def test_contradictions_in_segmentation(words, message):
         ("--eval_crop 64 --resize_mode fit", ["resize_mode"]),
         ("--loss dice --focal_gamma 1", ["focal_gamma"]),
         ("--loss cross_entropy --dice_weight 1 --dice_over batch", ["dice_weight", "dice_over"]),
+        ("--loss lovasz ce=0 --ohem 0.7 --tversky_beta 0.9", ["tversky_beta", "ohem"]),
+        ("--loss tversky=2 focal --ohem 0.7 --focal_gamma 1 --dice_over batch", []),
     ],
 )
 def test_segmentation_settings_without_effect_are_told(words, expected):

@@ -29,7 +29,7 @@ from common.run.stopping import STOPPED_STATUS
 
 RANDOM = {
     "taxonomy": {"mixup": 0.5, "cutmix": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "drop_path_rate": 0.2},
-    "segmentation": {"model_name_or_path": "timm/test_convnext", "head": "independent"},
+    "segmentation": {"model_name_or_path": "timm/test_convnext", "head": "independent", "aux_weight": 0.4},
 }
 SCRIPTS = {"taxonomy": train_taxonomy, "segmentation": train_segmentation}
 
@@ -245,6 +245,8 @@ def test_one_process_then_two_then_one(dense_options, tmp_path):
         "logging_steps": 1,
         "checkpointing_steps": 1,
         "num_train_epochs": None,
+        "aux_weight": 0.4,
+        "loss": ["focal=0.5", "tversky=0.5", "lovasz=0.5"],
     }
     one = {**settings, "per_device_train_batch_size": 8}
     train_segmentation.main(dense_options(**one, max_train_steps=9, output_dir=tmp_path / "whole"))

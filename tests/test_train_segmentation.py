@@ -237,7 +237,13 @@ def test_two_processes_equal_one(dense_options, tmp_path):
     """The same global batches; the same evaluation of the same model to the last pixel."""
     script, split = "train_segmentation.py", {**SPLIT, "class_weighting": "none"}  # evaluation alone knows no weights
     one = train_segmentation.main(
-        dense_options(**split, per_device_train_batch_size=16, output_dir=tmp_path / "one", save_predictions=True)
+        dense_options(
+            **split,
+            per_device_train_batch_size=16,
+            output_dir=tmp_path / "one",
+            save_predictions=True,
+            boundary_tolerance=2,
+        )
     )
     launch(script, 2, dense_options(**split, per_device_train_batch_size=8, output_dir=tmp_path / "two"))
     assert read(tmp_path / "two")["train"]["loss"] == pytest.approx(one["train"]["loss"], rel=1e-3)
@@ -245,6 +251,7 @@ def test_two_processes_equal_one(dense_options, tmp_path):
     evaluation = {"eval_only": True, "model_name_or_path": tmp_path / "one", "save_predictions": True}
     evaluation |= {
         "image_size": None,
+        "boundary_tolerance": 2,
         "no_pretrained": None,
         "per_device_eval_batch_size": 3,
         "decoder_channels": None,
@@ -274,7 +281,7 @@ def test_two_processes_equal_one(dense_options, tmp_path):
     [
         {"mixed_precision": "bf16", "channels_last": True, "ema_decay": 0.9, "layer_decay": 0.8},
         {"loss": "cross_entropy", "level_weights": ["0", "0", "1"], "head": "flat", "deterministic": True},
-        {"loss": "dice", "dice_over": "batch", "class_weighting": "inverse_sqrt_log_scaled", "decoder": "unet"},
+        {"loss": ["dice=1", "lovasz"], "dice_over": "batch", "class_weighting": "inverse_sqrt", "decoder": "unet"},
         {"group_column": "tile", "report_to": "tensorboard", "lr_scheduler_type": "onecycle", "rot90": 1.0},
         {"max_train_samples": 20, "max_eval_samples": 5, "vflip": 0.5, "color_jitter": 0, "rare_crop": 0},
         {"model_name_or_path": "timm/test_vit", "dropout": 0.1, "drop_path_rate": 0.1},
@@ -285,6 +292,16 @@ def test_options_run(dense_options, changes):
     assert results["train"]["global_step"] == 2
     assert np.isfinite(results["eval"]["loss"])
     assert results["eval"]["num_samples"] == changes.get("max_eval_samples", 13)
+
+
+def test_an_auxiliary_head_trains_and_is_not_saved(dense_options, tmp_path):
+    changes = {"aux_weight": 0.4, "loss": ["focal=0.5", "cldice"], "ema_decay": 0.9, "test_split": "validation"}
+    results = train_segmentation.main(dense_options(**changes, boundary_tolerance=2, max_train_steps=2))
+    assert results["test"]["loss"] == pytest.approx(results["eval"]["loss"])  # of the saved model
+    assert "mean_boundary_f1" in results["eval"]["levels"]["fine"]
+    assert not any("auxiliary" in name for name in weights_of(tmp_path / "out"))
+    again = train_segmentation.main(dense_options(**changes, max_train_steps=2))  # a finished run
+    assert again["train"]["global_step"] == 2
 
 
 def test_curriculum(dense_options, tmp_path, capfd):

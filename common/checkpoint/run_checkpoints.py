@@ -157,8 +157,9 @@ class RunCheckpoints:
 
     def _check(self, saved: Mapping[str, Any]) -> None:
         """ValueError if the run was another one; a new length is logged, because it changes the learning rate."""
-        # Options that older versions did not have are missing.
-        different = [name for name, value in self.identity.items() if name in saved and saved[name] != value]
+        # Options that older versions did not have are missing; or they took one word, not a list.
+        known = [(name, value) for name, value in self.identity.items() if name in saved]
+        different = [name for name, value in known if saved[name] != value and [saved[name]] != value]
         shown = [
             f"{name} was {saved.get(name)}, now {self.identity[name]}" if name != "label tree" else "the label tree"
             for name in different

@@ -41,7 +41,7 @@ class SoftmaxLayout:
 
     def __init__(self, heads: LevelHeads, active: Sequence[int], device: torch.device) -> None:
         tree, last = heads.hierarchy, heads.hierarchy.num_levels - 1
-        self.active, self.levels = list(active), torch.tensor(list(active), device=device)
+        self.active, self.levels = active, torch.tensor(active, device=device)
         columns = [F.pad(tree.ancestors[:, level], (0, 1), value=-1) for level in active]  # last row: no label
         sizes = [tree.num_classes[level] for level in active]
         firsts = [sum(sizes[:slot]) for slot in range(len(sizes) + 1)]

@@ -7,8 +7,9 @@ out and computed chunk by chunk in the forward pass: nothing is kept at full res
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -17,10 +18,35 @@ from torch.autograd.function import once_differentiable
 
 from ..model.heads import LevelHeads
 from .pixel_softmax import PixelSoftmax, SoftmaxLayout, enlarge, gather_enlarged, look_up
+from .shapes import SHAPES, add_shapes
 
 # Probabilities in memory at a time, (CPU, GPU), unless they share the gradient's memory.
 CHUNK = (2**22, 2**27)
-PIXEL_PARTS, REGION_PARTS = ("focal", "ce"), ("dice",)
+OVERLAP_PARTS, PIXEL_PARTS = ("dice", "tversky"), ("focal", "ce")
+PARTS = (*OVERLAP_PARTS, *PIXEL_PARTS, *SHAPES)
+
+
+def loss_parts(words: Sequence[str]) -> dict[str, float]:
+    """Weights of the parts of a loss, from words such as ``dice=1`` or, with weight 1, ``lovasz``.
+
+    Raises:
+        ValueError: for anything else, a part twice, or no weight above 0.
+    """
+    parts: dict[str, float] = {}
+    for part, _, weight in (word.partition("=") for word in words):
+        try:
+            value = float(weight or 1)
+        except ValueError:
+            value = math.nan
+        if part not in PARTS or part in parts or not 0 <= value < math.inf:
+            raise ValueError(
+                f"--loss takes dice_focal, cross_entropy, or parts with weights, such as dice=1 focal=0.5, each once, "
+                f"of {', '.join(PARTS)}; not {' '.join(words)}"
+            )
+        parts[part] = value
+    if not any(parts.values()):
+        raise ValueError("the weights of --loss must not all be 0")
+    return parts
 
 
 class SegmentationLoss(nn.Module):
@@ -35,17 +61,23 @@ class SegmentationLoss(nn.Module):
     - ce: cross-entropy, ``-log p``.
     - focal (Lin et al., ICCV 2017): ``(1 - p)^gamma * -log p``.
 
+    With ``ohem`` (Shrivastava et al., CVPR 2016) pixels of p above it add 0 to these sums.
+
     Means over the classes that occur in an image, where T pixels are of the class, and its probabilities sum to I over
     these and to S over all labelled pixels:
 
     - dice (Milletari et al., 3DV 2016): ``1 - (2 I + smooth) / (S + T + smooth)``.
+    - tversky (Salehi et al., MLMI 2017): S and T weigh 2 (1 - beta) and 2 beta, so Dice is that of beta 0.5.
+    - lovasz, boundary, cldice: see :mod:`.shapes`. Only these are computed by automatic differentiation.
 
     Args:
         heads: the heads that give the logits.
         weights: per level, used as they are; may be changed between steps. Levels of weight 0 are not computed.
         class_weights: per level (classes,), or ``None`` for none.
         parts: weight of each part; those of weight 0 are left out.
-        dice_over: ``image``, or ``batch`` for one Dice of each class over all images of a forward pass.
+        dice_over: ``image``, or ``batch`` for one overlap of each class over all images of a forward pass.
+        tversky_beta: weight of missed pixels; that of false ones is 1 - beta.
+        aux_weight: of the loss of the auxiliary head, whose logits may follow those of the batch.
         stride: how many times smaller than the labels the logits may be.
 
     Raises:
@@ -60,7 +92,10 @@ class SegmentationLoss(nn.Module):
         parts: Mapping[str, float] | None = None,
         *,
         focal_gamma: float = 2.0,
+        ohem: float = 1.0,
         dice_over: str = "image",
+        tversky_beta: float = 0.7,
+        aux_weight: float = 0.0,
         smooth: float = 1.0,
         stride: int = 4,
     ) -> None:
@@ -72,16 +107,18 @@ class SegmentationLoss(nn.Module):
             raise ValueError("Weights of parts, focal_gamma and smooth are at least 0, stride at least 1.")
         self._heads = (heads,)  # not a submodule: the heads belong to the model, and the loss has no parameters
         self.weights, self.focal_gamma = list(weights), focal_gamma
-        self.parts = {part: parts[part] for part in (*REGION_PARTS, *PIXEL_PARTS) if parts.get(part)}
+        self.parts = {part: parts[part] for part in PARTS if parts.get(part)}
+        self.overlaps = {part: 0.5 if part == "dice" else tversky_beta for part in OVERLAP_PARTS if part in self.parts}
+        self.ohem, self.aux_weight = ohem, aux_weight
         self.dice_over, self.smooth, self.stride = dice_over, smooth, stride
         for level, value in enumerate(class_weights or map(torch.ones, heads.hierarchy.num_classes)):
             self.register_buffer(f"class_weight_{level}", value.float(), persistent=False)
-        self._layouts: dict[Any, SoftmaxLayout] = {}
+        self._layout = cache(partial(SoftmaxLayout, heads))
 
     @torch.no_grad()
     def label_weights(self, labels: torch.Tensor) -> torch.Tensor:
         """Denominator of each part per level, float64 (levels, parts), of leaf labels (batch, H, W)."""
-        layout = self._layout(range(len(self.weights)), labels.device)
+        layout = self._layout(tuple(range(len(self.weights))), labels.device)
         counts, weight = self._counts(layout, self._leaves(labels)), self._class_weights(layout).double()
         of_kind = torch.stack([((counts > 0) * weight).sum(0), (counts * weight).sum(0)])
         regions, pixels = torch.stack([of_kind[:, row].sum(1) for row in layout.rows], 1)
@@ -94,7 +131,7 @@ class SegmentationLoss(nn.Module):
 
         Args:
             logits: (batch, outputs of the heads, h, w), any floating dtype; of the labels' size, or ``stride`` times
-                smaller (rounded up) and then enlarged bilinearly.
+                smaller (rounded up) and then enlarged bilinearly. Twice as many in training with an auxiliary head.
             labels: (batch, H, W) int64 leaf labels, negative where there is none.
             denominators: (levels, parts) :meth:`label_weights` of the batch that this is a part of; by default of this
                 one.
@@ -104,6 +141,9 @@ class SegmentationLoss(nn.Module):
         """
         if denominators is None:
             denominators = self.label_weights(labels)
+        if len(logits) != len(labels):
+            logits, auxiliary = logits.chunk(2)
+            return self(logits, labels, denominators) + self.aux_weight * self(auxiliary, labels, denominators)
         if torch.is_grad_enabled() and logits.requires_grad:
             return _WithGradient.apply(logits, labels, denominators, self)
         return self.combine(self.level_sums(logits, labels), denominators)
@@ -127,7 +167,7 @@ class SegmentationLoss(nn.Module):
                 f"Logits of {size} pixels are neither as large as labels of {full} nor {self.stride} times smaller."
             )
         sums = torch.zeros(len(self.weights), len(self.parts), device=logits.device)
-        active = [level for level, weight in enumerate(self.weights) if weight]
+        active = tuple(level for level, weight in enumerate(self.weights) if weight)
         if not active or not logits.numel():
             return sums, None if denominators is None else torch.zeros_like(logits, dtype=torch.float32)
         layout = self._layout(active, logits.device)
@@ -145,7 +185,7 @@ class SegmentationLoss(nn.Module):
             factors = self._factors(denominators).index_select(0, layout.levels).float()
         # If possible, the probabilities use the gradient's memory and become the gradient in place.
         in_place = gradient is not None and logits.shape[2:] == full and gradient.is_contiguous() and all_written
-        weight, has_regions = self._class_weights(layout), "dice" in self.parts
+        weight = self._class_weights(layout)
         of_pixels = partial(self._of_pixels, layout, layout.of_leaves(weight[None]), factors, sums)
 
         def softmax_of(part: slice, out: torch.Tensor | None = None) -> PixelSoftmax:
@@ -160,18 +200,19 @@ class SegmentationLoss(nn.Module):
         step = len(logits) if in_place and self.dice_over == "batch" else step
         parts = [slice(start, start + step) for start in range(0, len(logits), step)]
         of_batch = None
-        if has_regions and self.dice_over == "batch" and len(parts) > 1:  # slopes need the batch's sums
+        if self.overlaps and self.dice_over == "batch" and len(parts) > 1:  # slopes need the batch's sums
             of_batch = sum(self._overlaps(softmax_of(part), leaves[part]) for part in parts)
             sums.zero_()
         for part in parts:
-            softmax = softmax_of(part, gradient[part] if in_place else None)
-            if has_regions:
-                overlaps = self._overlaps(softmax, leaves[part]) if of_batch is None else of_batch
-                dice, slopes = self._dice(overlaps, weight)
-                for level, row, (factor, *_) in zip(layout.active, layout.rows, factors, strict=True):
-                    slopes[..., row] *= factor
+            softmax, slopes = softmax_of(part, gradient[part] if in_place else None), None
+            overlaps = self._overlaps(softmax, leaves[part]) if self.overlaps and of_batch is None else of_batch
+            for column, beta in enumerate(self.overlaps.values()):
+                values, found = self._tversky(overlaps, weight, beta)
+                for level, row, factor in zip(layout.active, layout.rows, factors[:, column], strict=True):
+                    found[..., row] *= factor
                     if of_batch is None or part.start == 0:
-                        sums[level, 0] += dice[:, row].sum()
+                        sums[level, column] += values[:, row].sum()
+                slopes = found if slopes is None else slopes + found
             if gradient is not None:
                 softmax.to_gradient(slopes)
                 for channels, terminals in layout.softmaxes if not in_place else ():
@@ -179,6 +220,8 @@ class SegmentationLoss(nn.Module):
                     found = found if size == full else gather_enlarged(found, self.stride, size)
                     gradient[part, channels] = found
             del softmax  # free its memory before the next is made
+        if any(part in SHAPES for part in self.parts):
+            add_shapes(self, layout.active, sums, logits, labels, factors, gradient)
         return sums, gradient
 
     def _of_pixels(
@@ -196,19 +239,16 @@ class SegmentationLoss(nn.Module):
         slopes = [log_prob, *(log_prob.clone() for _ in of_pixels[1:])]  # one part needs no memory of its own
         for (column, part), slope in zip(of_pixels, slopes, strict=False):
             gamma = self.focal_gamma if part == "focal" else 0
-            values = self._focal(prob, slope, look_up(weights, leaves), gamma)
+            weight = look_up(weights, leaves)
+            if self.ohem < 1:
+                weight.mul_(prob < self.ohem)
+            values = self._focal(prob, slope, weight, gamma)
             sums[:, column].index_add_(0, layout.levels, values)
             slope.mul_(factors[:, column, None])
         for slope in slopes[1:]:
             log_prob.add_(slope)
         if not of_pixels:
             log_prob.zero_()
-
-    def _layout(self, active: Sequence[int], device: torch.device) -> SoftmaxLayout:
-        key = (*active, device)
-        if key not in self._layouts:
-            self._layouts[key] = SoftmaxLayout(self._heads[0], list(active), device)
-        return self._layouts[key]
 
     def _class_weights(self, layout: SoftmaxLayout) -> torch.Tensor:
         """(positions,)"""
@@ -241,13 +281,15 @@ class SegmentationLoss(nn.Module):
         weights = torch.outer(levels, parts).to(denominators.device, non_blocking=True)
         return torch.where(denominators > 0, weights / denominators, 0)
 
-    def _dice(self, overlaps: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Dice of each class from I, S, T (3, images, classes): (images, classes); its derivatives by S and -I."""
+    def _tversky(self, overlaps: torch.Tensor, weight: torch.Tensor, beta: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of each class from I, S, T (3, images, classes): (images, classes); its derivatives by S and -I."""
         inside, everywhere, count = overlaps
         weight = torch.where(count > 0, weight, 0)
-        below = torch.where(count > 0, everywhere + count + self.smooth, 1)
-        ratio = (2 * inside + self.smooth) / below
-        return weight * (1 - ratio), torch.stack([weight * ratio / below, 2 * weight / below]).float()
+        below = 2 * (1 - beta) * everywhere + 2 * beta * count + self.smooth
+        ratio = (2 * inside + self.smooth) / torch.where(count > 0, below, 1)
+        by_everywhere = 2 * (1 - beta) * weight * ratio
+        slopes = torch.stack([by_everywhere, 2 * weight]) / torch.where(count > 0, below, 1)
+        return weight * (1 - ratio), slopes.float()
 
     def _focal(self, prob: torch.Tensor, log_prob: torch.Tensor, weight: torch.Tensor, gamma: float) -> torch.Tensor:
         """Sums (slots,) of focal; ``log_prob`` is replaced by the derivative with respect to it."""

@@ -77,14 +77,6 @@ class CountingMetric(evaluate.Metric):
                 ``lambda tensor: accelerator.reduce(tensor, "sum")``. Called with one int64 tensor and, where
                 confidence is summed, one float64 tensor.
         """
-        for counters in self._counters:
-            counters.copy_(reduce_fn(counters))
-
-    def reset(self) -> None:
-        """Set every counter to zero."""
-        for counters in self._counters:
-            counters.zero_()
-
-    @property
-    def _counters(self) -> list[torch.Tensor]:
-        return [self._counts] if self._confidence is None else [self._counts, self._confidence]
+        for counters in (self._counts, self._confidence):
+            if counters is not None:
+                counters.copy_(reduce_fn(counters))

@@ -94,7 +94,7 @@ MEASURES = {
 
 def in_words(measure: str) -> str:
     """A measure's name for people: ``mean_iou`` is mean IoU."""
-    words = {"iou": "IoU", "f1": "F1", "ece": "ECE", "num": "number"}
+    words = {"iou": "IoU", "f1": "F1", "ece": "ECE", "cldice": "clDice", "num": "number"}
     return " ".join(words.get(word, re.sub(r"^top(?=\d)", "top-", word)) for word in measure.split("_"))
 
 

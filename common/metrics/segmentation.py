@@ -17,6 +17,7 @@ import torch
 
 from ..model.hierarchy import Hierarchy
 from .counting import CountingMetric
+from .thin import NUM_COUNTS, thin_counts, thin_scores
 
 UINT8_IGNORE = 255  # an ignored pixel in uint8 references; in signed ones every negative number is
 _DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
@@ -49,15 +50,32 @@ class SegmentationMetrics(CountingMetric):
       predicted leaf (Bertinetto et al., CVPR 2020, arXiv 1912.09393): 0 if the leaf is right, num_levels - 1 -
       (index of the deepest level at which both have the same class) otherwise, num_levels if they share none.
 
+    With ``tolerance``, of the best path per level, means over classes, counted in pixels of the original image:
+
+    - boundary_iou (Cheng et al., CVPR 2021): IoU of what is within the tolerance of the region's own boundary.
+    - boundary_f1: F1 of boundaries, pixels of which are right within the tolerance of the other's.
+    - cldice (Shit et al., CVPR 2021): F1 of morphological skeletons, pixels of which are right in the other region.
+    - tolerant_iou: IoU where pixels within the tolerance of the other region count as right.
+    - object_recall: share of connected regions of the reference, half of which is predicted within the tolerance.
+
     Args:
         hierarchy: the label tree.
         device: where the counters live and where every tensor given must be.
+        tolerance: in pixels.
         keep_counts: whether :meth:`counts_of_calls` is wanted; some 24 bytes per class of all levels and call.
     """
 
     _features = {"predictions": {"leaf": _MASK, "argmax": datasets.Sequence(_MASK)}, "references": _MASK}
 
-    def __init__(self, hierarchy: Hierarchy, device: str | torch.device = "cpu", *, keep_counts: bool = False) -> None:
+    def __init__(
+        self,
+        hierarchy: Hierarchy,
+        device: str | torch.device = "cpu",
+        tolerance: int | None = None,
+        *,
+        keep_counts: bool = False,
+    ) -> None:
+        self.tolerance = tolerance
         rows, num_classes = hierarchy.num_leaves + 1, hierarchy.num_classes  # the first row is for ignored pixels
         # The argmax of all levels is counted together or, in large trees, each level for itself, beside two sums that
         # would follow from counting together. Counters of the argmax are named by the levels they are of.
@@ -66,6 +84,7 @@ class SegmentationMetrics(CountingMetric):
         self._groups = [levels] if self._is_joint else [(level,) for level in levels]
         self._shapes = dict.fromkeys(("images", "invalid", "right", "consistent"), (1,))
         self._shapes |= {"leaf": (rows, hierarchy.num_leaves)}
+        self._shapes |= {"thin": (sum(num_classes), NUM_COUNTS)} if tolerance is not None else {}
         self._shapes |= {group: (rows, *(num_classes[level] for level in group)) for group in self._groups}
         super().__init__(hierarchy, device)
         self._may_look = self._counts.device.type == "cpu"  # elsewhere it would wait for the device
@@ -101,6 +120,9 @@ class SegmentationMetrics(CountingMetric):
         _count(counters["leaf"], [rows, leaf])
         if before is not None:
             self._calls.append(self._class_counts((counters["leaf"] - before)[1:].double()))
+        if self.tolerance is not None:
+            mask = rows.view_as(references).long() - 1
+            counters["thin"] += thin_counts(self.hierarchy, predictions["leaf"], mask, self.tolerance)
         if argmax:
             for group in self._groups:
                 _count(counters[group], [rows, *(argmax[level] for level in group)])
@@ -168,10 +190,17 @@ class SegmentationMetrics(CountingMetric):
         counters = self._on_host()
         leaf = counters["leaf"][1:]
         num_pixels = leaf.sum()
+        levels = self._level_scores([below.T[:-1] @ leaf.double() @ below for below in self._below()])
+        thin = counters["thin"].split(self.hierarchy.num_classes) if self.tolerance is not None else ()
+        for level, counts in zip(levels.values(), thin, strict=False):
+            for name, values in thin_scores(counts).items():
+                level[f"mean_{name}"] = values.nanmean().item()
+                for row, value in zip(level["per_class"].values(), values.tolist(), strict=True):
+                    row[name] = value
         return {
             "num_samples": counters["images"].item(),
             "num_pixels": num_pixels.item(),
-            "levels": self._level_scores([below.T[:-1] @ leaf.double() @ below for below in self._below()]),
+            "levels": levels,
             "path": {
                 "full_path_accuracy": _share(leaf.trace(), num_pixels),
                 "tree_inconsistency": _share(0 * num_pixels, num_pixels),

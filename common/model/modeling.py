@@ -20,7 +20,7 @@ from transformers.utils import ModelOutput
 
 from .answers import Answers, answer_levels, path_probabilities, thresholds_for
 from .backbones import Backbone
-from .decoders import DECODERS
+from .decoders import DECODERS, convolution, resize
 from .encoder_models import EncoderModel, LabelTreeConfig, LabelTreeFeatures, wants_dict
 from .heads import LevelHeads
 from .hierarchy import Hierarchy
@@ -200,6 +200,9 @@ class LabelTreeModel(EncoderModel):
         """As Transformers does; ``AutoModel`` will load the encoder alone."""
         features = f"{LabelTreeFeatures.__module__.rpartition('.')[2]}.{LabelTreeFeatures.__name__}"
         self.config.auto_map = {**(getattr(self.config, "auto_map", None) or {}), "AutoModel": features}
+        if getattr(self, "auxiliary", None) is not None:
+            kept = {name: value for name, value in self.state_dict().items() if not name.startswith("auxiliary.")}
+            options = {"state_dict": kept, **options}
         super().save_pretrained(save_directory, **options)
 
 
@@ -235,12 +238,22 @@ class LabelTreeForSemanticSegmentation(LabelTreeModel):
         self.decoder = DECODERS[config.decoder](self.backbone.channels, config.decoder_channels)
         self.dropout = nn.Dropout2d(config.dropout)
         self.heads = LevelHeads(self.hierarchy, self.decoder.num_features, config.head, config.head_scale)
+        self.auxiliary: nn.Module | None = None
         self.post_init()
 
     def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         height, width = (-(-side // self.stride) for side in pixel_values.shape[-2:])
-        features = self.decoder(self.backbone(pixel_values))
-        return self.heads(self.dropout(features))[:, :, :height, :width]  # the backbone may have padded
+        maps = self.backbone(pixel_values)
+        logits = self.heads(self.dropout(self.decoder(maps)))
+        if self.auxiliary is not None and self.training:
+            logits = torch.cat([logits, resize(self.auxiliary(maps[2]), logits)])
+        return logits[:, :, :height, :width]  # the backbone may have padded
+
+    def add_auxiliary_head(self, channels: int = 256) -> None:
+        """Add an FCN head on the map of stride 16, never saved, whose logits follow the others in training mode."""
+        heads = LevelHeads(self.hierarchy, channels, self.config.head, self.config.head_scale)
+        block = convolution(self.backbone.channels[2], channels, 3)
+        self.auxiliary = nn.Sequential(block, nn.Dropout2d(self.config.dropout), heads)
 
 
 # Pipelines look a model's class up here, to say that they do not support it.

@@ -82,7 +82,8 @@ def load_weights(model: LabelTreeModel, folder: str | Path, accelerator: Acceler
     A collective: every process calls it.
     """
     if accelerator.is_main_process:
-        model.load_state_dict(type(model).from_pretrained(folder, dtype=torch.float32).state_dict())
+        saved = type(model).from_pretrained(folder, dtype=torch.float32).state_dict()
+        model.load_state_dict(saved, strict=getattr(model, "auxiliary", None) is None)
     if accelerator.num_processes > 1:
         with torch.no_grad():
             for value in model.state_dict().values():
