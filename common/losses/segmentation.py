@@ -186,7 +186,22 @@ class SegmentationLoss(nn.Module):
         # If possible, the probabilities use the gradient's memory and become the gradient in place.
         in_place = gradient is not None and logits.shape[2:] == full and gradient.is_contiguous() and all_written
         weight = self._class_weights(layout)
-        of_pixels = partial(self._of_pixels, layout, layout.of_leaves(weight[None]), factors, sums)
+        of_leaves = layout.of_leaves(weight[None])
+        means = [(column, part) for column, part in enumerate(self.parts) if part in PIXEL_PARTS]
+
+        def of_pixels(prob: torch.Tensor, log_prob: torch.Tensor, leaves: torch.Tensor) -> None:
+            slopes = [log_prob, *(log_prob.clone() for _ in means[1:])]  # one part needs no memory of its own
+            for (column, part), slope in zip(means, slopes, strict=False):
+                weight = look_up(of_leaves, leaves)
+                if self.ohem < 1:
+                    weight.mul_(prob < self.ohem)
+                values = self._focal(prob, slope, weight, self.focal_gamma if part == "focal" else 0)
+                sums[:, column].index_add_(0, layout.levels, values)
+                slope.mul_(factors[:, column, None])
+            for slope in slopes[1:]:
+                log_prob.add_(slope)
+            if not means:
+                log_prob.zero_()
 
         def softmax_of(part: slice, out: torch.Tensor | None = None) -> PixelSoftmax:
             given = logits[part]
@@ -197,21 +212,15 @@ class SegmentationLoss(nn.Module):
             return PixelSoftmax(layout, given, leaves[part], out, of_pixels)
 
         step = max(1, CHUNK[logits.is_cuda] // (layout.num_terminals * leaves.shape[1]))
-        step = len(logits) if in_place and self.dice_over == "batch" else step
-        parts = [slice(start, start + step) for start in range(0, len(logits), step)]
-        of_batch = None
-        if self.overlaps and self.dice_over == "batch" and len(parts) > 1:  # slopes need the batch's sums
-            of_batch = sum(self._overlaps(softmax_of(part), leaves[part]) for part in parts)
-            sums.zero_()
-        for part in parts:
+        step = len(logits) if self.dice_over == "batch" else step  # slopes need the batch's sums
+        for part in (slice(start, start + step) for start in range(0, len(logits), step)):
             softmax, slopes = softmax_of(part, gradient[part] if in_place else None), None
-            overlaps = self._overlaps(softmax, leaves[part]) if self.overlaps and of_batch is None else of_batch
+            overlaps = self._overlaps(softmax, leaves[part]) if self.overlaps else None
             for column, beta in enumerate(self.overlaps.values()):
                 values, found = self._tversky(overlaps, weight, beta)
                 for level, row, factor in zip(layout.active, layout.rows, factors[:, column], strict=True):
                     found[..., row] *= factor
-                    if of_batch is None or part.start == 0:
-                        sums[level, column] += values[:, row].sum()
+                    sums[level, column] += values[:, row].sum()
                 slopes = found if slopes is None else slopes + found
             if gradient is not None:
                 softmax.to_gradient(slopes)
@@ -223,32 +232,6 @@ class SegmentationLoss(nn.Module):
         if any(part in SHAPES for part in self.parts):
             add_shapes(self, layout.active, sums, logits, labels, factors, gradient)
         return sums, gradient
-
-    def _of_pixels(
-        self,
-        layout: SoftmaxLayout,
-        weights: torch.Tensor,
-        factors: torch.Tensor,
-        sums: torch.Tensor,
-        prob: torch.Tensor,
-        log_prob: torch.Tensor,
-        leaves: torch.Tensor,
-    ) -> None:
-        """Add the parts that are means over pixels to the sums; see ``loss`` of :class:`PixelSoftmax`."""
-        of_pixels = [(column, part) for column, part in enumerate(self.parts) if part in PIXEL_PARTS]
-        slopes = [log_prob, *(log_prob.clone() for _ in of_pixels[1:])]  # one part needs no memory of its own
-        for (column, part), slope in zip(of_pixels, slopes, strict=False):
-            gamma = self.focal_gamma if part == "focal" else 0
-            weight = look_up(weights, leaves)
-            if self.ohem < 1:
-                weight.mul_(prob < self.ohem)
-            values = self._focal(prob, slope, weight, gamma)
-            sums[:, column].index_add_(0, layout.levels, values)
-            slope.mul_(factors[:, column, None])
-        for slope in slopes[1:]:
-            log_prob.add_(slope)
-        if not of_pixels:
-            log_prob.zero_()
 
     def _class_weights(self, layout: SoftmaxLayout) -> torch.Tensor:
         """(positions,)"""
