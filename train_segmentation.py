@@ -595,8 +595,7 @@ def evaluate_model(
     for level, row in metrics.argmax_levels().items():
         means = {name: value for name, value in row.items() if name != "per_class"}
         results["argmax"].setdefault("levels", {})[level] = means
-    counted = {"row": np.array(rows, dtype=int), "counts": metrics.counts_of_calls()}
-    counted = gather_rows(accelerator, counted)
+    counted = gather_rows(accelerator, {"row": np.array(rows, dtype=int), "counts": metrics.counts_of_calls()})
     groups = None if part.groups is None else part.groups[counted["row"]]
     results["intervals"] = bootstrap_intervals(hierarchy, counted["counts"], MEASURES, groups)
     return Evaluation(

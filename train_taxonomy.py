@@ -38,6 +38,7 @@ from common.losses.class_weights import class_weights, count_labels, levels_wher
 from common.losses.cross_entropy import LevelCrossEntropy
 from common.metrics.calibration import calibrate
 from common.metrics.intervals import bootstrap_intervals, counts_of_predictions
+from common.metrics.observations import Observations
 from common.metrics.prediction_table import PredictionTable
 from common.metrics.report_data import REPORT_DATA_FILE, ReportData
 from common.metrics.taxonomy import TaxonomyMetrics
@@ -147,6 +148,9 @@ class TaxonomyLossArguments(LossArguments):
     )
     label_smoothing: float = option(
         0.0, "Share of the target spread over all classes of a level.", "at least 0 and less than 1"
+    )
+    eval_group_column: str | None = option(
+        None, "Column (observation) whose images are also evaluated together, by mean probabilities."
     )
     top_k: int = option(5, "An image counts for top5_accuracy if its label is among so many classes.", "at least 1")
 
@@ -505,6 +509,9 @@ def evaluate_model(
     metrics = TaxonomyMetrics(hierarchy, device, top_k=args.top_k)
     predictions = PredictionTable(hierarchy, device, complete=args.save_predictions)
     sums = torch.zeros(2, hierarchy.num_levels, dtype=torch.float64, device=device)
+    observations = None
+    if part.observations is not None:
+        observations = Observations(part.observations, part.labels, model, device)
     for batch in batches:
         labels = batch["labels"].to(device, non_blocking=True)
         with accelerator.autocast():
@@ -515,11 +522,16 @@ def evaluate_model(
         predicted = {"log_probs": output.log_probs, "path": answers.path.unbind(1)}
         metrics.add_batch(predictions=predicted, references=labels)
         predictions.add(batch["rows"], labels, output.log_probs, output.logits, answers.leaf)
+        if observations is not None:
+            observations.add(batch["rows"], logits)
     metrics.reduce(lambda counts: accelerator.reduce(counts, "sum"))
     predictions.gather(accelerator)
     report_data = ReportData.of_predictions(predictions)
     report_data.reliability = metrics.reliability().numpy()
     results = {"loss": loss_fn.combine(*accelerator.reduce(sums, "sum")).item(), **metrics.compute()}
+    if observations is not None:
+        together = TaxonomyMetrics(hierarchy, device, top_k=args.top_k)
+        results["observations"] = observations.compute(together, lambda sums: accelerator.reduce(sums, "sum"))
     groups = None if part.groups is None else part.groups[predictions.columns["row"]]
     results["intervals"] = bootstrap_intervals(hierarchy, counts_of_predictions(predictions), MEASURES, groups)
     return Evaluation(

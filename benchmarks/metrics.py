@@ -26,6 +26,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, M
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.segmentation_loss import TREE
 from benchmarks.side_by_side import in_turns, machine, table
 from common.metrics.segmentation import SegmentationMetrics
 from common.metrics.taxonomy import TaxonomyMetrics
@@ -46,19 +47,14 @@ def main() -> None:
 
 
 def segmentation(rounds: int, mean_iou: str | None) -> None:
-    tree = Hierarchy(
-        ["binary", "coarse", "fine"],
-        [[f"{level}{index}" for index in range(number)] for level, number in enumerate((2, 4, 16))],
-        [[None] * 2, [index // 2 for index in range(4)], [index // 4 for index in range(16)]],
-    )
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(16, (SIDE // 16, SIDE // 16), generator=generator)
     truth = truth.repeat_interleave(16, 0).repeat_interleave(16, 1)
     wrong = torch.rand(truth.shape, generator=generator) < 0.3
     leaf = torch.where(wrong, torch.randint(16, truth.shape, generator=generator), truth)
-    argmax = tree.lift(leaf)
+    argmax = TREE.lift(leaf)
     small = [part.to(torch.uint8) for part in (truth, leaf)]
-    ours = SegmentationMetrics(tree)
+    ours = SegmentationMetrics(TREE)
     theirs = MulticlassJaccardIndex(16)
     quick = MulticlassJaccardIndex(16, validate_args=False)
     ways = {

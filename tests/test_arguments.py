@@ -50,7 +50,7 @@ OPTIONS = {
     "train_taxonomy.py": [
         *SHARED, "tta", "level_columns", "sampling", "top_k", "label_column", "crop_pct", "crop_scale", "aspect_ratio",
         "auto_augment", "random_erasing", "mixup", "cutmix", "mix_probability", "init_leaf_from_classifier",
-        "logit_adjustment", "label_smoothing", "conflicts",
+        "logit_adjustment", "label_smoothing", "conflicts", "eval_group_column",
     ],
     "train_segmentation.py": [
         *SHARED, "tta", "mask_column", "mask_palette", "cache_decoded", "eval_crop", "eval_stride", "resize_longer",

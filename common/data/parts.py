@@ -20,6 +20,7 @@ class Part:
         rows: the row numbers in use.
         groups: int64, of each row; ``None`` if each is one of its own.
         suffix: of names of files.
+        observations: int64, of each row: which images are evaluated together, too.
         looked: rows whose masks were looked at before training.
         pixels: int64 (of these, leaves), what was found in them.
     """
@@ -29,6 +30,7 @@ class Part:
     rows: np.ndarray
     groups: np.ndarray | None = None
     suffix: str = ""
+    observations: np.ndarray | None = None
     looked: np.ndarray | None = None
     pixels: np.ndarray | None = None
 

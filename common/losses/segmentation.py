@@ -7,7 +7,7 @@ out and computed chunk by chunk in the forward pass: nothing is kept at full res
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
 from typing import Any
@@ -34,16 +34,12 @@ def loss_parts(words: Sequence[str]) -> dict[str, float]:
     """
     parts: dict[str, float] = {}
     for part, _, weight in (word.partition("=") for word in words):
-        try:
-            value = float(weight or 1)
-        except ValueError:
-            value = math.nan
-        if part not in PARTS or part in parts or not 0 <= value < math.inf:
+        if part not in PARTS or part in parts or not re.fullmatch(r"(\d+\.?|\d*\.\d+)?(e-?\d+)?", weight):
             raise ValueError(
                 f"--loss takes dice_focal, cross_entropy, or parts with weights, such as dice=1 focal=0.5, each once, "
                 f"of {', '.join(PARTS)}; not {' '.join(words)}"
             )
-        parts[part] = value
+        parts[part] = float(weight or 1)
     if not any(parts.values()):
         raise ValueError("the weights of --loss must not all be 0")
     return parts
@@ -79,9 +75,6 @@ class SegmentationLoss(nn.Module):
         tversky_beta: weight of missed pixels; that of false ones is 1 - beta.
         aux_weight: of the loss of the auxiliary head, whose logits may follow those of the batch.
         stride: how many times smaller than the labels the logits may be.
-
-    Raises:
-        ValueError: for an unknown or negative option.
     """
 
     def __init__(
@@ -101,10 +94,6 @@ class SegmentationLoss(nn.Module):
     ) -> None:
         super().__init__()
         parts = {"dice": 0.5, "focal": 0.5} if parts is None else parts
-        if dice_over not in ("image", "batch"):
-            raise ValueError(f"Unknown dice_over {dice_over!r}; choose from image, batch.")
-        if min(*parts.values(), focal_gamma, smooth, stride - 1) < 0:
-            raise ValueError("Weights of parts, focal_gamma and smooth are at least 0, stride at least 1.")
         self._heads = (heads,)  # not a submodule: the heads belong to the model, and the loss has no parameters
         self.weights, self.focal_gamma = list(weights), focal_gamma
         self.parts = {part: parts[part] for part in PARTS if parts.get(part)}

@@ -1,6 +1,4 @@
-"""Thresholds for back-off: the probability from which on answers at a level are right often enough.
-
-They are found in evaluation and stored with the model.
+"""Thresholds for back-off, found in evaluation: from which probability on answers at a level are right often enough.
 
 The finest level is calibrated first: its threshold is the lowest at which the answers reach the precision asked for.
 Images left unanswered pass to the level above, and so on. So the precision holds for the answers given at *each*
@@ -36,8 +34,7 @@ TARGETS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 ERROR = 0.1
 """Probability that a level's precision on new images of the same kind falls short of the target"""
 
-NUM_STARTS = 4
-NUM_STEPS = 200
+NUM_STARTS, NUM_STEPS = 4, 200
 """Thresholds tested, at most, from the strictest to the one that answers everything"""
 
 KEYS = ("num_images", "decoding", "targets", "levels", "thresholds", "precision", "coverage")

@@ -72,10 +72,8 @@ class CountingMetric(evaluate.Metric):
     def reduce(self, reduce_fn: Callable[[torch.Tensor], torch.Tensor]) -> None:
         """Sum the counters over processes, in place: once, after the last batch, on every process.
 
-        Args:
-            reduce_fn: returns the sum over processes of the tensor that it is given, for instance
-                ``lambda tensor: accelerator.reduce(tensor, "sum")``. Called with one int64 tensor and, where
-                confidence is summed, one float64 tensor.
+        ``reduce_fn`` (``lambda counts: accelerator.reduce(counts, "sum")``) is called with one int64 tensor and, where
+        confidence is summed, one float64 tensor.
         """
         for counters in (self._counts, self._confidence):
             if counters is not None:

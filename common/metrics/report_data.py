@@ -1,7 +1,4 @@
-"""What a report needs to know of one evaluation, in a small file beside the model that it is of.
-
-The report is drawn from it at the end of a run, because drawing takes longer than an evaluation should.
-"""
+"""What a report needs to know of one evaluation, in a small file: drawing takes longer than an evaluation should."""
 
 from __future__ import annotations
 

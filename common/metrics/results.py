@@ -32,11 +32,8 @@ def check_metric_name(name: str, known: Sequence[str]) -> None:
 
 def is_better(name: str, value: float, best: float | None) -> bool:
     """Whether ``value`` of the metric ``name`` improves on ``best``; NaN never does."""
-    if math.isnan(value):
-        return False
-    if best is None:
-        return True
-    return value < best if name.rpartition(".")[2] in LOWER_IS_BETTER else value > best
+    lower = name.rpartition(".")[2] in LOWER_IS_BETTER
+    return not math.isnan(value) and (best is None or (value < best if lower else value > best))
 
 
 def results_table(results: Mapping[str, Any]) -> str:
@@ -46,7 +43,12 @@ def results_table(results: Mapping[str, Any]) -> str:
     lines = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     for label, measures in path_measures(results).items():
         lines.append(f"{label}: {'  '.join(f'{words} {value}' for words, value in measures)}")
-    return "\n".join([*lines, f"loss {results['loss']:.4f}  images {results['num_samples']}"])
+    if "loss" in results:
+        lines.append(f"loss {results['loss']:.4f}  images {results['num_samples']}")
+    if "observations" in results:
+        together = results["observations"]
+        lines += [f"the images of {together['num_samples']:,} observations together:", results_table(together)]
+    return "\n".join(lines)
 
 
 def level_rows(results: Mapping[str, Any]) -> list[list[str]]:

@@ -72,7 +72,6 @@ class SegmentationMetrics(CountingMetric):
         hierarchy: Hierarchy,
         device: str | torch.device = "cpu",
         tolerance: int | None = None,
-        *,
         keep_counts: bool = False,
     ) -> None:
         self.tolerance = tolerance

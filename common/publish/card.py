@@ -58,7 +58,9 @@ def write_card(summary: RunSummary) -> None:
 def card_text(summary: RunSummary) -> str:
     """The card as Markdown, with the metadata in front of it."""
     hierarchy, options, results = summary.hierarchy, summary.options, summary.results["eval"]
-    repo_id, test = options["hub_model_id"] if options["push_to_hub"] else None, summary.results.get("test")
+    repo_id = options["hub_model_id"] if options["push_to_hub"] else None
+    more = {"On the test split, scored once": summary.results.get("test")}
+    more["Of observations, by the mean over their images"] = summary.results["eval"].get("observations")
     data = data_name(options)
     name = (repo_id or summary.output_dir.resolve().name).rpartition("/")[2]
     (_, *columns), *rows = level_rows(results)
@@ -73,7 +75,7 @@ def card_text(summary: RunSummary) -> str:
         "columns": [in_words(column) for column in columns],
         "levels": list(zip(rows, hierarchy.num_classes, strict=True)),
         "paths": path_measures(results),
-        "test": level_rows(test)[1:] if test else [],
+        "more": {title: level_rows(found)[1:] for title, found in more.items() if found},
         "evaluated_on": f"{results['num_samples']:,} images, split {options['validation_split']} of {data}",
         "example_path": path_of(hierarchy, *hierarchy.leaves[0]),
         "facts": {"data": data, **summary.facts},

@@ -125,12 +125,12 @@ def open_parts(
     def part(name: str, option: str, file: str | None, num_samples: int | None) -> Part:
         rows = get_split(splits, name, option)
         images, labels = read(rows, name, image_root(args, file))
-        groups = None
-        if args.group_column:
-            check_columns(rows, [args.group_column], name)
-            groups = number_groups(read_groups(rows, args.group_column))
-        chosen = choose_rows(len(rows), num_samples, args.seed)
-        return Part(images, labels, chosen, groups, "_test" if name == test else "")
+        together = None if option == "--train_split" else vars(args).get("eval_group_column")
+        columns = [column for column in (args.group_column, together) if column]
+        check_columns(rows, columns, name)
+        groups = {column: number_groups(read_groups(rows, column)) for column in columns}
+        chosen, suffix = choose_rows(len(rows), num_samples, args.seed), "_test" if name == test else ""
+        return Part(images, labels, chosen, groups.get(args.group_column), suffix, groups.get(together))
 
     data = Data(
         hierarchy,
