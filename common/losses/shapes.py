@@ -22,7 +22,7 @@ BOUNDARY_TOLERANCE = 3  # pixels, as in the paper
 def lovasz(probs: torch.Tensor, truth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """Lovasz-Softmax, a convex surrogate of 1 - IoU (Berman et al., CVPR 2018)."""
     errors, order = (truth - probs).abs().transpose(0, 1).flatten(1).sort(1, descending=True)
-    right = truth.transpose(0, 1).flatten(1).gather(1, order)
+    right = truth.transpose(0, 1).flatten(1).gather(1, order).long()  # sums of floats have no fixed order on GPUs
     total = right.sum(1, keepdim=True)
     jaccard = 1 - (total - right.cumsum(1)) / (total + (1 - right).cumsum(1))
     return (errors * F.pad(jaccard, (1, 0)).diff(dim=1)).sum(1)
