@@ -64,7 +64,7 @@ def lovasz(p, y, known):
 def boundary(p, y, known):
     inside = 1 - grow(1.0 - known, 1)
     edges = [(grow(1 - image, 1) - (1 - image)) * inside for image in (p, y)]
-    return 1 - f1([(edges[0], grow(edges[1], 3)), (edges[1], grow(edges[0], 3))])
+    return 1 - f1([(edges[0], grow(edges[1], 2)), (edges[1], grow(edges[0], 2))])
 
 
 OF_REGIONS = {

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from ..morphology import dilate, inner_boundary, skeleton
 from .pixel_softmax import enlarge
 
-BOUNDARY_TOLERANCE = 3  # pixels, as in the paper
+BOUNDARY_TOLERANCE = 2  # pixels
 
 
 def lovasz(probs: torch.Tensor, truth: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
