@@ -295,8 +295,9 @@ def test_options_run(dense_options, changes):
 
 
 def test_an_auxiliary_head_trains_and_is_not_saved(dense_options, tmp_path):
-    changes = {"aux_weight": 0.4, "loss": ["focal=0.5", "cldice"], "ema_decay": 0.9, "test_split": "validation"}
-    results = train_segmentation.main(dense_options(**changes, boundary_tolerance=2, max_train_steps=2))
+    changes = {"aux_weight": 0.4, "loss": ["focal=0.5", "cldice"], "ema_decay": 0.9, "boundary_tolerance": 2}
+    changes["test_split"] = "validation"
+    results = train_segmentation.main(dense_options(**changes, max_train_steps=2))
     assert results["test"]["loss"] == pytest.approx(results["eval"]["loss"])  # of the saved model
     assert "mean_boundary_f1" in results["eval"]["levels"]["fine"]
     assert not any("auxiliary" in name for name in weights_of(tmp_path / "out"))

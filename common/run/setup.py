@@ -218,7 +218,9 @@ def check_settings(args: CommonArguments, accelerator: Accelerator, metrics: Any
     if args.export != "none":
         check_export_packages()
     find_classes(metrics.hierarchy, args.watch or ())
-    check_metric_name(args.metric_for_best_model, ["loss", *(name for name, _ in flatten(metrics.compute()))])
+    names = [name for name, _ in flatten(metrics.compute())]
+    names += [f"observations.{name}" for name in names] if vars(args).get("eval_group_column") else []
+    check_metric_name(args.metric_for_best_model, ["loss", *names])
     if args.push_to_hub and not args.eval_only:
         publisher = Publisher(args.output_dir, args.hub_model_id, args.hub_private)
         args.hub_model_id = on_main_process(accelerator, lambda: publisher.check(args.license), share=True)
