@@ -32,12 +32,12 @@ from common.images.transforms import Normalize
 from common.metrics.results import flatten, is_better
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
 from common.optim.batch_norm import batch_norms
+from common.options.arguments import parse_arguments
 from common.predict.views import load_models
 from common.publish.card import write_card
 from common.publish.models import save_model
 from common.report.summary import RunSummary
 from common.run import command
-from common.run.arguments import parse_arguments
 from common.run.processes import make_accelerator
 from common.run.setup import make_sampler
 

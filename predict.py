@@ -18,9 +18,15 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
+
+from common.options.arguments import changed, groups_of, parse_command
+from common.options.prediction import WORDS, PredictArguments
+from common.run.command import run
+
+if __name__ == "__main__":  # --help and wrong options are answered before torch is imported, which takes seconds
+    run(lambda: parse_command(PredictArguments, None, __doc__, **WORDS))
 
 import numpy as np
 import torch
@@ -37,15 +43,11 @@ from common.lock import RunLock
 from common.metrics.calibration import find_labels, read_calibration
 from common.model.answers import thresholds_for
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
-from common.predict.images import FORMATS, ClassPredictor
+from common.predict.images import ClassPredictor
 from common.predict.inputs import ImageInputs, open_inputs
 from common.predict.masks import MaskPredictor
 from common.predict.parts import PredictionParts, check_output_dir, plan_parts
 from common.predict.views import IMAGE_VIEWS, MASK_VIEWS, load_models
-from common.predict.windows import check_windows
-from common.run.arguments import changed, option, out_of_range, parse_command
-from common.run.command import run
-from common.run.options import MISSING_VALUES
 from common.run.processes import make_accelerator, num_workers, on_main_process
 
 logger = logging.getLogger(__name__)
@@ -56,127 +58,6 @@ SUMMARY = "summary.json"
 LOG_SECONDS = 30  # between lines in logs
 PROBLEM_KINDS = {"lies outside": "outside of the root", "No such file": "missing", "row has no image": "missing"}
 """Part of a message about an image -> the kind that problems.csv gives; otherwise it is broken"""
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Arguments
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class InputArguments:
-    """The images to predict."""
-
-    _argument_group_name = "Images"
-
-    image_column: str = option("image", "Column with the images, or their paths, in a table or data set.")
-    image_root: str | None = option(None, "Folder that paths in a table lie in; by default that of the table.")
-    image_suffix: str | None = option(None, "Ending to add to image paths in a table that lack it, for example .jpg.")
-    missing_values: list[str] | None = option(None, MISSING_VALUES)
-    split: str | None = option(None, "Split of a data set with several.")
-    level_columns: list[str] | None = option(
-        None,
-        "Columns with true class names, one per level, to measure accuracy; by default those named as the levels.",
-    )
-
-
-@dataclass
-class AnswerArguments:
-    """What answers."""
-
-    _argument_group_name = "Models and views"
-
-    more_models: list[str] | None = option(
-        None, "More models of the same label tree, head and pixels: probabilities are averaged over all."
-    )
-    tta: Literal[tuple(dict.fromkeys((*IMAGE_VIEWS, *MASK_VIEWS)))] | None = option(
-        None, "Average over views of each image: mirrored, five crops, or the eight turns of a mask; as in evaluation."
-    )
-
-
-@dataclass
-class ClassArguments:
-    """Options for models of train_taxonomy.py, which classify whole images."""
-
-    _argument_group_name = "Whole images"
-
-    format: list[str] = option(["csv"], "Format of the predictions: csv, jsonl, or both.")
-    top_k: int = option(5, "Number of most probable leaves to list.", "greater than 0")
-    min_confidence: float | None = option(
-        None, "Answer at the finest level whose probability is at least this.", "from 0 up to 1"
-    )
-    target_precision: float | None = option(
-        None, "Answer at the finest level at which this share of answers is expected right.", "from 0 up to 1"
-    )
-    calibration: str | None = option(
-        None, "calibration.json of an --eval_only run for --target_precision; the model's own by default."
-    )
-    group_by: str | None = option(
-        None, "Column (observation): photographs with the same value are also classified together."
-    )
-
-
-@dataclass
-class MaskArguments:
-    """Options for models of train_segmentation.py, which predict masks."""
-
-    _argument_group_name = "Masks"
-
-    eval_crop: int | None = option(
-        None,
-        "Predict in windows of this many pixels, at the image's own resolution; by default as in evaluation.",
-        "greater than 0",
-    )
-    eval_stride: int | None = option(
-        None, "Distance from window to window, in pixels; by default as in evaluation.", "greater than 0"
-    )
-    resize_longer: int | None = option(
-        None,
-        "Longer side of images, in pixels, before windows are cut; by default as in evaluation.",
-        "greater than 0",
-    )
-    overlay_size: int = option(1600, "Longer side of the overlays in pixels; 0 for none.", "at least 0")
-
-
-@dataclass
-class PredictionRunArguments:
-    """The run itself."""
-
-    _argument_group_name = "Run"
-
-    output_dir: str = option("predictions", "Folder for the results.")
-    per_device_eval_batch_size: int = option(64, "Images per forward pass of a process.", "greater than 0")
-    dataloader_num_workers: int | None = option(None, "Per process; by default one per core, up to 8.", "at least 0")
-    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "By default as accelerate launch says.")
-
-
-@dataclass
-class PredictArguments(InputArguments, AnswerArguments, ClassArguments, MaskArguments, PredictionRunArguments):
-    """The options of this script."""
-
-    model: str = option("", "The first word of the command line.")
-    inputs: Sequence[str] = option([], "The words after it.")
-
-    # needed by make_accelerator, but no options here
-    seed: ClassVar[int] = 0
-    deterministic: ClassVar[bool] = False
-    report_to: ClassVar[str] = "none"
-
-    def validate(self) -> None:
-        """Raise one ValueError that lists every wrong setting."""
-        problems = [*out_of_range(self), *check_windows(self.eval_crop, self.eval_stride)]
-        if not set(self.format) <= set(FORMATS):
-            problems.append(f"--format is {' or '.join(FORMATS)}, not {' '.join(self.format)}")
-        if self.min_confidence is not None and self.target_precision is not None:
-            problems.append("--min_confidence and --target_precision do the same in two ways; choose one")
-        if problems:
-            raise ValueError("; ".join(problems) + ".")
-
-
-WORDS = {
-    "model": {"metavar": "MODEL", "help": "folder or Hub id"},
-    "inputs": {"metavar": "INPUT", "nargs": "+", "help": "image, folder, pattern, table or data set"},
-}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -258,7 +139,8 @@ def make_predictor(
 def idle_options(args: PredictArguments, inputs: ImageInputs, dense: bool) -> list[str]:
     """A sentence for each setting that was changed and cannot take effect."""
     files, table = inputs.rows is None, inputs.images.root is not None
-    of_images, of_masks = ([entry.name for entry in fields(group)] for group in (ClassArguments, MaskArguments))
+    groups = groups_of(PredictArguments)
+    of_images, of_masks = ([entry.name for entry in groups[title]] for title in ("Whole images", "Masks"))
     idle = [
         (files, ["image_column"], "the inputs are image files"),
         (files or table, ["split"], "the inputs are not a data set"),

@@ -16,7 +16,16 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from common.options.arguments import parse_arguments
+from common.options.segmentation import SegmentationArguments
+from common.run import command
+
+DEMO_CONFIG = Path(__file__).parent / "configs" / "segmentation_demo.yaml"
+
+if __name__ == "__main__":  # --help and wrong options are answered before torch is imported, which takes seconds
+    command.run(lambda: parse_arguments(SegmentationArguments, None, __doc__, DEMO_CONFIG))
 
 import numpy as np
 import torch
@@ -32,43 +41,32 @@ from common.data.masks import MaskedImageRows, MaskReader, masks_to_labels
 from common.data.parts import Data, Part
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import GlobalBatchSampler, evaluation_batches, seed_step
-from common.images.mask_transforms import MASK_RESIZE_MODES, Geometry, MaskEvaluationTransform, MaskTrainTransform
+from common.images.mask_transforms import Geometry, MaskEvaluationTransform, MaskTrainTransform
 from common.images.transforms import Normalize
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.losses.class_weights import class_weights
-from common.losses.segmentation import PARTS, PIXEL_PARTS, SegmentationLoss, loss_parts
+from common.losses.segmentation import SegmentationLoss
 from common.metrics.intervals import bootstrap_intervals
 from common.metrics.prediction_table import gather_rows
 from common.metrics.report_data import REPORT_DATA_FILE, ReportData
 from common.metrics.segmentation import SegmentationMetrics
-from common.model.decoders import DECODERS
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForSemanticSegmentation
 from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
-from common.predict.views import MASK_VIEWS, averaged
-from common.predict.windows import Resampler, check_windows, dense_labels, image_logits, labels_at_stride
+from common.predict.views import averaged
+from common.predict.windows import Resampler, dense_labels, image_logits, labels_at_stride
 from common.publish.models import load_weights, save_model
 from common.report.mask_examples import ExampleKeeper, MaskExample, draw_plots, keep_for_plots
 from common.report.prediction_masks import PredictionFolder
 from common.report.summary import RunSummary
-from common.run import command
-from common.run.arguments import option, parse_arguments
 from common.run.dry_run import dry_run
-from common.run.evaluation import EvaluationBatches
+from common.run.evaluation import interruptible_batches
 from common.run.identity import as_begun, run_facts, run_identity
 from common.run.mask_setup import cached_rows, look_at_masks
-from common.run.options import (
-    AugmentationArguments,
-    CommonArguments,
-    DataArguments,
-    LossArguments,
-    ModelArguments,
-    RunArguments,
-)
-from common.run.processes import make_accelerator, num_workers, sync_buffers
+from common.run.processes import backward, make_accelerator, num_workers, sync_buffers
 from common.run.run import Run
 from common.run.setup import (
     check_images,
@@ -84,165 +82,9 @@ from common.run.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
-DEMO_CONFIG = Path(__file__).parent / "configs" / "segmentation_demo.yaml"
 EVALUATION_OPTIONS = ("resize_mode", "eval_crop", "eval_stride", "resize_longer", "tta", "decoding")  # saved
 LOSS_OPTIONS = ("focal_gamma", "tversky_beta", "ohem", "dice_over", "aux_weight")
 MEASURES = ("mean_iou", "mean_f1")  # of every level, in report, card and with intervals
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Arguments
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class SegmentationDataArguments(DataArguments):
-    """Where the images and labels are."""
-
-    _argument_group_name = "Data"
-
-    mask_column: str = option("mask", "Column with the masks, or their paths; pixel value v is class v, 255 ignored.")
-    mask_palette: str | None = option(None, "YAML file with a colour per class, for masks that are coded by colour.")
-    cache_decoded: bool = option(
-        False,
-        "Decode once, into a file of 4 bytes a pixel that all processes of a node share; changes nothing but time.",
-    )
-
-
-@dataclass
-class SegmentationAugmentationArguments(AugmentationArguments):
-    """What happens to images on their way to the model."""
-
-    _argument_group_name = "Images and augmentation"
-
-    resize_mode: Literal[MASK_RESIZE_MODES] = option(
-        "squash", "Show the whole image squashed to a square, or fit into it."
-    )
-    tta: Literal[MASK_VIEWS] = option(
-        "none", "Answer from several views of each image in evaluation, by mean probabilities; slower by their number."
-    )
-    eval_crop: int | None = option(
-        None,
-        "Show windows of this many pixels, at the image's own resolution, instead of the whole.",
-        "greater than 0",
-    )
-    eval_stride: int | None = option(
-        None, "Distance from window to window in evaluation; two thirds of a window by default.", "greater than 0"
-    )
-    resize_longer: int | None = option(
-        None, "Longer side that images are resized to before windows are cut; their own by default.", "greater than 0"
-    )
-    scale_jitter: list[float] = option([0.5, 2.0], "Smallest and largest random scale in training.")
-    rare_crop: float = option(
-        0.5, "Probability that a crop is placed on a class other than the image's commonest.", "from 0 up to 1"
-    )
-    rot90: float = option(0.5, "Probability of a random turn by multiples of 90 degrees.", "from 0 up to 1")
-
-
-@dataclass
-class SegmentationModelArguments(ModelArguments):
-    """Backbone, decoder and heads."""
-
-    _argument_group_name = "Model"
-
-    model_name_or_path: str = option(
-        "nvidia/segformer-b3-finetuned-ade-512-512",
-        "timm/<name>, hf-hub:<org>/<timm model>, a Transformers id or folder, or a folder that this script wrote.",
-    )
-    decoder: Literal[tuple(DECODERS)] = option("upernet", "From the pyramid of feature maps to one at stride 4.")
-    decoder_channels: int = option(256, "Its width.", "greater than 0")
-
-
-@dataclass
-class SegmentationLossArguments(LossArguments):
-    """What is minimised."""
-
-    _argument_group_name = "Loss"
-
-    level_weights: list[str] = option(
-        ["rising"], "A number per level, or leaf, equal, leaf_heavy or rising (0.2, 0.3, 1); taken literally."
-    )
-    loss: list[str] = option(
-        ["dice_focal"],
-        f"Of each level: dice_focal, cross_entropy, or parts with weights, dice=1 ce=0.5: {', '.join(PARTS)}.",
-    )
-    dice_weight: float = option(0.5, "Of the Dice part of dice_focal.", "at least 0")
-    focal_weight: float = option(0.5, "Of the focal part of dice_focal.", "at least 0")
-    focal_gamma: float = option(2.0, "How much focal loss turns away from pixels that are right.", "at least 0")
-    tversky_beta: float = option(0.7, "Weight of missed pixels in tversky; of false ones 1 - beta.", "from 0 up to 1")
-    ohem: float = option(
-        1.0, "Leave pixels out of ce and focal that are right with more probability.", "over 0 and up to 1"
-    )
-    dice_over: Literal["image", "batch"] = option(
-        "image", "Overlap of each image, or of a forward pass as a whole (then batch sizes change the loss)."
-    )
-    aux_weight: float = option(
-        0.0, "Of the loss of an auxiliary FCN head at stride 16, in training alone; usually 0.4.", "at least 0"
-    )
-
-
-@dataclass
-class SegmentationRunArguments(RunArguments):
-    """The run itself."""
-
-    _argument_group_name = "Run"
-
-    metric_for_best_model: str = option(
-        "levels.last.mean_iou", "Entry of eval in all_results.json, last for the last level; or loss."
-    )
-    boundary_tolerance: int | None = option(
-        None,
-        "Also report boundary IoU and F1, clDice and recall of objects, with so many pixels off; slow.",
-        "at least 1",
-    )
-
-
-@dataclass
-class SegmentationArguments(
-    SegmentationDataArguments,
-    SegmentationAugmentationArguments,
-    SegmentationModelArguments,
-    SegmentationLossArguments,
-    SegmentationRunArguments,
-    CommonArguments,
-):
-    """The options of this script."""
-
-    def problems(self) -> list[str]:
-        problems = super().problems()
-        problems += check_windows(self.eval_crop, self.eval_stride)
-        if len(self.scale_jitter) != 2 or not 0 < self.scale_jitter[0] <= self.scale_jitter[-1]:
-            problems.append(f"--scale_jitter takes the smallest and the largest scale, not {self.scale_jitter}")
-        if self.loss == ["dice_focal"] and not self.dice_weight + self.focal_weight:
-            problems.append("--dice_weight and --focal_weight must not both be 0")
-        else:
-            try:
-                _ = self.loss_parts
-            except ValueError as error:
-                problems.append(str(error))
-        return problems
-
-    @property
-    def loss_parts(self) -> dict[str, float]:
-        """Weight of each part of the loss."""
-        if self.loss == ["dice_focal"]:
-            return {"dice": self.dice_weight, "focal": self.focal_weight}
-        return loss_parts(["ce"] if self.loss == ["cross_entropy"] else self.loss)
-
-    def idle(self) -> list[tuple[str, bool, str]]:
-        other, parts = f"--loss is {' '.join(self.loss)}", {part for part, weight in self.loss_parts.items() if weight}
-        return [
-            *super().idle(),
-            ("dice_weight", self.loss != ["dice_focal"], other),
-            ("focal_weight", self.loss != ["dice_focal"], other),
-            ("focal_gamma", "focal" not in parts, other),
-            ("tversky_beta", "tversky" not in parts, other),
-            ("ohem", not parts & {*PIXEL_PARTS}, other),
-            ("dice_over", parts <= {*PIXEL_PARTS}, other),
-            ("eval_stride", not self.eval_crop, "there is no --eval_crop"),
-            ("resize_longer", not self.eval_crop, "there is no --eval_crop"),
-            ("resize_mode", bool(self.eval_crop), "--eval_crop cuts windows"),
-        ]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -253,9 +95,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         Stopped: a signal or the time budget ended the run before its end; there is a checkpoint to resume from.
     """
     args = parse_arguments(SegmentationArguments, argv, __doc__, DEMO_CONFIG)
-    args = evaluated_as_saved(args, EVALUATION_OPTIONS)
+    evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
-    args = as_begun(args, accelerator)
+    as_begun(args, accelerator)
     device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
 
     # ------------------------------------------------------------------------------------------------------------ data
@@ -284,7 +126,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     eval_loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device).eval()
 
     def evaluate(part: Part, loader: DataLoader, model: LabelTreeForSemanticSegmentation) -> Evaluation:
-        batches = EvaluationBatches(loader, stop, problems, accelerator)
+        batches = interruptible_batches(loader, stop, problems, accelerator)
         return evaluate_model(args, accelerator, part, batches, normalize, eval_loss_fn, model)
 
     eval_loader = make_eval_loader(args, accelerator, data.validation, spec)
@@ -360,7 +202,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 with nullcontext() if is_last else accelerator.no_sync(wrapped):
                     logits = wrapped(pixels, logits_only=True)
                     loss = loss_fn(logits, labels[micro_step], denominators)
-                    accelerator.backward(loss * accelerator.num_processes)  # DDP averages, but the parts add up
+                    backward(accelerator, loss)
                 total_loss += loss.detach()
 
             # If loss or gradients are NaN or infinite in any process, the step changes nothing in all of them.

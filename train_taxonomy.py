@@ -16,7 +16,16 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from common.options.arguments import parse_arguments
+from common.options.taxonomy import TaxonomyArguments
+from common.run import command
+
+DEMO_CONFIG = Path(__file__).parent / "configs" / "taxonomy_demo.yaml"
+
+if __name__ == "__main__":  # --help and wrong options are answered before torch is imported, which takes seconds
+    command.run(lambda: parse_arguments(TaxonomyArguments, None, __doc__, DEMO_CONFIG))
 
 import numpy as np
 import torch
@@ -29,10 +38,10 @@ from torch.utils.data import DataLoader
 from common.checkpoint.state import TrainState
 from common.data.parts import Data, Part
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
-from common.data.sampling import SAMPLINGS, GlobalBatchSampler, evaluation_batches, sample_weights, seed_step
+from common.data.sampling import GlobalBatchSampler, evaluation_batches, sample_weights, seed_step
 from common.data.splits import LabelColumns, check_columns, check_unseen, get_split, leaves_without_images
 from common.files import write_json
-from common.images.transforms import IMAGE_RESIZE_MODES, EvaluationTransform, MixImages, Normalize, TrainTransform
+from common.images.transforms import EvaluationTransform, MixImages, Normalize, TrainTransform
 from common.labels.encoding import read_class_order
 from common.losses.class_weights import class_weights, count_labels, levels_where_labels_end
 from common.losses.cross_entropy import LevelCrossEntropy
@@ -48,17 +57,14 @@ from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
-from common.predict.views import IMAGE_VIEWS, averaged, shown_size
+from common.predict.views import averaged, shown_size
 from common.publish.models import image_processor, load_weights, save_model
 from common.report.image_examples import load_pictures
 from common.report.summary import RunSummary
-from common.run import command
-from common.run.arguments import option, parse_arguments
 from common.run.dry_run import dry_run
-from common.run.evaluation import EvaluationBatches
+from common.run.evaluation import interruptible_batches
 from common.run.identity import as_begun, run_facts, run_identity
-from common.run.options import AugmentationArguments, CommonArguments, DataArguments, LossArguments, ModelArguments
-from common.run.processes import make_accelerator, num_workers, sync_buffers
+from common.run.processes import backward, make_accelerator, num_workers, sync_buffers
 from common.run.run import Run
 from common.run.setup import (
     check_images,
@@ -74,118 +80,8 @@ from common.run.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
 
-DEMO_CONFIG = Path(__file__).parent / "configs" / "taxonomy_demo.yaml"
 EVALUATION_OPTIONS = ("resize_mode", "crop_pct", "tta", "decoding")  # a saved model keeps them, and is shown images so
 MEASURES = ("accuracy", "macro_f1")  # of every level, in report, card and with intervals
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Arguments
-# ---------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class TaxonomyDataArguments(DataArguments):
-    """Where the images and labels are."""
-
-    _argument_group_name = "Data"
-
-    level_columns: list[str] | None = option(None, "One column per level of the label tree, coarse to fine.")
-    label_column: str | None = option(None, "One column that names a class of the tree in the file --hierarchy.")
-    conflicts: Literal["keep", "majority", "error"] = option(
-        "keep", "A name with another parent than in nine of ten of its rows: two classes, moved there, or an error."
-    )
-
-
-@dataclass
-class TaxonomyAugmentationArguments(AugmentationArguments):
-    """What happens to images on their way to the model."""
-
-    _argument_group_name = "Images and augmentation"
-
-    resize_mode: Literal[IMAGE_RESIZE_MODES] | None = option(
-        None, "In evaluation: cut out the centre, or squash the image; by default as the backbone was evaluated."
-    )
-    crop_pct: float | None = option(
-        None, "Share of the resized image that evaluation keeps; by default the backbone's own.", "over 0 and up to 1"
-    )
-    tta: Literal[IMAGE_VIEWS] = option(
-        "none", "Answer from several views of each image in evaluation, by mean probabilities; slower by their number."
-    )
-    crop_scale: float = option(
-        0.25, "Smallest share of the image's area that a random crop keeps in training.", "over 0 and up to 1"
-    )
-    aspect_ratio: float = option(1.33, "Widest random crop, width to height.", "at least 1")
-    auto_augment: str | None = option(None, "timm policy, for example rand-m9-mstd0.5-inc1 (RandAugment).")
-    random_erasing: float = option(0.0, "Probability of erasing a random rectangle.", "from 0 up to 1")
-    mixup: float = option(0.0, "Alpha of mixup; 0 for none. The labels of every level are mixed.", "at least 0")
-    cutmix: float = option(0.0, "Alpha of cutmix; 0 for none. The labels of every level are mixed.", "at least 0")
-    mix_probability: float = option(1.0, "Share of the steps that mix, if mixup or cutmix are on.", "from 0 up to 1")
-
-
-@dataclass
-class TaxonomyModelArguments(ModelArguments):
-    """Backbone and heads."""
-
-    _argument_group_name = "Model"
-
-    init_leaf_from_classifier: str | None = option(
-        None, "Start the last level from the backbone's own classifier; FILE lists its class names, one a line."
-    )
-
-
-@dataclass
-class TaxonomyLossArguments(LossArguments):
-    """What is minimised, and measured."""
-
-    _argument_group_name = "Loss"
-
-    logit_adjustment: float = option(
-        0.0, "Multiple of the log-prior added to the logits in training; usually 0 or 1.", "at least 0"
-    )
-    sampling: Literal[SAMPLINGS] = option(
-        "natural", "How often images of rare classes are drawn: as they come, by the square root, balanced, repeated."
-    )
-    label_smoothing: float = option(
-        0.0, "Share of the target spread over all classes of a level.", "at least 0 and less than 1"
-    )
-    eval_group_column: str | None = option(
-        None, "Column (observation) whose images are also evaluated together, by mean probabilities."
-    )
-    top_k: int = option(5, "An image counts for top5_accuracy if its label is among so many classes.", "at least 1")
-
-
-@dataclass
-class TaxonomyArguments(
-    TaxonomyDataArguments,
-    TaxonomyAugmentationArguments,
-    TaxonomyModelArguments,
-    TaxonomyLossArguments,
-    CommonArguments,
-):
-    """The options of this script."""
-
-    def problems(self) -> list[str]:
-        problems = super().problems()
-        if self.class_weighting != "none" and self.logit_adjustment:
-            problems.append("--class_weighting and --logit_adjustment correct the same thing twice; choose one")
-        if self.sampling != "natural" and (self.class_weighting != "none" or self.logit_adjustment):
-            problems.append("--sampling and --class_weighting or --logit_adjustment correct the same thing twice")
-        if self.mixes and (self.per_device_train_batch_size or 2) % 2:
-            problems.append("mixup and cutmix mix pairs: --per_device_train_batch_size must be even")
-        return problems
-
-    @property
-    def mixes(self) -> bool:
-        """Whether images are mixed with their neighbours."""
-        return bool(self.mixup or self.cutmix)
-
-    def idle(self) -> list[tuple[str, bool, str]]:
-        return [
-            *super().idle(),
-            ("mix_probability", not self.mixes, "mixup and cutmix are off"),
-            ("conflicts", bool(self.hierarchy) or self.eval_only, "the label tree comes from elsewhere"),
-        ]
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -196,9 +92,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         Stopped: a signal or the time budget ended the run before its end; there is a checkpoint to resume from.
     """
     args = parse_arguments(TaxonomyArguments, argv, __doc__, DEMO_CONFIG)
-    args = evaluated_as_saved(args, EVALUATION_OPTIONS)
+    evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
-    args = as_begun(args, accelerator)
+    as_begun(args, accelerator)
     device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
 
     # ------------------------------------------------------------------------------------------------------------ data
@@ -226,7 +122,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     eval_loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device).eval()
 
     def evaluate(part: Part, loader: DataLoader, model: LabelTreeForImageClassification) -> Evaluation:
-        batches = EvaluationBatches(loader, stop, problems, accelerator)
+        batches = interruptible_batches(loader, stop, problems, accelerator)
         return evaluate_model(args, accelerator, part, batches, normalize, eval_loss_fn, model)
 
     eval_loader = make_eval_loader(args, accelerator, data.validation, spec)
@@ -307,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 with nullcontext() if is_last else accelerator.no_sync(wrapped):
                     logits = wrapped(pixels, logits_only=True)
                     loss = loss_fn(logits, labels[micro_step], denominators, mixed_with, share)
-                    accelerator.backward(loss * accelerator.num_processes)  # DDP averages, but the parts add up
+                    backward(accelerator, loss)
                 total_loss += loss.detach()
 
             # If loss or gradients are NaN or infinite in any process, the step changes nothing in all of them.
@@ -347,6 +243,7 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
     splits, _ = open_splits(args, accelerator, draw_demo)
     columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy, args.conflicts)
     if args.eval_only:
+        columns.trust_finest = True  # tables may have changed since
         hierarchy = LabelTreeForImageClassification.read_hierarchy(args.model_name_or_path)
         columns.level_columns = columns.level_columns or (None if columns.label_column else hierarchy.levels)
     else:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from accelerate import Accelerator
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.side_by_side import machine, table
 from common.checkpoint.checkpointer import Checkpointer
 
 Groups = dict[str, dict[str, torch.Tensor]]
@@ -46,14 +46,15 @@ def main() -> None:
     optimizer.zero_grad()
     groups = groups_of(model, optimizer)
     size = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
-    print(f"{size / 1e9:.2f} GB on {accelerator.device}, torch {torch.__version__}, {os.cpu_count()} CPU cores")
+    print(f"{size / 1e9:.2f} GB on {accelerator.device}, {machine()}")
 
     folder = Path(tempfile.mkdtemp(prefix="checkpoint_stall_"))
     try:
         seconds = measure(folder, options.rounds, accelerator, lambda: groups_of(model, optimizer))
     finally:
         shutil.rmtree(folder)
-    report(seconds)
+    print("first:", ", ".join(f"{name} {values.pop(0):.2f} s" for name, values in seconds.items()))
+    print(table(seconds, "ours"))
 
 
 def groups_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Groups:
@@ -97,17 +98,6 @@ def measure(
             shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
     checkpointer.close()
     return seconds
-
-
-def report(seconds: dict[str, list[float]]) -> None:
-    """Medians, ranges, and how often ours fits into the others."""
-    first = {name: values.pop(0) for name, values in seconds.items()}
-    ours = statistics.median(seconds["ours"])
-    print("| save | first, s | median, s | range, s | times ours |\n|---|---|---|---|---|")
-    for name, values in seconds.items():
-        median = statistics.median(values)
-        spread = f"{min(values):.2f} to {max(values):.2f}"
-        print(f"| {name} | {first[name]:.2f} | {median:.3f} | {spread} | {median / ours:.1f} |")
 
 
 if __name__ == "__main__":

@@ -11,31 +11,20 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, Literal, ParamSpec, TypeVar
+
+import yaml
 
 logger = logging.getLogger(__name__)
 
 Parameters, Result = ParamSpec("Parameters"), TypeVar("Result")
 
-TRANSIENT = {
-    getattr(errno, name)
-    for name in [
-        "EIO",
-        "ESTALE",
-        "ETIMEDOUT",
-        "EINTR",
-        "EAGAIN",
-        "EBUSY",
-        "ENOTCONN",
-        "ECONNRESET",
-        "ECONNABORTED",
-        "EREMOTEIO",
-    ]
-    if hasattr(errno, name)
-}
+TRANSIENT = {errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EINTR, errno.EAGAIN, errno.EBUSY, errno.ENOTCONN}
+TRANSIENT |= {errno.ECONNRESET, errno.ECONNABORTED, getattr(errno, "EREMOTEIO", errno.EIO)}
 """What disks and network file systems say that may answer the next time"""
 
 REASONS = {
@@ -112,6 +101,25 @@ def naming(path: str | Path) -> Iterator[None]:
         explained = OSError(f"{path} could not be written: {REASONS[number]}.")
         explained.errno, explained.named = number, True
         raise explained from error
+
+
+# ---- reading
+
+
+class StrictLoader(yaml.SafeLoader):
+    """SafeLoader that refuses a key written twice instead of keeping the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for key, count in Counter(key for key in keys if isinstance(key, Hashable)).items() if count > 1]
+        if twice:
+            raise ValueError(f"line {node.start_mark.line + 1}: listed twice: {twice}.")
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | Path) -> Any:
+    """What a YAML file holds; yaml.YAMLError or ValueError if it is none, or a key stands there twice."""
+    return yaml.load(Path(path).read_text(encoding="utf-8-sig"), Loader=StrictLoader)
 
 
 # ---- writing

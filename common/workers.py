@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -9,11 +10,12 @@ import threading
 
 
 def start_worker(worker: int = 0) -> None:
-    """In a loader's worker: end with the main process, and ignore the signals that ask the run to stop.
+    """In a loader's worker: end with the main process, ignore signals that ask the run to stop, share its memory.
 
     The step in progress still needs the worker. Launchers, Slurm and Ctrl-C signal all processes of a run. The main
     process ends workers that hang by SIGTERM, so that counts if it comes from there; a thread checks who sent it.
     """
+    gc.freeze()  # the collector would write to each object that came with the fork, and so copy its page
     for number in (signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS

@@ -16,7 +16,7 @@ from torch.distributed.run import get_args_parser
 import predict
 import train_segmentation
 import train_taxonomy
-from common.run.arguments import parse_arguments, parse_command
+from common.options.arguments import parse_arguments, parse_command
 
 REPOSITORY = Path(train_taxonomy.__file__).parent
 FILES = ["README.md", *sorted(f"docs/{file.name}" for file in (REPOSITORY / "docs").glob("*.md"))]

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from common.run.arguments import groups_of, parse_arguments, save_arguments
+from common.model.modeling import LabelTreeConfig
+from common.options.arguments import groups_of, parse_arguments, save_arguments
+from common.run.setup import evaluated_as_saved
 from train_segmentation import SegmentationArguments
 from train_taxonomy import TaxonomyArguments
 
@@ -70,10 +72,12 @@ def test_option_names(script):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_every_option_is_on_the_command_line_and_in_one_group(script):
-    """Only those whose default the script changes stand in its own class beside the group."""
-    names = [field.name for group in groups_of(SCRIPTS[script]) for field in fields(group)]
-    assert sorted(names) == sorted(OPTIONS[script])
+def test_every_option_is_in_one_group(script):
+    groups = {title: [entry.name for entry in entries] for title, entries in groups_of(SCRIPTS[script]).items()}
+    assert list(groups) == ["Data", "Images and augmentation", "Model", "Loss", "Optimization", "Run"]
+    assert sorted(name for names in groups.values() for name in names) == sorted(OPTIONS[script])
+    assert {"tta", "resize_mode"} <= set(groups["Images and augmentation"]) and "head" in groups["Model"]
+    assert {"metric_for_best_model", "output_dir"} <= set(groups["Run"]) and "level_weights" in groups["Loss"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -317,6 +321,15 @@ def test_evaluation_alone_needs_no_training_file(tmp_path):
     config(tmp_path, "{}", "config.json")
     args = parse("--eval_only", f"--model_name_or_path={tmp_path}", "--validation_file=a.csv")
     assert args.eval_only and args.train_file is None
+
+
+def test_what_is_given_goes_before_what_a_model_saved(tmp_path):
+    """Also where it is the default."""
+    saved = {"tta": "hflip", "decoding": "levels", "crop_pct": 0.9}
+    LabelTreeConfig(evaluation=saved).save_pretrained(tmp_path)
+    args = parse("--eval_only", f"--model_name_or_path={tmp_path}", config(tmp_path, "decoding: leaf"), "--tta=none")
+    evaluated_as_saved(args, ("tta", "decoding", "crop_pct"))
+    assert (args.tta, args.decoding, args.crop_pct) == ("none", "leaf", 0.9)
 
 
 def test_mixing_with_even_batches():

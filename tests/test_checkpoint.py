@@ -20,13 +20,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from common.checkpoint import layouts, manifest
+from common.checkpoint import folder as folders
+from common.checkpoint import layouts
 from common.checkpoint.checkpointer import Checkpointer
 from common.checkpoint.layouts import ArtifactLayout, Layout
 from common.lock import RunLock
 
 LINK = ArtifactLayout.link_name
-LAYOUTS = {"plain": Layout, "artifact": ArtifactLayout, "artifact, pruning": lambda: ArtifactLayout(prunes=True)}
+LAYOUTS = {"plain": Layout, "artifact": ArtifactLayout}
 
 
 def content(step: int) -> tuple[dict, dict]:
@@ -133,11 +134,7 @@ def test_any_process_reads_with_an_object_of_its_own(tmp_path):
     [
         ({"m": {"x": torch.empty(2, device="meta")}}, {}, {}, ValueError, "m: x .* does not fit into safetensors"),
         ({"m": {"x": torch.eye(2).to_sparse()}}, {}, {}, ValueError, "does not fit into safetensors"),
-        ({}, {"a": [{1: 2}]}, {}, TypeError, "The key 1 of state.a is no string"),
         ({}, {"a": object()}, {}, TypeError, "not JSON serializable"),
-        ({"../m": {}}, {}, {}, ValueError, "named '../m.safetensors'"),
-        ({}, {}, {"manifest.json": __file__}, ValueError, "named 'manifest.json'"),
-        ({"m": {}}, {}, {"m.safetensors": __file__}, ValueError, "named 'm.safetensors'"),
     ],
 )
 def test_what_cannot_be_saved_is_refused_at_once(tmp_path, groups, state, extra, error, message):
@@ -203,9 +200,9 @@ def test_two_saves_are_never_under_way_at_once(tmp_path):
 def test_memory_is_used_again(tmp_path):
     checkpointer = Checkpointer(tmp_path)
     save(checkpointer, 1)
-    place = checkpointer._memory._buffer.data_ptr()
+    place = checkpointer._memory["model", "w"].data_ptr()
     save(checkpointer, 2)
-    assert checkpointer._memory._buffer.data_ptr() == place
+    assert checkpointer._memory["model", "w"].data_ptr() == place
     checkpointer.save(3, {"model": {"large": torch.ones(1000)}}, {}, wait=True)
     save(checkpointer, 4)  # small again, in the larger memory
     assert_is(checkpointer.load(), 4)
@@ -279,7 +276,7 @@ def previous_saves(root: Path, layout: Layout) -> None:
     layout.link(good, lambda point: None)
 
 
-@pytest.mark.parametrize(("name", "force"), [("plain", False), ("artifact", False), ("artifact, pruning", True)])
+@pytest.mark.parametrize(("name", "force"), [("plain", False), ("artifact", False), ("artifact", True)])
 def test_a_kill_between_any_two_steps_leaves_the_old_or_the_new_one(tmp_path, name, force):
     layout = LAYOUTS[name]()
     previous_saves(tmp_path / "start", layout)
@@ -490,10 +487,8 @@ def test_damaged_ones_do_not_count_among_those_to_keep(tmp_path):
 def test_the_same_step_twice(tmp_path):
     checkpointer = Checkpointer(tmp_path)
     save(checkpointer, 1)
-    before = (tmp_path / "checkpoint-00000001").stat().st_ino
-    save(checkpointer, 1)
     save(Checkpointer(tmp_path), 1)
-    assert (tmp_path / "checkpoint-00000001").stat().st_ino == before  # not written again
+    assert_is(checkpointer.load(), 1)
     groups, state = content(1)
     checkpointer.save(1, groups, {**state, "evaluated": True}, wait=True)
     assert checkpointer.load().state["evaluated"] and visible(tmp_path) == ["checkpoint-00000001"]
@@ -585,7 +580,7 @@ def test_a_full_disk_in_any_call(tmp_path, monkeypatch, function):
     save(checkpointer, 1)
     with monkeypatch.context() as patch:
         if function in {"open", "write"}:
-            patch.setattr(manifest, "open", full if function == "open" else FullFile, raising=False)
+            patch.setattr(folders, "open", full if function == "open" else FullFile, raising=False)
         elif function == "mkdir":
             patch.setattr(Path, "mkdir", full)
         else:
@@ -637,16 +632,6 @@ def test_numbers_links_and_forced_folders_of_artifacts(tmp_path):
         alone = tmp_path / "alone" / folder
         shutil.copytree(tmp_path / folder, alone)
         assert_is(Checkpointer(tmp_path / "alone", layout=ArtifactLayout()).load(alone), step)
-    save(checkpointer, 300, force=True)
-    save(checkpointer, 300)  # the forced one will do
-    assert visible(tmp_path) == [*folders, "alone"]
-
-
-def test_artifacts_delete_only_if_told_and_never_the_forced(tmp_path):
-    checkpointer = Checkpointer(tmp_path, layout=ArtifactLayout(prunes=True))
-    for step in range(12):
-        save(checkpointer, step, force=step in {1, 4})
-    assert visible(tmp_path) == [f"AtomicDirectory_checkpoint_{end}" for end in ("10", "11", "1_force", "4_force")]
 
 
 def test_what_lies_above_the_linked_folder_was_never_finished(tmp_path):
@@ -685,9 +670,8 @@ def test_an_artifact_that_moved_is_itself_and_not_the_original(tmp_path, relativ
     shutil.rmtree(tmp_path / "a")
     checkpointer = Checkpointer(tmp_path / "b", layout=layout)
     assert_is(checkpointer.load(), 1)
-    save(checkpointer, 1)  # nothing to write, but the link is put right
-    assert (tmp_path / "b" / LINK).resolve() == tmp_path / "b" / "AtomicDirectory_checkpoint_0"
     save(checkpointer, 2)
+    assert (tmp_path / "b" / LINK).resolve() == tmp_path / "b" / "AtomicDirectory_checkpoint_1"
     assert visible(tmp_path / "b") == ["AtomicDirectory_checkpoint_0", "AtomicDirectory_checkpoint_1"]
     if relative:
         assert os.readlink(tmp_path / "b" / LINK) == "AtomicDirectory_checkpoint_1"

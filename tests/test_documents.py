@@ -14,7 +14,7 @@ from documents import LINKED, PAGES, REPOSITORY, TRAINERS, anchors, argparse_par
 
 import predict
 import train_segmentation
-from common.run.arguments import parse_arguments
+from common.options.arguments import parse_arguments
 
 
 def test_the_readme_is_short():

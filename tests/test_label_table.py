@@ -211,6 +211,16 @@ def test_encode_paths_that_are_not_there(text):
         encode_paths(TREE, table(*rows_of(f"A X s / {text} / {text}")))
 
 
+def test_the_finest_name_may_count(caplog):
+    """Of rows whose parents are not those of the tree: with --eval_only, the tree is another table's."""
+    labels = encode_paths(TREE, table(*rows_of("A X t / q - s / A X s")), trust_finest=True)
+    assert named(TREE, labels) == rows_of("B X t / A X s / A X s")
+    assert "other parents for: A > X > t, q > - > s. The finest" in caplog.text
+    for text in ("A X q", "q X u"):  # unknown; one of two
+        with pytest.raises(ValueError, match="not in the label tree"):
+            encode_paths(TREE, table(*rows_of(text)), trust_finest=True)
+
+
 def test_messages_stay_short():
     rows = [["A", "X", f"q{index % 9}"] for index in range(90)]
     with pytest.raises(ValueError, match=r"'A > X > q4' \(rows 4, 13, 22, ...\); and 4 more$"):

@@ -24,6 +24,7 @@ import train_taxonomy
 from common.optim.parameters import check_optimizer, make_optimizer
 from common.optim.schedule import Plateau
 from common.optim.skipping import RunningStatistics, skipped_if
+from common.run.processes import backward
 from common.run.progress import too_short
 from common.run.range_test import smoothed
 from common.run.setup import make_sampler
@@ -212,3 +213,17 @@ def test_a_training_that_was_too_short_is_told():
     assert too_short(falling, sure, 10, 1e-4) is None
     assert too_short(falling, {"levels": {"fine": {"mean_iou": 0.3}}}, 10, 1e-4) is None
     assert too_short(falling[:1], unsure, 10, 1e-4) is None
+
+
+def test_the_scaler_of_fp16_skips_a_step_whose_loss_alone_is_infinite():
+    """Its gradients are finite, and it goes by these; the step must change nothing, and be seen by all processes."""
+    weight, scaler = nn.Parameter(torch.ones(2)), torch.amp.GradScaler("cpu")
+    optimizer = torch.optim.AdamW([weight])
+    accelerator = argparse.Namespace(num_processes=1, backward=lambda loss: scaler.scale(loss).backward())
+    for infinite, moved in ((0.0, True), (math.inf, False), (0.0, True)):
+        before = weight.detach().clone()
+        backward(accelerator, weight.sum() + infinite)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        assert bool((weight != before).all()) == moved and (weight.isfinite()).all()

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from common.data.prepared import read_image_root, read_prepared
-from common.run.options import CommonArguments
+from common.options.shared import CommonArguments
 
 
 def test_folders_without_it_are_fine(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import weakref
@@ -11,12 +12,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
+
 from ..files import REASONS, StorageError, error_number, retried
-from .content import Checkpoint, Job, contents, holds, read_checkpoint
-from .host_memory import HostMemory, Tensors
-from .layouts import Layout, hidden, manifests, remove, sync_folder
-from .manifest import NAME as MANIFEST
-from .manifest import BadCheckpointError, Manifest, check_sizes, looks_complete, write_file
+from .folder import (
+    STATE,
+    BadCheckpointError,
+    Checkpoint,
+    Groups,
+    Manifest,
+    looks_complete,
+    manifests,
+    read_checkpoint,
+    sync_folder,
+    write_checkpoint,
+)
+from .layouts import Layout, hidden, remove
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +55,7 @@ class Checkpointer:
         if keep_last < 2:
             raise ValueError(f"--keep_last {keep_last}: keep at least 2, the last one and one to fall back on.")
         self.root, self.keep_last, self.layout = Path(root), keep_last, layout or Layout()
-        self._memory = HostMemory()
+        self._memory: dict[tuple[str, str], torch.Tensor] = {}
         self._damaged: set[Path] = set()
         self._failed = False  # the last save
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
@@ -55,7 +67,7 @@ class Checkpointer:
     def save(
         self,
         step: int,
-        tensors: Mapping[str, Tensors],
+        tensors: Mapping[str, Mapping[str, torch.Tensor]],
         state: Mapping[str, Any],
         *,
         force: bool = False,
@@ -64,10 +76,8 @@ class Checkpointer:
     ) -> None:
         """Save a checkpoint; on return all arguments may change. Waits for the save before this one, if need be.
 
-        If the very same checkpoint is there and intact, nothing is written; a different or damaged one is replaced.
-
         Args:
-            step: optimizer steps done.
+            step: optimizer steps done. A checkpoint of the same step is replaced.
             tensors: groups ("model", "optimizer") of named tensors, on any devices; a file each. Only values are
                 kept, not strides or shared memory.
             state: JSON with string keys. Floats come back exactly, NaN and infinities too; tuples as lists.
@@ -80,8 +90,9 @@ class Checkpointer:
             OSError, StorageError: the save before this one failed, or this one and ``wait`` is set.
         """
         self.wait()
-        files = contents(state, extra_files or {}, self._memory.copy(tensors))
-        self._pending.append(self._thread.submit(self._write, Job(step, force, tuple(tensors), files)))
+        files = {STATE: json.dumps(state).encode()}
+        files |= {name: Path(path).read_bytes() for name, path in (extra_files or {}).items()}
+        self._pending.append(self._thread.submit(self._write, step, force, self._on_host(tensors), files))
         if wait:
             self.wait()
 
@@ -105,18 +116,46 @@ class Checkpointer:
     def _at(self, point: str) -> None:
         """Called between any two steps of a save, for tests to strike there."""
 
-    def _write(self, job: Job) -> None:
+    @torch.no_grad()
+    def _on_host(self, groups: Mapping[str, Mapping[str, torch.Tensor]]) -> Groups:
+        """Copies in memory that every save uses again: fresh memory costs a page fault per 4 KiB.
+
+        It is page-locked where tensors come from a GPU: all copies run behind each other, and one wait is enough.
+        """
+        copies: Groups = {group: {} for group in groups}
+        for group, tensors in groups.items():
+            for name, value in tensors.items():
+                if value.layout != torch.strided or value.is_meta:
+                    what = f"{group}: {name} ({value.layout}, on {value.device})"
+                    raise ValueError(f"{what} does not fit into safetensors.")
+                kept = self._memory.get((group, name))
+                if kept is None or (kept.shape, kept.dtype) != (value.shape, value.dtype):
+                    kept = torch.empty(value.shape, dtype=value.dtype, pin_memory=value.is_cuda)
+                copies[group][name] = self._memory[group, name] = kept.copy_(value, non_blocking=value.is_cuda)
+        if any(value.is_cuda for tensors in groups.values() for value in tensors.values()):
+            torch.cuda.synchronize()
+        return copies
+
+    def _write(self, step: int, force: bool, tensors: Groups, files: Mapping[str, bytes]) -> None:
         previous = self.layout.linked(self.root)
         try:
-            useless = self._try(job)
-        except (OSError, StorageError) as error:
+            useless = self._publish(step, force, tensors, files)
+        except (OSError, StorageError, SafetensorError) as error:
             with contextlib.suppress(OSError):
                 self.layout.sweep(self.root)
-            explained, intact = self._explained(job, error, previous)
+            number = error_number(error)
+            reason = f"{REASONS[number]} ({error})" if number in REASONS else str(error)
+            text = f"The checkpoint of step {step} could not be saved in {self.root}: {reason}."
+            intact = previous is not None and previous not in self._damaged and looks_complete(previous)
+            if intact:
+                text += f" The previous checkpoint, {previous.name}, is intact."
             if self._failed or not intact:
+                explained = StorageError(text) if isinstance(error, StorageError) else OSError(text)
+                if isinstance(explained, OSError):
+                    explained.errno = number
                 raise explained from error
             self._failed = True
-            logger.warning("%s The run goes on; if the next one cannot be saved either, it ends.", explained)
+            logger.warning("%s The run goes on; if the next one cannot be saved either, it ends.", text)
             return
         self._failed = False
         try:
@@ -126,59 +165,42 @@ class Checkpointer:
             logger.warning("Old checkpoints in %s could not be deleted: %s", self.root, error)
 
     @retried
-    def _try(self, job: Job) -> list[Path]:
-        self.root.mkdir(parents=True, exist_ok=True)
-        self.layout.sweep(self.root)
-        self._at("swept")
-        return self._publish(job)
-
-    def _publish(self, job: Job) -> list[Path]:
+    def _publish(self, step: int, force: bool, tensors: Groups, files: Mapping[str, bytes]) -> list[Path]:
         """Bring the folder about, with its link; returns what it makes useless."""
         layout, root = self.layout, self.root
-        path = next((path for path in layout.same_step(root, job.step, job.force) if holds(path, job)), None)
-        useless = layout.leftovers(root)
-        if path is None:
-            path = layout.target(root, job.step, job.force)
-            incomplete = self._fill(path, job)
-            if os.path.lexists(path):
-                # Of a damaged save, or of a run that began anew: kept until the new one is in its place.
-                useless.append(hidden(path, "replaced"))
-                os.rename(path, useless[-1])
-                self._at("moved aside")
-            os.rename(incomplete, path)
-            self._at("renamed")
-            sync_folder(root)
-            self._damaged.discard(path)
+        root.mkdir(parents=True, exist_ok=True)
+        layout.sweep(root)
+        self._at("swept")
+        useless, path = layout.leftovers(root), layout.target(root, step, force)
+        serial = 1 + max((known.serial for known in manifests(layout.folders(root)).values()), default=0)
+        incomplete = hidden(path, "incomplete")
+        incomplete.mkdir()
+        self._at("folder made")
+        write_checkpoint(incomplete, step, serial, tensors, files, self._at)
+        self._at("folder synced")
+        if os.path.lexists(path):
+            # Of a damaged save, or of a run that began anew: kept until the new one is in its place.
+            useless.append(hidden(path, "replaced"))
+            os.rename(path, useless[-1])
+            self._at("moved aside")
+        os.rename(incomplete, path)
+        self._at("renamed")
+        sync_folder(root)
+        self._damaged.discard(path)
         layout.link(path, self._at)
         self._at("linked")
         sync_folder(root)
         return [other for other in useless if other != path]
 
-    def _fill(self, path: Path, job: Job) -> Path:
-        """The hidden folder that is to become ``path``, complete and on the disk."""
-        serial = 1 + max((known.serial for _, known in manifests(self.layout.folders(self.root))), default=0)
-        folder = hidden(path, "incomplete")
-        folder.mkdir()
-        self._at("folder made")
-        entries = {}
-        for name, content in job.files.items():
-            entries[name] = write_file(folder / name, content)
-            self._at(f"{name} written")
-        write_file(folder / MANIFEST, [Manifest(job.step, serial, job.groups, entries).encode()])
-        self._at("manifest written")
-        sync_folder(folder)
-        self._at("folder synced")
-        return folder
-
     def _outdated(self) -> list[Path]:
         """All but the newest, oldest first; by manifests alone, so what is not ours or cannot be read stays."""
         if not self.layout.prunes:
             return []
-        known = [(known.serial, path) for path, known in manifests(self.layout.folders(self.root))]
-        known = sorted((serial, path) for serial, path in known if not self.layout.permanent(path))
-        complete = [path for _, path in known if path not in self._damaged and looks_complete(path)]
+        known = manifests(self.layout.folders(self.root))
+        oldest_first = sorted(known, key=lambda path: known[path].serial)
+        complete = [path for path in oldest_first if path not in self._damaged and looks_complete(path)]
         keep = {*complete[-self.keep_last :], *self.layout.protected(self.root)}
-        return [path for _, path in known if path not in keep]
+        return [path for path in oldest_first if path not in keep]
 
     def _delete(self, path: Path) -> None:
         """Hide a folder, then delete it: a kill in between leaves nothing that looks like a checkpoint."""
@@ -191,19 +213,6 @@ class Checkpointer:
         self._at("hidden for deletion")
         remove(path)
         self._at("deleted")
-
-    def _explained(self, job: Job, error: Exception, previous: Path | None) -> tuple[Exception, bool]:
-        """The error with all that is known, and whether the previous checkpoint is intact."""
-        number = error_number(error)
-        reason = f"{REASONS[number]} ({error})" if number in REASONS else str(error)
-        text = f"The checkpoint of step {job.step} could not be saved in {self.root}: {reason}."
-        intact = previous is not None and previous not in self._damaged and looks_complete(previous)
-        if intact:
-            text += f" The previous checkpoint, {previous.name}, is intact."
-        explained = type(error)(text)
-        if isinstance(explained, OSError):
-            explained.errno = number
-        return explained, intact
 
     # ---- loading
 
@@ -222,24 +231,21 @@ class Checkpointer:
         self.wait()
         if path is not None:
             return self._load_exactly(Path(path))
-        linked, reasons = self.layout.linked(self.root), {}
-        folders = self.layout.folders(self.root)
+        linked, folders = self.layout.linked(self.root), self.layout.folders(self.root)
         if linked is not None and linked not in folders:
             if linked.exists():
                 folders.append(linked)
             else:
                 logger.warning("%s names %s, which is gone.", self.root / self.layout.link_name, linked.name)
-        candidates = []
+        known, reasons = {}, {}
         for folder in folders:
             try:
-                manifest = Manifest.read(folder)
-                check_sizes(folder, manifest)
-                candidates.append((folder == linked, manifest.serial, folder, manifest))
+                known[folder] = Manifest.read(folder)
             except BadCheckpointError as error:
                 reasons[folder] = self._reject(folder, error)
-        for *_, folder, manifest in sorted(candidates, key=lambda candidate: candidate[:2], reverse=True):
+        for folder in sorted(known, key=lambda folder: (folder == linked, known[folder].serial), reverse=True):
             try:
-                checkpoint = read_checkpoint(folder, manifest)
+                checkpoint = read_checkpoint(folder, known[folder])
             except BadCheckpointError as error:
                 reasons[folder] = self._reject(folder, error)
                 continue

@@ -8,10 +8,10 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-from .manifest import BadCheckpointError, Manifest, looks_complete
+from .folder import MANIFEST, looks_complete
 
 logger = logging.getLogger(__name__)
 
@@ -37,18 +37,6 @@ def remove(path: Path) -> None:
         logger.warning("%s could not be deleted: %s", path, error)
 
 
-def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk, on file systems that can say so."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}:
-            raise
-    finally:
-        os.close(handle)
-
-
 class Layout:
     """Checkpoints as ``checkpoint-<step>`` and a relative link ``latest``: what runs use outside the ISC."""
 
@@ -62,15 +50,6 @@ class Layout:
     def target(self, root: Path, step: int, force: bool) -> Path:
         """The folder for a new checkpoint; ``force`` asks to keep it for good, where the layout can."""
         return root / f"checkpoint-{step:08d}"
-
-    def same_step(self, root: Path, step: int, force: bool) -> list[Path]:
-        """Folders that may hold the very checkpoint that is about to be written."""
-        path = self.target(root, step, force)
-        return [path] if path.is_dir() else []
-
-    def permanent(self, path: Path) -> bool:
-        """Whether a folder is never to be deleted because of its age."""
-        return False
 
     def leftovers(self, root: Path) -> list[Path]:
         """Folders that are known to be of no use once the save under way is complete."""
@@ -96,7 +75,7 @@ class Layout:
         """
         link = root / self.link_name
         if not link.is_symlink():
-            return link if (link / "manifest.json").is_file() else None  # a copy that followed links
+            return link if (link / MANIFEST).is_file() else None  # a copy that followed links
         target = Path(os.readlink(link))
         beside = root / target.name
         return beside if beside.exists() or not target.is_absolute() else target
@@ -149,46 +128,34 @@ class ArtifactLayout(Layout):
     ``AtomicDirectory.latest_checkpoint`` names. What has a higher n than that one was never finished. The platform
     ships the linked folder and the forced ones, and deletes the others itself after that.
 
+    None is deleted here, because the platform may be shipping it just then (its documentation asks for
+    ``keep_last=-1``).
+
     Args:
         relative_link: let the link say a name instead of an absolute path, which is what cycling_utils writes.
-        prunes: delete old folders here, too. Off, because the platform may be shipping one of them just then (its
-            documentation asks for ``keep_last=-1``). Forced ones always stay.
     """
 
     link_name = "AtomicDirectory.latest_checkpoint"
     pattern = re.compile(r"AtomicDirectory_checkpoint_(\d+)(_force)?")
 
-    def __init__(self, relative_link: bool = False, prunes: bool = False) -> None:
-        self.relative_link, self.prunes = relative_link, prunes
+    prunes = False
+
+    def __init__(self, relative_link: bool = False) -> None:
+        self.relative_link = relative_link
 
     def target(self, root: Path, step: int, force: bool) -> Path:
-        linked = self.linked(root)
-        present = {path: self._index(path) for path in self.folders(root)}
-        if linked in present:
-            # Above the linked one, a complete forced folder is somebody's best model: skip its number, and keep it.
-            numbers = [
-                present[linked],
-                *(n for path, n in present.items() if self.permanent(path) and looks_complete(path)),
-            ]
-        else:
-            numbers = [-1, *present.values(), *([self._index(linked)] if linked else [])]
-        return root / f"AtomicDirectory_checkpoint_{max(numbers) + 1}{'_force' if force else ''}"
-
-    def same_step(self, root: Path, step: int, force: bool) -> list[Path]:
-        linked = self.linked(root)
-        lowest = self._index(linked) if linked else 0
-        paths = [path for path in self.folders(root) if self._index(path) >= lowest]
-        return [path for path in paths if path.name[0] != "." and (self.permanent(path) or not force)]
-
-    def permanent(self, path: Path) -> bool:
-        return path.name.endswith("_force")
+        useless = self.leftovers(root)
+        paths = [path for path in (*self.folders(root), self.linked(root)) if path and path not in useless]
+        taken = [self._index(path) for path in paths]
+        return root / f"AtomicDirectory_checkpoint_{max(taken, default=-1) + 1}{'_force' if force else ''}"
 
     def leftovers(self, root: Path) -> list[Path]:
-        linked = self.linked(root)
-        if linked is None or linked not in (folders := self.folders(root)):
+        linked, folders = self.linked(root), self.folders(root)
+        if linked not in folders:
             return []
         above = [path for path in folders if self._index(path) > self._index(linked)]
-        return [path for path in above if not (self.permanent(path) and looks_complete(path))]
+        # Above the linked one, a complete forced folder is somebody's best model: its number is skipped.
+        return [path for path in above if not (path.name.endswith("_force") and looks_complete(path))]
 
     def link_target(self, path: Path) -> str:
         return path.name if self.relative_link else str(path.absolute())
@@ -210,12 +177,3 @@ def _names(root: Path) -> list[str]:
         return sorted(os.listdir(root))
     except FileNotFoundError:
         return []
-
-
-def manifests(paths: Iterable[Path]) -> Iterator[tuple[Path, Manifest]]:
-    """The folders that have an intact manifest, with it."""
-    for path in paths:
-        try:
-            yield path, Manifest.read(path)
-        except BadCheckpointError:
-            continue

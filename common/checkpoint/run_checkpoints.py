@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, broadcast_object_list
 
 from .checkpointer import Checkpointer
-from .content import STATE, Checkpoint
+from .folder import MANIFEST, STATE, Checkpoint
 from .layouts import ArtifactLayout, Layout
 from .state import TrainState
 
@@ -35,23 +35,22 @@ logger = logging.getLogger(__name__)
 CHECKPOINTS = "checkpoints"
 
 # What a fresh run must not find of an older one in the output folder.
-LEFTOVERS = (
-    "history.jsonl",
-    "all_results.json",
-    "predictions.parquet",
-    "skipped_images.json",
-    "report_data.npz",
-    "report.html",
-    "plots/*.png",
-    "plots/*.jpg",
-)
+LEFTOVERS = ["history.jsonl", "all_results.json", "predictions.parquet", "skipped_images.json", "report_data.npz"]
+LEFTOVERS += ["report.html", "plots/*.png", "plots/*.jpg"]
 
 # A new length changes the course of the learning rate; the run may continue with it.
 LENGTH = {"num_train_epochs", "max_train_steps"}
 
 # The parts of the output folder that a checkpoint on the ISC brings along, because nothing else is shipped.
-INSIDE = {"weights.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "manifest.json"}
+INSIDE = {"weights.safetensors", "optimizer.safetensors", "ema.safetensors", STATE, MANIFEST}
 BEST_MODEL = ("*.safetensors", "*.json", "*.jsonl", "*.py", "*.yaml", "*.npz")
+
+
+def _place(output_dir: Path) -> tuple[Path, Layout]:
+    """The folder of a run's checkpoints, and what they are called there."""
+    if artifact := os.environ.get("CHECKPOINT_ARTIFACT_PATH"):
+        return Path(artifact), ArtifactLayout(os.environ.get("CHECKPOINT_ARTIFACT_LINK") == "relative")
+    return output_dir / CHECKPOINTS, Layout()
 
 
 def identity_to_resume(output_dir: str | Path, asked: str) -> dict[str, Any] | None:
@@ -61,10 +60,8 @@ def identity_to_resume(output_dir: str | Path, asked: str) -> dict[str, Any] | N
     """
     if asked == "none":
         return None
-    artifact = os.environ.get("CHECKPOINT_ARTIFACT_PATH")
-    roots = [(Path(artifact), ArtifactLayout()) if artifact else (Path(output_dir) / CHECKPOINTS, Layout())]
-    roots += [(Path(asked) / CHECKPOINTS, Layout())] if asked != "auto" else []
-    folders = [folder for root, layout in roots for folder in (layout.linked(root), *layout.folders(root)[::-1])]
+    places = [_place(Path(output_dir))] + [(Path(asked) / CHECKPOINTS, Layout())] * (asked != "auto")
+    folders = [folder for root, layout in places for folder in (layout.linked(root), *layout.folders(root)[::-1])]
     for folder in filter(None, [*folders, Path(asked)]):
         with suppress(OSError, ValueError, KeyError):
             return json.loads((folder / STATE).read_text(encoding="utf-8"))["identity"]
@@ -85,17 +82,15 @@ class RunCheckpoints:
     """
 
     def __init__(self, output_dir: Path, state: TrainState, identity: Mapping[str, Any], keep_last: int) -> None:
-        artifact = os.environ.get("CHECKPOINT_ARTIFACT_PATH")
         self.output_dir, self.state, self.identity, self.keep_last = output_dir, state, dict(identity), keep_last
-        self.root = Path(artifact) if artifact else output_dir / CHECKPOINTS
-        self.on_isc = bool(artifact)
+        self.root, self.layout = _place(output_dir)
+        self.on_isc = isinstance(self.layout, ArtifactLayout)
         self.accelerator: Accelerator = state.accelerator
         self.files = self._checkpointer() if self.accelerator.is_main_process else None
         self.saved_step = -1
 
     def _checkpointer(self) -> Checkpointer:
-        relative = os.environ.get("CHECKPOINT_ARTIFACT_LINK") == "relative"
-        return Checkpointer(self.root, self.keep_last, ArtifactLayout(relative) if self.on_isc else None)
+        return Checkpointer(self.root, self.keep_last, self.layout)
 
     # ---- saving
 
@@ -109,13 +104,10 @@ class RunCheckpoints:
             history = self.output_dir / "history.jsonl"
             size = history.stat().st_size if history.is_file() else 0
             content = {"identity": self.identity, **saved.pop("state"), "history_bytes": size}
-            files = self._best_model() if self.on_isc else {}
+            found = [file for pattern in BEST_MODEL for file in self.output_dir.glob(pattern) if file.is_file()]
+            files = {file.name: file for file in found if file.name not in INSIDE} if self.on_isc else {}
             self.files.save(step, saved, content, force=force, extra_files=files, wait=wait)
         self.saved_step = step
-
-    def _best_model(self) -> dict[str, Path]:
-        files = [file for pattern in BEST_MODEL for file in self.output_dir.glob(pattern) if file.is_file()]
-        return {file.name: file for file in files}
 
     def close(self) -> None:
         """Wait until the last checkpoint is durable."""
@@ -173,32 +165,43 @@ class RunCheckpoints:
         if different:
             logger.warning("The length of the training has changed: the learning rate follows the new one from here.")
 
-    def restore(self, checkpoint: Checkpoint | None, start_over: bool) -> bool:
+    def restore(self, checkpoint: Checkpoint | None, start_over: bool) -> None:
         """Put the state back, or make the output folder ready for a new run; every process calls it.
 
         Args:
             checkpoint: what :meth:`find` returned, on the main process.
             start_over: set checkpoints of an earlier run aside.
-
-        Returns:
-            Whether there was one.
         """
         found: list[Any] = [None]
         if self.files is not None:
-            if checkpoint is not None:
-                found = [(checkpoint.step, checkpoint.state, _shapes(checkpoint))]
-            else:
+            if checkpoint is None:
                 self._clear(start_over)
+            else:
+                without_data = {
+                    group: {name: value.to("meta") for name, value in tensors.items()}
+                    for group, tensors in checkpoint.tensors.items()
+                }
+                found = [(checkpoint.step, checkpoint.state, without_data)]
         broadcast_object_list(found)
         if found[0] is None:
-            return False
-        self.saved_step, state, shapes = found[0]
-        tensors = self._shared(checkpoint.tensors if self.files is not None else None, shapes)
+            return
+        self.saved_step, state, tensors = found[0]
+        if checkpoint is not None:
+            tensors = checkpoint.tensors
+        if self.accelerator.num_processes > 1:  # only the main process needs to see the files
+            tensors = {group: self._shared(values) for group, values in tensors.items()}
         self.state.load_state_dict({**tensors, "state": state})
-        if self.files is not None:
+        if checkpoint is not None:
             self._restore_files(checkpoint)
             logger.info("Resuming from step %d, %s.", checkpoint.step, checkpoint.path)
-        return True
+
+    def _shared(self, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The main process's tensors on every process; the others give tensors without data."""
+        device = self.accelerator.device
+        return {
+            name: broadcast(torch.empty_like(value, device=device) if value.is_meta else value.to(device))
+            for name, value in tensors.items()
+        }
 
     def _clear(self, start_over: bool) -> None:
         if start_over and self.root.is_dir() and any(self.root.iterdir()):
@@ -211,20 +214,6 @@ class RunCheckpoints:
             for file in self.output_dir.glob(pattern):
                 file.unlink()
 
-    def _shared(self, tensors: dict[str, dict[str, torch.Tensor]] | None, shapes: dict[str, Any]) -> dict[str, Any]:
-        """The main process's tensors on every process; only that one needs to see the files."""
-        accelerator = self.accelerator
-        if accelerator.num_processes == 1:
-            return tensors
-        received: dict[str, dict[str, torch.Tensor]] = {}
-        for group, entries in shapes.items():
-            received[group] = {}
-            for name, (shape, dtype) in entries.items():
-                empty = torch.empty(shape, dtype=getattr(torch, dtype), device=accelerator.device)
-                value = empty if tensors is None else tensors[group][name].to(accelerator.device)
-                received[group][name] = broadcast(value.contiguous())
-        return received
-
     def _restore_files(self, checkpoint: Checkpoint) -> None:
         """Cut the history to what it was; on the ISC, unpack what the checkpoint brought along."""
         if self.on_isc:
@@ -236,10 +225,3 @@ class RunCheckpoints:
         if history.is_file():
             os.truncate(history, checkpoint.state["history_bytes"])
         (self.output_dir / "all_results.json").unlink(missing_ok=True)
-
-
-def _shapes(checkpoint: Checkpoint) -> dict[str, dict[str, tuple[list[int], str]]]:
-    return {
-        group: {name: (list(value.shape), str(value.dtype).removeprefix("torch.")) for name, value in entries.items()}
-        for group, entries in checkpoint.tensors.items()
-    }

@@ -76,51 +76,26 @@ class StepCounts:
 
 @dataclass
 class TrainState:
-    """All that a checkpoint holds of a run; randomness is a function of the seed and the position, so there is none.
+    """All that a checkpoint holds of a run; randomness follows from seed and position, so there is none."""
 
-    Attributes:
-        accelerator: knows the processes, and has the gradient scaler of fp16.
-        model: as trained, not wrapped.
-        optimizer: as ``accelerator.prepare`` returned it.
-        ema: timm's ``ModelEmaV3``, or ``None``.
-        sampler: the position: epoch and samples seen.
-        problems: broken images met so far.
-        plateau: lowers the learning rate when the loss stops falling, or ``None``.
-        counts: losses and skipped steps.
-        best: value of the metric that chooses the best model; ``None`` if there is none yet, or it was NaN.
-        best_results: ``eval`` of all_results.json, of the best model.
-        evaluations_without_gain: evaluations since the best one.
-        evaluated_step: of the last evaluation.
-        epoch_loss: mean loss of the epoch before it.
-        stopped_early: whether there were too many evaluations without gain.
-        seconds: spent on training, over all parts of the run.
-    """
-
-    accelerator: Accelerator
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    ema: nn.Module | None
-    sampler: GlobalBatchSampler
-    problems: ProblemLog
-    plateau: Plateau | None = None
+    accelerator: Accelerator  # knows the processes, and has the gradient scaler of fp16
+    model: nn.Module  # as trained, not wrapped
+    optimizer: torch.optim.Optimizer  # as ``accelerator.prepare`` returned it
+    ema: nn.Module | None  # timm's ``ModelEmaV3``
+    sampler: GlobalBatchSampler  # the position: epoch and samples seen
+    problems: ProblemLog  # broken images met so far
+    plateau: Plateau | None = None  # lowers the learning rate when the loss stops falling
     counts: StepCounts = field(init=False)
-    best: float | None = None
-    best_results: dict[str, Any] = field(default_factory=dict)
-    evaluations_without_gain: int = 0
-    evaluated_step: int = 0
-    epoch_loss: float | None = None
-    stopped_early: bool = False
-    seconds: float = 0.0
+    best: float | None = None  # of the metric that chooses the best model; ``None`` before the first, or for NaN
+    best_results: dict[str, Any] = field(default_factory=dict)  # ``eval`` of all_results.json, of the best model
+    evaluations_without_gain: int = 0  # since the best one
+    evaluated_step: int = 0  # of the last evaluation
+    epoch_loss: float | None = None  # mean of the epoch before it
+    stopped_early: bool = False  # whether there were too many evaluations without gain
+    seconds: float = 0.0  # spent on training, over all parts of the run
 
-    PLAIN = (
-        "best",
-        "best_results",
-        "evaluations_without_gain",
-        "evaluated_step",
-        "epoch_loss",
-        "stopped_early",
-        "seconds",
-    )
+    PLAIN = ("best", "best_results", "evaluations_without_gain", "evaluated_step", "epoch_loss", "stopped_early")
+    PLAIN += ("seconds",)
 
     def __post_init__(self) -> None:
         self.counts = StepCounts(self.accelerator.device)

@@ -12,10 +12,10 @@ import torch
 import yaml
 from PIL import ImageColor
 
+from ..files import StrictLoader
 from ..images.encoded import EncodedImage
 from ..images.files import BAD_IMAGE, BadSampleError, explain
 from ..images.mask_files import IGNORED_PIXEL, read_mask, read_mask_file
-from ..labels.hierarchy_files import StrictLoader
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE, fold_name, repeated
 from .rows import ImageRows

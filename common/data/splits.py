@@ -243,6 +243,7 @@ class LabelColumns:
     hierarchy_file: str | None = None
     conflicts: str = "keep"
     moves: Moves = field(default_factory=dict)  # which rows' paths change, known from the training rows
+    trust_finest: bool = False  # see encode_paths
 
     def columns(self) -> list[str]:
         """Names of the columns."""
@@ -275,7 +276,8 @@ class LabelColumns:
                 return encode_names(hierarchy, columns[self.label_column], keys)
             if list(columns) != list(hierarchy.levels):
                 raise ValueError(f"the levels of the tree are {list(hierarchy.levels)}")
-            return encode_paths(hierarchy, move_rows(columns, self.moves) if self.moves else columns)
+            moved = move_rows(columns, self.moves) if self.moves else columns
+            return encode_paths(hierarchy, moved, self.trust_finest)
         except ValueError as error:
             raise ValueError(f"Labels of the {split} split, {' and '.join(columns)}: {error}") from error
 

@@ -145,6 +145,8 @@ def upright_size(image: Image.Image, thorough: bool = False) -> tuple[int, int]:
 
 def find_form(root: str | None, name: str) -> str:
     """The path of a file in a folder, its name in the Unicode form (NFC or NFD) in which the disk has it."""
+    if "://" in name:
+        raise ValueError(f"{name} is a URL: download the images first, and give their paths.")
     forms = [name] if name.isascii() else [name, *(normalize(form, name) for form in ("NFC", "NFD"))]
     paths = [os.path.join(root, form) if root else form for form in forms]
     return paths[0] if len(paths) == 1 else next(filter(os.path.exists, paths), paths[0])

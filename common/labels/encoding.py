@@ -70,10 +70,15 @@ def row_list(numbers: Sequence[int]) -> str:
 # ---- labels
 
 
-def encode_paths(tree: Hierarchy, columns: Mapping[str, Sequence[Any]]) -> np.ndarray:
+def encode_paths(tree: Hierarchy, columns: Mapping[str, Sequence[Any]], trust_finest: bool = False) -> np.ndarray:
     """Labels of every level for the rows of a table with one column per level.
 
     The finest name of a row counts; blanks above it are filled in from the tree.
+
+    Args:
+        tree: the label tree.
+        columns: cells by level.
+        trust_finest: where the tree has the finest name once and under other parents, take that, with a warning.
 
     Returns:
         int64 (rows, levels), IGNORE where a row has no label or the path no class.
@@ -81,9 +86,22 @@ def encode_paths(tree: Hierarchy, columns: Mapping[str, Sequence[Any]]) -> np.nd
     Raises:
         ValueError: for names or paths that the tree does not have, with their rows.
     """
-    index = tree.node_index()
-    paths = zip(*(clean_column(columns[level]) for level in tree.levels), strict=True)
-    return _encode(tree, list(paths), lambda path: encode_path(tree, index, path), path_text)
+    index, odd = tree.node_index(), []
+    paths = list(zip(*(clean_column(columns[level]) for level in tree.levels), strict=True))
+
+    def find(path: LabelPath) -> Sequence[int] | None:
+        labels = encode_path(tree, index, path)
+        if labels is None and trust_finest:
+            finest = max(depth for depth, name in enumerate(path) if name is not None)
+            alone = tuple(name if depth == finest else None for depth, name in enumerate(path))
+            labels = encode_path(tree, index, alone)
+            odd.extend([path_text(path)] * (labels is not None))
+        return labels
+
+    labels = _encode(tree, paths, find, path_text)
+    if odd:
+        logger.warning("The label tree has other parents for: %s. The finest name of each counts.", short_list(odd))
+    return labels
 
 
 def encode_path(tree: Hierarchy, index: list[dict[str, list[int]]], path: LabelPath) -> Sequence[int] | None:

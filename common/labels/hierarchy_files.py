@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..files import retried
+from ..files import read_yaml, retried
 from ..model.hierarchy import Hierarchy
 from ..model.tree import fold_name
 from .encoding import LabelPath, clean_column, encode_path
@@ -52,7 +52,7 @@ def load_hierarchy(
             tree, told = hierarchy_from_table({level: columns[level] for level in levels}, first_row=2)
             report += told
         elif suffix in {".yaml", ".yml"}:
-            tree, report = _from_yaml(yaml.load(path.read_text(encoding="utf-8-sig"), Loader=StrictLoader)), []
+            tree, report = _from_yaml(read_yaml(path)), []
         elif suffix == ".json":
             tree, report = Hierarchy.from_dict(json.loads(path.read_text(encoding="utf-8-sig"))), []
         else:
@@ -183,17 +183,6 @@ def _name(value: Any) -> str:
     if not name:
         raise ValueError("a name is blank; a level without a value is written ~.")
     return name
-
-
-class StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice instead of keeping the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for key, count in Counter(key for key in keys if isinstance(key, Hashable)).items() if count > 1]
-        if twice:
-            raise ValueError(f"line {node.start_mark.line + 1}: listed twice: {twice}.")
-        return super().construct_mapping(node, deep)
 
 
 def _refuse_ambiguous_leaves(tree: Hierarchy, path: Path) -> None:

@@ -19,7 +19,6 @@ from ..model.modeling import LabelTreeForImageClassification
 from .lines import Counts, count_line, counts_table, line_writer, shares
 from .views import averaged, shown_size
 
-FORMATS = ("csv", "jsonl")
 FILES = {"image": "predictions", "group": "groups"}
 
 logger = logging.getLogger(__name__)
@@ -33,7 +32,7 @@ class ClassPredictor:
         accelerator: knows the device and the precision.
         batch_size: images in a forward pass.
         top_k: how many of the most probable leaves are listed.
-        formats: of the tables, see :data:`FORMATS`.
+        formats: of the tables, see :data:`common.options.prediction.FORMATS`.
         thresholds: per level, for back-off (:func:`common.model.answers.answer_levels`); ``None`` for no answers.
         groups: of every row, for answers about several photographs of one thing.
         labels: int64 (rows, levels), see :func:`common.metrics.calibration.find_labels`; ``None`` if nothing is known.

@@ -20,14 +20,6 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
     return [*range(0, last, stride), last]
 
 
-def check_windows(crop: int | None, stride: int | None) -> list[str]:
-    """A message if ``--eval_crop`` or ``--eval_stride`` is wrong."""
-    size, step = crop or 4, stride or 4
-    if size % 4 or step % 4 or (crop and step > size):
-        return ["--eval_crop and --eval_stride must be multiples of 4, and the stride no more than the crop"]
-    return []
-
-
 @torch.no_grad()
 def image_logits(
     model: Callable[..., torch.Tensor],

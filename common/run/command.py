@@ -21,8 +21,12 @@ SCREEN = 3000
 def run(main: Callable[[], Any]) -> None:
     """Call a script's ``main``; what a user did wrong becomes one message and exit status 2, without a stack trace.
 
-    So does a disk that did not answer; then the status is 1, because it may the next time.
+    So does a disk that did not answer; then the status is 1, because it may the next time. Libraries draw bars only
+    where a person watches.
     """
+    if not sys.stderr.isatty():
+        for library in ("HF_DATASETS", "HF_HUB"):  # read when these are imported; Transformers goes by the second
+            os.environ.setdefault(f"{library}_DISABLE_PROGRESS_BARS", "1")
     try:
         main()
     except (ValueError, OSError, StorageError) as error:

@@ -9,11 +9,10 @@ from collections.abc import Callable
 
 import torch
 from accelerate import Accelerator
-from torch import nn
 
 from ..model.encoders import first_line
 from ..model.modeling import LabelTreeModel
-from .options import CommonArguments
+from ..options.shared import CommonArguments
 from .processes import on_main_process
 
 logger = logging.getLogger(__name__)
@@ -121,16 +120,12 @@ def _check_step(
         raise failed or ValueError("A forward and backward pass failed on another process.")
     unused = [name for name, value in model.named_parameters() if value.requires_grad and value.grad is None]
     for name in unused:
-        _freeze(model, name)
+        model.get_parameter(name).requires_grad_(False)
     if unused:
         logger.info("%d parameters get no gradient and are frozen: %s.", len(unused), ", ".join(unused[:5]))
     memory = f", {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB of GPU memory" if device.type == "cuda" else ""
     seconds = time.perf_counter() - started
     logger.info("dry run: %d images forward and backward in %.2f s%s", micro_batch_size, seconds, memory)
-
-
-def _freeze(model: nn.Module, name: str) -> None:
-    model.get_parameter(name).requires_grad_(False)
 
 
 def _does_not_run(args: CommonArguments, model: LabelTreeModel, error: Exception) -> str:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -14,12 +14,10 @@ from ..data.parts import Data
 from ..data.sampling import GlobalBatchSampler
 from ..model.modeling import LabelTreeModel
 from ..optim.schedule import Curriculum
+from ..options.shared import CommonArguments
 from ..report.summary import shareable
-from .options import CommonArguments
 from .processes import on_main_process
 from .range_test import as_range_test
-
-Arguments = TypeVar("Arguments", bound=CommonArguments)
 
 # Options that do not change the course of a run; with any other it would no longer be that of one run.
 # fmt: off
@@ -45,15 +43,16 @@ BEGUN_WITH = {
 }
 
 
-def as_begun(args: Arguments, accelerator: Accelerator) -> Arguments:
-    """The options; where one without a fixed default was not given, what the run began with that is to continue.
+def as_begun(args: CommonArguments, accelerator: Accelerator) -> None:
+    """Set options without a fixed default that were not given as the run began with that is to continue.
 
     So runs that older code began go on as they were.
     """
     if args.eval_only:
-        return args
+        return
     if args.find_learning_rate:
-        return as_range_test(args)
+        as_range_test(args)
+        return
 
     def look() -> dict[str, Any] | None:
         begun = identity_to_resume(args.output_dir, args.resume_from_checkpoint)
@@ -64,10 +63,9 @@ def as_begun(args: Arguments, accelerator: Accelerator) -> Arguments:
         return begun
 
     begun = on_main_process(accelerator, look, share=True)
-    if begun is None:
-        return args
-    names = [name for name in BEGUN_WITH if getattr(args, name, "") is None]
-    return replace(args, **{name: begun.get(name, BEGUN_WITH[name]) for name in names})
+    for name, before in BEGUN_WITH.items():
+        if begun is not None and getattr(args, name, "") is None:
+            setattr(args, name, begun.get(name, before))
 
 
 def run_identity(args: CommonArguments, data: Data, sampler: GlobalBatchSampler) -> dict[str, Any]:

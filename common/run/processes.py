@@ -12,8 +12,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-import datasets
-import huggingface_hub
 import torch
 import torch.distributed as dist
 import transformers
@@ -23,8 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType, bro
 from torch import nn
 
 from ..files import StorageError
-from .command import run as run
-from .options import CommonArguments
+from ..options.shared import CommonArguments
 
 logger = logging.getLogger(__name__)
 
@@ -102,15 +99,11 @@ def _check_environment(args: CommonArguments) -> None:
 
 
 def _setup_logging() -> None:
-    """Plain lines on stderr; bars of libraries only where a person watches."""
+    """Plain lines on stderr."""
     logging.basicConfig(format="%(message)s", level=os.environ.get("LOGLEVEL", "INFO"), stream=sys.stderr, force=True)
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
-    if not sys.stderr.isatty():
-        datasets.disable_progress_bars()
-        huggingface_hub.utils.disable_progress_bars()
-        transformers.utils.logging.disable_progress_bar()
 
 
 def num_workers(args: CommonArguments, accelerator: Accelerator) -> int:
@@ -119,6 +112,15 @@ def num_workers(args: CommonArguments, accelerator: Accelerator) -> int:
         return args.dataloader_num_workers
     local_processes = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     return max(1, min(8, len(os.sched_getaffinity(0)) // local_processes))
+
+
+def backward(accelerator: Accelerator, loss: torch.Tensor) -> None:
+    """Gradients of a process's part of the loss, a scalar; all NaN if it is NaN or infinite.
+
+    The scaler of fp16 decides by gradients alone whether a step is skipped.
+    """
+    good = loss.detach().isfinite()
+    accelerator.backward(loss * torch.where(good, accelerator.num_processes, torch.nan))  # DDP averages; parts add up
 
 
 @torch.no_grad()

@@ -10,8 +10,6 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .command import run as run
-
 logger = logging.getLogger(__name__)
 
 
@@ -63,12 +61,6 @@ class Progress:
     def close(self) -> None:
         """Leave the bar as it stands."""
         self.bar.close()
-
-
-def evaluation_bar(batches: Iterable[Any], num_batches: int, show: bool) -> Iterable[Any]:
-    """Iterate over evaluation batches, with a bar where a person watches."""
-    live = show and sys.stderr.isatty()
-    return tqdm(batches, total=num_batches, desc="evaluation", leave=False, dynamic_ncols=True, disable=not live)
 
 
 def banner(title: str, facts: Mapping[str, Any]) -> str:

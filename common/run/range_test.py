@@ -9,39 +9,26 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 from ..files import read_history, write_json
+from ..options.shared import CommonArguments
 from ..report.figures import draw_learning_rates
-from .options import CommonArguments
 
 NUM_STEPS = 100
 
 logger = logging.getLogger(__name__)
 
-Arguments = TypeVar("Arguments", bound=CommonArguments)
 
-
-def as_range_test(args: Arguments) -> Arguments:
-    """The options of the range test for a training with these options."""
-    return replace(
-        args,
-        output_dir=str(Path(args.output_dir) / "learning_rate"),
-        lr_scheduler_type="range_test",
-        max_train_steps=args.max_train_steps or NUM_STEPS,
-        warmup_ratio=0.0,
-        curriculum=None,
-        logging_steps=1,
-        checkpointing_steps=str(10**9),
-        checkpointing_seconds=10**9,
-        max_skipped_steps=10**9,
-        resume_from_checkpoint="none",
-        push_to_hub=False,
-        test_split=None,
-        test_file=None,
-    )
+def as_range_test(args: CommonArguments) -> None:
+    """Turn the options of a training into those of its range test."""
+    args.output_dir = str(Path(args.output_dir) / "learning_rate")
+    args.max_train_steps = args.max_train_steps or NUM_STEPS
+    args.lr_scheduler_type, args.warmup_ratio, args.curriculum = "range_test", 0.0, None
+    args.logging_steps, args.checkpointing_steps = 1, str(10**9)
+    args.checkpointing_seconds = args.max_skipped_steps = 10**9
+    args.resume_from_checkpoint, args.push_to_hub = "none", False
+    args.test_split = args.test_file = None
 
 
 def finish_range_test(output_dir: str | Path, num_shown: int = 16) -> list[dict[str, float]]:

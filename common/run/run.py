@@ -26,14 +26,14 @@ from ..metrics.report_data import ReportData
 from ..metrics.results import flatten, is_better, results_table
 from ..model.modeling import LabelTreeModel
 from ..optim.schedule import Curriculum, Stage
+from ..options.arguments import save_arguments
+from ..options.shared import CommonArguments
 from ..publish.card import write_card
 from ..publish.hub import Publisher
 from ..publish.onnx_export import export_onnx
 from ..report.image_examples import Picture
 from ..report.report import PLOTS, draw_report
 from ..report.summary import RunSummary
-from .arguments import save_arguments
-from .options import CommonArguments
 from .processes import on_main_process, wait_for_all
 from .progress import Progress, banner, too_short
 from .range_test import finish_range_test

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,12 +34,11 @@ from ..model.backbones import Backbone, load_backbone
 from ..model.heads import default_scale
 from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeConfig, LabelTreeModel
+from ..options.shared import CommonArguments
 from ..publish.hub import Publisher
 from ..publish.onnx_export import check_export_packages
 from ..report.confusions import find_classes
-from .arguments import changed
 from .identity import BEGUN_WITH
-from .options import CommonArguments
 from .processes import local_main_first, on_main_process
 
 logger = logging.getLogger(__name__)
@@ -51,8 +49,6 @@ VALIDATION_SHARE = 0.1
 
 NEW_HEAD_LR_SCALE = 10.0
 """Rate of new heads relative to that of a trained backbone: as measured in benchmarks/README.md"""
-
-Arguments = TypeVar("Arguments", bound=CommonArguments)
 
 
 def open_splits(
@@ -299,13 +295,12 @@ def settle(
         args.head_scale = default_scale(args.head, hierarchy.num_levels)
 
 
-def evaluated_as_saved(args: Arguments, names: Sequence[str]) -> Arguments:
-    """With ``--eval_only``: the options, those of ``names`` that were not given as the saved model was evaluated."""
-    if not args.eval_only:
-        return args
-    config, name = LabelTreeConfig.from_pretrained(args.model_name_or_path), args.model_name_or_path
-    if config.hierarchy is None:
-        raise ValueError(f"{name} holds no model written by this script (--eval_only).")
-    before = config.evaluation or {}
-    kept = {name: before[name] for name in names if name in before and not changed(args, name)}
-    return replace(args, head=config.head, **kept)
+def evaluated_as_saved(args: CommonArguments, names: Sequence[str]) -> None:
+    """With ``--eval_only``: set options of ``names`` that were not given as the saved model was evaluated."""
+    if args.eval_only:
+        config, name = LabelTreeConfig.from_pretrained(args.model_name_or_path), args.model_name_or_path
+        if config.hierarchy is None:
+            raise ValueError(f"{name} holds no model written by this script (--eval_only).")
+        args.head = config.head
+        for name in set(names) & set(config.evaluation or {}) - args.given:
+            setattr(args, name, config.evaluation[name])

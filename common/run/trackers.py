@@ -10,16 +10,16 @@ import json
 import logging
 import uuid
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
-from accelerate.tracking import GeneralTracker
 from PIL import Image
 
 from ..files import write_json
-from .options import CommonArguments
+from ..options.shared import CommonArguments
 
 logger = logging.getLogger(__name__)
 
@@ -50,9 +50,8 @@ def start_trackers(accelerator: Accelerator, args: CommonArguments, step: int) -
         "wandb": {"id": run, "resume": "allow", "name": name, "dir": str(folder)},
         "trackio": {"name": f"{name}-{run}", "resume": "allow"},
     }
-    config = {
-        key: value if isinstance(value, bool | int | float | str) else str(value) for key, value in vars(args).items()
-    }
+    plain = bool | int | float | str
+    config = {key: value if isinstance(value, plain) else str(value) for key, value in asdict(args).items()}
     try:
         accelerator.init_trackers(PROJECT, config=config, init_kwargs=options)
     except Exception as error:  # each tracker has errors of its own
@@ -86,19 +85,14 @@ def log_pictures(accelerator: Accelerator, folder: Path, step: int) -> None:
     for tracker in accelerator.trackers:
         try:
             for file in files:
-                _log_picture(tracker, f"examples/{file.stem}", file, step)
+                name, picture = f"examples/{file.stem}", Image.open(file).convert("RGB")
+                if tracker.name == "tensorboard":
+                    tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+                elif tracker.name == "wandb":
+                    tracker.log_images({name: [picture]}, step=step)
+                elif tracker.name == "trackio":
+                    import trackio  # not a requirement
+
+                    tracker.log({name: trackio.Image(str(file))}, step=step)
         except Exception as error:  # each tracker has errors of its own
             logger.warning("%s did not take the pictures (%s: %s).", tracker.name, type(error).__name__, error)
-
-
-def _log_picture(tracker: GeneralTracker, name: str, file: Path, step: int) -> None:
-    with Image.open(file) as image:
-        picture = image.convert("RGB")
-    if tracker.name == "tensorboard":
-        tracker.log_images({name: np.asarray(picture)[None]}, step=step, dataformats="NHWC")
-    elif tracker.name == "wandb":
-        tracker.log_images({name: [picture]}, step=step)
-    elif tracker.name == "trackio":
-        import trackio  # not a requirement
-
-        tracker.log({name: trackio.Image(str(file))}, step=step)

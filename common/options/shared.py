@@ -4,33 +4,29 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
-from timm.optim import get_optimizer_info
-
-from ..data.prepared import read_image_root
-from ..labels.table_files import MISSING
-from ..losses.class_weights import CLASS_WEIGHTINGS
-from ..model.encoders import TIMM_PREFIXES
-from ..model.heads import HEAD_KINDS
-from ..optim.batch_norm import BATCH_NORM_MODES
-from ..optim.parameters import check_optimizer
-from ..optim.schedule import SCHEDULE_SCOPES, SCHEDULES, stage_epochs
 from .arguments import changed, option, out_of_range
 
-MISSING_VALUES = "Cells that mean blank, beside empty ones; by default " + " ".join(MISSING) + "."
+MISSING_VALUES = "Cells that mean blank, beside empty ones; by default NA N/A n/a NaN nan null NULL -."
+HEADS = Literal["tree", "independent", "flat"]
+CLASS_WEIGHTINGS = Literal["none", "inverse", "inverse_sqrt", "effective_number", "inverse_sqrt_log_scaled"]
 PLATEAU = ("plateau_factor", "plateau_patience")
 HUB_OPTIONS = ("hub_model_id", "hub_private", "hub_strategy")
 
 
 @dataclass
-class DataArguments:
-    """Where the images and labels are."""
+class CommonArguments:
+    """All shared options, in one object.
 
-    _argument_group_name = "Data"
+    What needs torch or timm is imported where it is used: ``--help`` and wrong options are answered without them.
+    """
+
+    given: ClassVar[set[str]] = set()
+    """Names of the options that the user gave, see :func:`common.options.arguments.parse_arguments`"""
 
     dataset_name: str = option(
-        "demo", "demo, a prepared folder, or a folder or Hub id that datasets.load_dataset understands."
+        "demo", "demo, a prepared folder, or a folder or Hub id that datasets.load_dataset understands.", group="Data"
     )
     dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
     train_file: str | None = option(
@@ -62,15 +58,11 @@ class DataArguments:
         "error", "An image that does not decode stops the run, or is skipped, counted and listed."
     )
 
-
-@dataclass
-class AugmentationArguments:
-    """What happens to images on their way to the model."""
-
-    _argument_group_name = "Images and augmentation"
-
     image_size: int | None = option(
-        None, "Side of the square input in pixels; the backbone's own by default.", "greater than 0"
+        None,
+        "Side of the square input in pixels; the backbone's own by default.",
+        "greater than 0",
+        group="Images and augmentation",
     )
     image_mean: list[float] | None = option(
         None, "Mean of red, green and blue, in 0 to 1; by default that which the backbone was trained with."
@@ -80,20 +72,14 @@ class AugmentationArguments:
     vflip: float = option(0.0, "Probability of a vertical flip.", "from 0 up to 1")
     color_jitter: float = option(0.2, "Strength of colour jitter; 0 for none.", "at least 0")
 
-
-@dataclass
-class ModelArguments:
-    """Backbone and heads."""
-
-    _argument_group_name = "Model"
-
     model_name_or_path: str = option(
         "microsoft/beit-base-patch16-224",
         "timm/<name>, hf-hub:<org>/<timm model>, a Transformers id or folder, or a folder that this script wrote.",
+        group="Model",
     )
     no_pretrained: bool = option(False, "Build the architecture with random weights, offline.")
     backbone_weights: str | None = option(None, "Load the backbone from this safetensors file.")
-    head: Literal[HEAD_KINDS] = option("tree", "How classes are scored; see common/model/heads.py.")
+    head: HEADS = option("tree", "How classes are scored; see common/model/heads.py.")
     head_scale: float | None = option(
         None,
         "Tree head: a leaf's score is the sum over its path times this; by default one over the root of the number "
@@ -106,35 +92,22 @@ class ModelArguments:
     )
     trust_remote_code: bool = option(False, "Allow code from the model's repository to run.")
 
-
-@dataclass
-class LossArguments:
-    """What is minimised."""
-
-    _argument_group_name = "Loss"
-
     level_weights: list[str] = option(
         ["auto"],
         "A number per level, or leaf (the last level alone), equal, leaf_heavy or rising; auto: equal for independent "
         "heads, leaf for the others, whose upper levels follow from the leaves.",
+        group="Loss",
     )
     curriculum: list[str] | None = option(
         None, "Stages with level weights of their own instead: EPOCHS=WEIGHT,WEIGHT,... for each."
     )
-    curriculum_schedule: Literal[SCHEDULE_SCOPES] = option(
+    curriculum_schedule: Literal["span", "restart"] = option(
         "span", "The learning rate's course spans all stages, or restarts with each."
     )
-    class_weighting: Literal[CLASS_WEIGHTINGS] = option("none", "Weight of classes by how rare they are.")
+    class_weighting: CLASS_WEIGHTINGS = option("none", "Weight of classes by how rare they are.")
     class_weight_max_ratio: float = option(100.0, "Largest class weight over the smallest.", "at least 1")
 
-
-@dataclass
-class OptimizationArguments:
-    """How it is minimised."""
-
-    _argument_group_name = "Optimization"
-
-    num_train_epochs: int = option(10, "Passes over the training data.", "greater than 0")
+    num_train_epochs: int = option(10, "Passes over the training data.", "greater than 0", group="Optimization")
     max_train_steps: int | None = option(None, "Optimizer steps, instead of num_train_epochs.", "greater than 0")
     global_batch_size: int | None = option(
         None, "Images per optimizer step over all processes; by default what fits on them at once.", "greater than 0"
@@ -164,7 +137,7 @@ class OptimizationArguments:
     layer_decay: float = option(
         1.0, "Learning rate of each layer relative to the next one; BEiT: 0.65 to 0.9.", "over 0 and up to 1"
     )
-    lr_scheduler_type: Literal[SCHEDULES] = option(
+    lr_scheduler_type: Literal["cosine", "linear", "onecycle", "constant", "plateau"] = option(
         "cosine", "Course of the learning rate; plateau lowers it when the evaluation's loss stops falling."
     )
     warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises.", "from 0 up to 1")
@@ -173,7 +146,7 @@ class OptimizationArguments:
     )
     plateau_patience: int = option(1, "plateau: evaluations without a better loss before that.", "at least 0")
     max_grad_norm: float = option(1.0, "Clip gradients to this norm; 0 for none.", "at least 0")
-    batch_norm: Literal[BATCH_NORM_MODES] = option(
+    batch_norm: Literal["local", "sync", "frozen"] = option(
         "local",
         "BatchNorm's statistics: of each forward pass, of all GPUs together (sync), or those that the pretrained "
         "backbone has (frozen), which no split of a batch can change.",
@@ -184,14 +157,7 @@ class OptimizationArguments:
         "at least 0 and less than 1",
     )
 
-
-@dataclass
-class RunArguments:
-    """The run itself."""
-
-    _argument_group_name = "Run"
-
-    output_dir: str = option("output", "Folder for the model, results and logs.")
+    output_dir: str = option("output", "Folder for the model, results and logs.", group="Run")
     seed: int = option(0, "Of weights, order and augmentation.", "at least 0")
     deterministic: bool = option(False, "Use deterministic algorithms only, even if slower.")
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "By default what accelerate launch says.")
@@ -242,13 +208,6 @@ class RunArguments:
     license: str | None = option(None, "Of the model, for its card; for example apache-2.0.")
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "all"] = option("none", "Trackers to log to.")
 
-
-@dataclass
-class CommonArguments(
-    DataArguments, AugmentationArguments, ModelArguments, LossArguments, OptimizationArguments, RunArguments
-):
-    """All shared options, in one object."""
-
     def validate(self) -> None:
         """Raise one ValueError that lists every setting that cannot be right on its own."""
         problems = self.problems()
@@ -270,8 +229,12 @@ class CommonArguments(
         if self.test_file and self.test_split:
             problems.append("give --test_file or --test_split, not both")
         try:
-            check_optimizer(self.optimizer)
-            stage_epochs(self.curriculum or [])
+            if changed(self, "optimizer"):
+                from ..optim.parameters import check_optimizer
+
+                check_optimizer(self.optimizer)
+            if self.curriculum:
+                _ = self.epochs
         except ValueError as error:
             problems.append(str(error))
         if self.checkpointing_steps != "epoch" and not (
@@ -285,15 +248,25 @@ class CommonArguments(
     @property
     def epochs(self) -> int:
         """Passes over the training data: those of the curriculum's stages if there is one."""
-        return sum(stage_epochs(self.curriculum)) if self.curriculum else self.num_train_epochs
+        if not self.curriculum:
+            return self.num_train_epochs
+        from ..optim.schedule import stage_epochs
+
+        return sum(stage_epochs(self.curriculum))
 
     def _holds_paths(self) -> bool:
         """Whether the data are tables, or a folder that notes paths: images are then found under a root."""
+        from ..data.prepared import read_image_root
+
         noted = read_image_root(self.dataset_name)
         return bool(self.train_file or self.validation_file) or noted is not None
 
     def idle(self) -> list[tuple[str, bool, str]]:
         """(option, whether it cannot take effect beside the others, why)."""
+        from timm.optim import get_optimizer_info
+
+        from ..model.encoders import TIMM_PREFIXES
+
         info = get_optimizer_info(self.optimizer)
         has_betas = info.has_betas and info.num_betas == 2
         return [

@@ -1,0 +1,99 @@
+"""The options of predict.py."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from .arguments import option, out_of_range
+from .segmentation import check_windows
+from .shared import MISSING_VALUES
+
+FORMATS = ("csv", "jsonl")
+
+
+@dataclass
+class PredictArguments:
+    """The options of this script."""
+
+    model: str = option("", "The first word of the command line.")
+    inputs: Sequence[str] = option([], "The words after it.")
+
+    image_column: str = option(
+        "image", "Column with the images, or their paths, in a table or data set.", group="Images"
+    )
+    image_root: str | None = option(None, "Folder that paths in a table lie in; by default that of the table.")
+    image_suffix: str | None = option(None, "Ending to add to image paths in a table that lack it, for example .jpg.")
+    missing_values: list[str] | None = option(None, MISSING_VALUES)
+    split: str | None = option(None, "Split of a data set with several.")
+    level_columns: list[str] | None = option(
+        None,
+        "Columns with true class names, one per level, to measure accuracy; by default those named as the levels.",
+    )
+
+    more_models: list[str] | None = option(
+        None,
+        "More models of the same label tree, head and pixels: probabilities are averaged over all.",
+        group="Models and views",
+    )
+    tta: Literal["none", "hflip", "five_crop", "d4"] | None = option(
+        None, "Average over views of each image: mirrored, five crops, or the eight turns of a mask; as in evaluation."
+    )
+
+    format: list[str] = option(["csv"], "Format of the predictions: csv, jsonl, or both.", group="Whole images")
+    top_k: int = option(5, "Number of most probable leaves to list.", "greater than 0")
+    min_confidence: float | None = option(
+        None, "Answer at the finest level whose probability is at least this.", "from 0 up to 1"
+    )
+    target_precision: float | None = option(
+        None, "Answer at the finest level at which this share of answers is expected right.", "from 0 up to 1"
+    )
+    calibration: str | None = option(
+        None, "calibration.json of an --eval_only run for --target_precision; the model's own by default."
+    )
+    group_by: str | None = option(
+        None, "Column (observation): photographs with the same value are also classified together."
+    )
+
+    eval_crop: int | None = option(
+        None,
+        "Predict in windows of this many pixels, at the image's own resolution; by default as in evaluation.",
+        "greater than 0",
+        group="Masks",
+    )
+    eval_stride: int | None = option(
+        None, "Distance from window to window, in pixels; by default as in evaluation.", "greater than 0"
+    )
+    resize_longer: int | None = option(
+        None,
+        "Longer side of images, in pixels, before windows are cut; by default as in evaluation.",
+        "greater than 0",
+    )
+    overlay_size: int = option(1600, "Longer side of the overlays in pixels; 0 for none.", "at least 0")
+
+    output_dir: str = option("predictions", "Folder for the results.", group="Run")
+    per_device_eval_batch_size: int = option(64, "Images per forward pass of a process.", "greater than 0")
+    dataloader_num_workers: int | None = option(None, "Per process; by default one per core, up to 8.", "at least 0")
+    mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "By default as accelerate launch says.")
+
+    # needed by make_accelerator, but no options here
+    seed: ClassVar[int] = 0
+    deterministic: ClassVar[bool] = False
+    report_to: ClassVar[str] = "none"
+
+    def validate(self) -> None:
+        """Raise one ValueError that lists every wrong setting."""
+        problems = [*out_of_range(self), *check_windows(self.eval_crop, self.eval_stride)]
+        if not set(self.format) <= set(FORMATS):
+            problems.append(f"--format is {' or '.join(FORMATS)}, not {' '.join(self.format)}")
+        if self.min_confidence is not None and self.target_precision is not None:
+            problems.append("--min_confidence and --target_precision do the same in two ways; choose one")
+        if problems:
+            raise ValueError("; ".join(problems) + ".")
+
+
+WORDS = {
+    "model": {"metavar": "MODEL", "help": "folder or Hub id"},
+    "inputs": {"metavar": "INPUT", "nargs": "+", "help": "image, folder, pattern, table or data set"},
+}
