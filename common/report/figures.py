@@ -12,9 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from matplotlib.colors import PowerNorm
-from matplotlib.figure import Figure
-from matplotlib.text import Text
 
 from ..files import atomic_write
 from ..metrics.results import in_words
@@ -48,8 +45,10 @@ def draw_confusion(path: str | Path, pairs: ConfusionPairs, level: int) -> None:
         rows = columns = {place - 0.5: shortened(name, 18) for place, name in tops.items() if len(tops) <= 20}
         title, borders, gamma = f"{hierarchy.levels[level]}: {size:,} classes in tree order", starts[1:] - 0.5, 0.4
         cell = 4.9 / len(share)
+    from matplotlib.colors import PowerNorm
+
     height, width = cell * np.array(share.shape)
-    figure = Figure((width, height), dpi=DPI)  # the space for the text around it is added when it is saved
+    figure = new_figure(width, height)  # the space for the text around it is added when it is saved
     axes = figure.add_axes((0, 0, 1, 1), facecolor="#eeeeee", xlabel="prediction", ylabel="truth")
     # The root of the share shows rare confusions too.
     heat = axes.imshow(100 * share, "Blues", norm=PowerNorm(gamma, 0, 100), aspect="auto", interpolation="nearest")
@@ -75,7 +74,7 @@ def draw_confusion(path: str | Path, pairs: ConfusionPairs, level: int) -> None:
 
 def draw_learning_rates(path: str | Path, rates: Sequence[float], losses: Sequence[float]) -> None:
     """Write a PNG of the loss over the learning rate, cut where the loss has grown out of sight."""
-    figure = Figure((5.5, 3.2), dpi=DPI, layout="constrained")
+    figure = new_figure(5.5, 3.2, layout="constrained")
     axes = figure.subplots()
     axes.plot(rates, losses, color=BLUE, linewidth=1.4)
     finite = [loss for loss in losses if math.isfinite(loss)] or [1.0]
@@ -94,7 +93,7 @@ def draw_reliability(path: str | Path, levels: Sequence[str], reliability: np.nd
     """
     columns = min(3, len(levels))
     rows = -(-len(levels) // columns)
-    figure = Figure((2.7 * columns, 2.75 * rows), dpi=DPI, layout="constrained")
+    figure = new_figure(2.7 * columns, 2.75 * rows, layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
     for axes, level, (count, right, confidence) in zip(panels, levels, reliability, strict=False):
         width, found, total = 1 / len(count), count > 0, max(count.sum(), 1)
@@ -119,7 +118,7 @@ def draw_class_bars(path: str | Path, results: Mapping[str, Mapping[str, Any]]) 
     ``results``: per level ``{"mean_iou": float, "per_class": {name: {"iou": float, "num_pixels": int, ...}}}``.
     """
     sizes = [len(scores["per_class"]) for scores in results.values()]
-    figure = Figure((8.5, 0.22 * sum(sizes) + 0.6 * len(sizes)), dpi=DPI, layout="constrained")
+    figure = new_figure(8.5, 0.22 * sum(sizes) + 0.6 * len(sizes), layout="constrained")
     panels = figure.subplots(len(sizes), squeeze=False, height_ratios=sizes).flat
     for axes, (level, scores) in zip(panels, results.items(), strict=True):
         classes = scores["per_class"].values()
@@ -158,7 +157,7 @@ def draw_history(path: str | Path, history: Sequence[Mapping[str, Any]], measure
         keys = [key for key in table if key.startswith(start) and key.endswith(end) and ".per_class." not in key]
         panels[in_words(measure)] = {key: key[len(start) : -len(end)] for key in keys}
     rows, columns = (2, 2) if len(panels) == 4 else (1, len(panels))
-    figure = Figure((3.667 * columns, 3.1 * rows), dpi=DPI, layout="constrained")
+    figure = new_figure(3.667 * columns, 3.1 * rows, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, squeeze=False).flat
     for axes, (title, lines) in zip(grid, panels.items(), strict=True):
         for key, label in lines.items():
@@ -192,9 +191,16 @@ def file_name(text: str) -> str:
     return "".join(letter if letter.isalnum() else "_" for letter in text)
 
 
-def save_figure(figure: Figure, path: str | Path, fit: bool = False) -> None:
+def new_figure(width: float, height: float, **how: Any) -> Any:
+    """A figure of these inches. matplotlib is imported by the first one: no training has to wait for it."""
+    from matplotlib.figure import Figure
+
+    return Figure((width, height), dpi=DPI, **how)
+
+
+def save_figure(figure: Any, path: str | Path, fit: bool = False) -> None:
     """Write a PNG or JPEG atomically; ``fit``: with the text outside of the figure."""
-    for text in figure.findobj(Text):
+    for text in figure.findobj(lambda artist: hasattr(artist, "set_parse_math")):
         text.set_parse_math(False)  # a $ in a name is a $
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format=Path(path).suffix[1:], bbox_inches="tight" if fit else None)

@@ -7,14 +7,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from matplotlib.figure import Figure
 from PIL import Image, ImageOps
 
 from ..data.rows import ImageRows
 from ..images.files import BadSampleError
 from ..metrics.report_data import ReportData
 from ..model.hierarchy import Hierarchy
-from .figures import DPI, save_figure, shortened
+from .figures import new_figure, save_figure, shortened
 
 
 @dataclass
@@ -45,7 +44,7 @@ def draw_pictures(path: str | Path, pictures: Mapping[str, Sequence[Picture]], c
     pictures = {title: row[:columns] for title, row in pictures.items() if row}
     if not pictures:
         return
-    figure = Figure((1.75 * columns, 2.35 * len(pictures)), dpi=DPI, layout="constrained")
+    figure = new_figure(1.75 * columns, 2.35 * len(pictures), layout="constrained")
     panels = figure.subplots(len(pictures), columns, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from PIL import Image
 
 from ..files import atomic_write
@@ -23,7 +21,7 @@ from ..images.mask_transforms import nearest
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE
 from .colours import level_colours
-from .figures import DPI, GREY, draw_class_bars, file_name, save_figure, shortened
+from .figures import DPI, GREY, draw_class_bars, file_name, new_figure, save_figure, shortened
 
 DATA_FILE = "plots.npz"
 """Beside the model: what the plots are drawn from"""
@@ -182,6 +180,8 @@ def draw_plots(source: Path, folder: Path, hierarchy: Hierarchy) -> None:
 
 def draw_examples(path: str | Path, hierarchy: Hierarchy, level: int, examples: Sequence[MaskExample]) -> None:
     """Write a PNG with a row per example: image, truth, prediction and error at one level."""
+    from matplotlib.patches import Patch
+
     colours, names = level_colours(hierarchy, level), hierarchy.display_names(level)
     lifted = [example.lift(hierarchy.ancestors[:, level].numpy()) for example in examples]
     shown = sorted({label for pair in lifted for labels in pair for label in np.unique(labels).tolist() if label >= 0})
@@ -191,7 +191,7 @@ def draw_examples(path: str | Path, hierarchy: Hierarchy, level: int, examples: 
     columns = max(1, int(88 / (7 + max((len(patch.get_label()) for patch in classes), default=0))))
     heights = [round(PANEL * min(example.image.shape[0] / example.image.shape[1], 1.6)) for example in examples]
     size = 4 * PANEL + 60, sum(heights) + 28 * len(heights) + 64 + 21 * math.ceil(len(classes) / columns)
-    figure = Figure(np.array(size) / DPI, dpi=DPI, layout="constrained")
+    figure = new_figure(*np.array(size) / DPI, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.02, h_pad=0.02, hspace=0, wspace=0)
     grid = figure.subplots(len(examples), 4, squeeze=False, height_ratios=heights)
     for axes, title in zip(grid[0], ("image", "truth", "prediction", "error"), strict=True):
