@@ -29,12 +29,12 @@ if __name__ == "__main__":  # --help and wrong options are answered before torch
 
 import numpy as np
 import torch
+import transformers  # its names are imported when they are used
 from accelerate import Accelerator
 from datasets import Dataset
 from huggingface_hub.constants import HF_HOME
 from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
-from transformers import SegformerImageProcessor
 
 from common.checkpoint.state import TrainState
 from common.data.masks import MaskedImageRows, MaskReader, masks_to_labels
@@ -458,7 +458,8 @@ def save_best(
     if accelerator.is_main_process:
         spec = model.config.backbone
         side = {"height": spec["image_size"], "width": spec["image_size"]}
-        processor = SegformerImageProcessor(size=side, image_mean=spec["mean"], image_std=spec["std"], resample=2)
+        colours = {"image_mean": spec["mean"], "image_std": spec["std"]}
+        processor = transformers.SegformerImageProcessor(size=side, resample=2, **colours)
         save_model(model, processor, args.output_dir)
 
 

@@ -11,12 +11,13 @@ from typing import Any
 
 import timm
 import torch
+import transformers
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, resolve_data_config
 from timm.models import load_model_config_from_hf
 from timm.models._hub import load_model_config_from_path
 from torch import nn
-from transformers import AutoConfig, AutoImageProcessor, PretrainedConfig, SegformerConfig
+from transformers import AutoConfig, PretrainedConfig, SegformerConfig
 
 from .positions import image_size_of, with_image_size
 
@@ -170,7 +171,7 @@ def transformers_spec(
         found["interpolation"] = "bilinear"
     else:
         try:
-            found |= _processed(AutoImageProcessor.from_pretrained(options.name), sized)
+            found |= _processed(transformers.AutoImageProcessor.from_pretrained(options.name), sized)
         except (OSError, ValueError):  # the defaults of its class are often others than those of the published weights
             missing = ("mean", "std", "interpolation", "image_size")
     pixels = _pixels(options, found, missing, "ImageNet")

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers  # its names are imported when they are used
 from accelerate import Accelerator
 from accelerate.utils import broadcast
-from transformers import BitImageProcessor, ImageProcessingMixin, PreTrainedModel
 
 from ..files import naming, retried
 from ..model.encoders import first_line
@@ -25,7 +25,9 @@ from ..model.modeling import (
 
 
 @retried
-def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_dir: str | Path) -> None:
+def save_model(
+    model: transformers.PreTrainedModel, processor: transformers.ImageProcessingMixin, output_dir: str | Path
+) -> None:
     """Write model.safetensors, config.json, preprocessor_config.json and the code they need, each file atomically.
 
     Args:
@@ -46,11 +48,11 @@ def save_model(model: PreTrainedModel, processor: ImageProcessingMixin, output_d
     staging.rmdir()
 
 
-def image_processor(spec: Mapping[str, Any], resize_mode: str, crop_pct: float) -> BitImageProcessor:
+def image_processor(spec: Mapping[str, Any], resize_mode: str, crop_pct: float) -> transformers.BitImageProcessor:
     """The Transformers image processor that prepares images as evaluation does."""
     size, resized = spec["image_size"], math.floor(spec["image_size"] / crop_pct)
     resample = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}.get(spec["interpolation"], 3)
-    return BitImageProcessor(
+    return transformers.BitImageProcessor(
         size={"shortest_edge": resized} if resize_mode == "center" else {"height": resized, "width": resized},
         crop_size={"height": size, "width": size},
         image_mean=spec["mean"],
