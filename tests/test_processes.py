@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import subprocess
 import sys
@@ -42,6 +43,13 @@ def test_small_shared_memory(monkeypatch, caplog):
     assert not caplog.text
     processes._check_environment(ARGS)
     assert "--shm-size" in caplog.text
+
+
+def test_no_line_is_longer_than_a_screen(monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    processes._setup_logging()
+    logging.getLogger("a table").warning("%s", [*range(10_000)])
+    assert len(capsys.readouterr().err) == processes.SCREEN + 1
 
 
 def test_one_process_does_it_itself():

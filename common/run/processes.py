@@ -22,6 +22,7 @@ from torch import nn
 
 from ..files import StorageError
 from ..options.shared import CommonArguments
+from .command import SCREEN
 
 logger = logging.getLogger(__name__)
 
@@ -99,8 +100,10 @@ def _check_environment(args: CommonArguments) -> None:
 
 
 def _setup_logging() -> None:
-    """Plain lines on stderr."""
-    logging.basicConfig(format="%(message)s", level=os.environ.get("LOGLEVEL", "INFO"), stream=sys.stderr, force=True)
+    """Plain lines on stderr, none longer than a screen."""
+    logging.basicConfig(
+        format=f"%(message).{SCREEN}s", level=os.environ.get("LOGLEVEL", "INFO"), stream=sys.stderr, force=True
+    )
     for name in QUIET:
         logging.getLogger(name).setLevel(logging.WARNING)
     transformers.utils.logging.set_verbosity_error()
