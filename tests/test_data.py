@@ -133,3 +133,9 @@ def test_images_may_be_missing_or_of_another_kind(fruit):
     )
     rows = ImageRows(holes.cast_column("image", datasets.Image()), "image", "train")
     assert rows.check_headers() == ["row 1 of the train split: the row has no image"]
+
+
+def test_urls_are_said():
+    rows = ImageRows(datasets.Dataset.from_dict({"image": ["https://example.org/a.jpg"]}), "image", "train", ".")
+    with pytest.raises(ValueError, match=r"https://example.org/a.jpg is a URL: download the images first"):
+        rows.encoded([0])
