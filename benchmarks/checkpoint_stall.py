@@ -8,10 +8,9 @@ one before it wrote. "durable" is when fsync has returned; the other two never a
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import os
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -21,18 +20,15 @@ import safetensors.torch
 import timm
 import torch
 from accelerate import Accelerator
+from side_by_side import command_line, machine, repeated, table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.side_by_side import machine, table
 from common.checkpoint.checkpointer import Checkpointer
 
 Groups = dict[str, dict[str, torch.Tensor]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = command_line(__doc__, rounds=5)
     parser.add_argument("--model", default="vit_base_patch16_224")
     parser.add_argument("--cpu", action="store_true", help="although there is a GPU")
     options = parser.parse_args()
@@ -44,17 +40,16 @@ def main() -> None:
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     optimizer.zero_grad()
-    groups = groups_of(model, optimizer)
-    size = sum(tensor.nbytes for tensors in groups.values() for tensor in tensors.values())
-    print(f"{size / 1e9:.2f} GB on {accelerator.device}, {machine()}")
-
-    folder = Path(tempfile.mkdtemp(prefix="checkpoint_stall_"))
-    try:
-        seconds = measure(folder, options.rounds, accelerator, lambda: groups_of(model, optimizer))
-    finally:
-        shutil.rmtree(folder)
-    print("first:", ", ".join(f"{name} {values.pop(0):.2f} s" for name, values in seconds.items()))
-    print(table(seconds, "ours"))
+    size = sum(tensor.nbytes for tensors in groups_of(model, optimizer).values() for tensor in tensors.values())
+    print(f"{size / 1e9:.2f} GB on {accelerator.device}; {machine()}\n")
+    with tempfile.TemporaryDirectory(prefix="checkpoint_stall_") as name:
+        folder = Path(name)
+        ways = saves(folder, model, optimizer)
+        ways["accelerator.save_state"] = lambda: waits(lambda: accelerator.save_state(folder / "theirs"))
+        ways["safetensors.save_file"] = lambda: waits(lambda: save_plainly(folder, groups_of(model, optimizer)))
+        seconds = repeated(ways, options.rounds + 1)
+    print("first, with fresh memory:", ", ".join(f"{name} {values.pop(0):.2f} s" for name, values in seconds.items()))
+    print(f"\n{table(seconds, 'ours', 's')}")
 
 
 def groups_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Groups:
@@ -64,40 +59,36 @@ def groups_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Group
     return {"model": model.state_dict(), "optimizer": moments}
 
 
-def measure(
-    folder: Path, rounds: int, accelerator: Accelerator, groups: Callable[[], Groups], only_ours: bool = False
-) -> dict[str, list[float]]:
-    """Seconds of every kind of save, a list entry per round; the first round, with fresh memory, is apart."""
-    checkpointer = Checkpointer(folder / "ours")
-    seconds: dict[str, list[float]] = {}
+def saves(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Callable[[], float]]:
+    """Our two ways, which save and return the seconds of it: until the loop goes on, and until all is on the disk."""
+    checkpointer, steps = Checkpointer(folder / "ours"), itertools.count()
 
-    def timed(name: str, work: Callable[[], object]) -> None:
-        if accelerator.device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        work()
-        seconds.setdefault(name, []).append(time.perf_counter() - started)
+    def save() -> None:
+        step = next(steps)
+        checkpointer.save(step, groups_of(model, optimizer), {"step": step})
 
-    def plain() -> None:
-        for name, tensors in groups().items():
-            safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
-
-    for step in range(rounds + 1):
-        os.sync()
-        started = time.perf_counter()
-        timed("ours", lambda step=step: checkpointer.save(step, groups(), {"step": step}))
+    def stall() -> float:
+        seconds = waits(save)
         checkpointer.wait()
-        seconds.setdefault("ours, until durable", []).append(time.perf_counter() - started)
-        if only_ours:
-            continue
-        os.sync()
-        timed("accelerator.save_state", lambda: accelerator.save_state(folder / "theirs"))
-        os.sync()
-        timed("safetensors.save_file", plain)
-        for rest in (folder / "theirs", *folder.glob("*.safetensors")):
-            shutil.rmtree(rest) if rest.is_dir() else rest.unlink()
-    checkpointer.close()
-    return seconds
+        return seconds
+
+    return {"ours": stall, "ours, until durable": lambda: waits(lambda: (save(), checkpointer.wait()))}
+
+
+def save_plainly(folder: Path, groups: Groups) -> None:
+    shutil.rmtree(folder / "theirs", ignore_errors=True)
+    for name, tensors in groups.items():
+        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+
+
+def waits(work: Callable[[], object]) -> float:
+    """Seconds of some work, begun when disk and device are idle."""
+    os.sync()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
 
 
 if __name__ == "__main__":

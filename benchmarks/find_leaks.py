@@ -8,16 +8,12 @@ noise as JPEG leaves it. The search compares every test image with all training 
 
 from __future__ import annotations
 
-import argparse
 import resource
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from side_by_side import command_line
 
 from data_prep.leaks.describe import FREQUENCIES, all_turned
 from data_prep.leaks.search import find_copies
@@ -32,7 +28,7 @@ def make_spectra(num: int, seed: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--num_train", type=int, default=80_000)
     parser.add_argument("--num_test", type=int, default=20_000)
     parser.add_argument("--num_copies", type=int, default=2_000)

@@ -7,24 +7,19 @@ Each command is started anew, as from a shell, and ended when it has answered. T
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.prepare_scale import REPOSITORY
-from benchmarks.side_by_side import in_turns, machine, table
+from side_by_side import REPOSITORY, command_line, in_turns, machine, table
 
 STEP = "first training step of the demo"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__, rounds=5)
     parser.add_argument("--folder", type=Path, required=True, help="for the demo's data and the run")
-    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     data = options.folder / "demo"
     until("", "data_prep/make_demo.py", "taxonomy", "--output_dir", str(data))

@@ -12,16 +12,12 @@ status 1 if a check fails.
 
 from __future__ import annotations
 
-import argparse
-import ast
 import hashlib
 import importlib
-import inspect
 import itertools
 import json
 import multiprocessing
 import os
-import re
 import signal
 import statistics
 import subprocess
@@ -29,22 +25,24 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+import torch
+from checkpoint_stall import saves
+from loop import speed, train_bare
+from side_by_side import REPOSITORY, apart, balanced_tree, command_line, draw_data, machine, run_script
+from waits import Waits
+
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for GPUs must not initialise CUDA before a fork
 
-GROUPS, NUM_CLASSES, SIDE = 2, 4, 320
-COLUMNS = ["image", "mask", "group", "species"]
 SCRIPTS = {
     "train_taxonomy": "--level_columns group species --ema_decay 0.9 --mixup 0.2 --dropout 0.1",
-    "train_segmentation": "--mask_column mask --hierarchy {folder}/tree.yaml --head independent",
+    "train_segmentation": "--mask_column mask --hierarchy {folder}/hierarchy.json --head independent",
 }
 CHECKED = {
     "train_taxonomy": [("timm/vit_tiny_patch16_224", 224), ("timm/test_vit", 32)],
@@ -58,7 +56,6 @@ WAYS = {"plain": "", "bf16": "--mixed_precision bf16"}
 WAYS |= dict.fromkeys(("deterministic", "again", "killed"), "--deterministic")
 ON_A_GPU = {"fp16": "--mixed_precision fp16", "compiled": "--compile", "watched": ""}
 STEPS, KILLED_AT = 12, 8
-RESULT = "result: "
 MEASURED = {
     "BEiT-B 224": ("train_taxonomy", "timm/beit_base_patch16_224", 224, 64),
     "SegFormer-B3 384": ("train_segmentation", "nvidia/mit-b3", 384, 16),
@@ -71,14 +68,13 @@ TINY = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="tiny models, few steps: tests the command itself")
     options = parser.parse_args()
     if options.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    from benchmarks.side_by_side import machine
-
+    multiprocessing.set_forkserver_preload(list(SCRIPTS))
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="gpu_") as name:
         bench = Bench(Path(name), options.device, options.tiny)
@@ -100,9 +96,7 @@ class Bench:
 
     def __init__(self, folder: Path, device: str, tiny: bool) -> None:
         self.folder, self.device, self.tiny = folder, device, tiny
-        self.processes = multiprocessing.get_context("forkserver")
-        self.processes.set_forkserver_preload([*SCRIPTS, "benchmarks.checkpoint_stall"])
-        draw(folder, 64 if tiny else 8192)
+        draw_data(folder, 320, balanced_tree((2, 4), ("group", "species")), train=64 if tiny else 8192, validation=16)
 
     def check(self) -> dict[str, str]:
         """Check -> what came out."""
@@ -110,7 +104,7 @@ class Bench:
         ways = WAYS | (ON_A_GPU if gpu else {})
         with ThreadPoolExecutor(4 if gpu else 1) as pool:
             runs = {(script, way): pool.submit(self.train, script, way) for script in SCRIPTS for way in ways}
-            gradients = pool.submit(self.apart, self.folder / "gradients", loss_gradients, self.device)
+            gradients = pool.submit(apart, loss_gradients, self.device)
         for script in SCRIPTS:
             name, run = script.removeprefix("train_"), {way: runs[script, way] for way in ways}
             for way in ("bf16", *(("fp16", "compiled") if gpu else ())):
@@ -122,64 +116,50 @@ class Bench:
                 checks[f"{name}, two GPUs"] = outcome(self.two_gpus, script, run["plain"])
         return {**checks, "fused loss, gradients": outcome(exact, gradients)}
 
-    def words(self, script: str, output: Path, model: str, size: int, batch: int, steps: int, more: str) -> list[str]:
-        words = "--train_file {folder}/train.csv --validation_file {folder}/validation.csv --no_report "
-        words += f"--model_name_or_path {model} --no_pretrained --image_size {size} --checkpointing_seconds 0 "
-        words += f"--per_device_train_batch_size {batch} --max_train_steps {steps} --output_dir {output} "
-        words += f"--dataloader_num_workers {0 if self.tiny else 8} {SCRIPTS[script]} {more}"
-        return words.format(folder=self.folder).split()
+    def words(self, script: str, model: str, size: int, batch: int, steps: int, more: str) -> str:
+        words = f"--model_name_or_path {model} --image_size {size} --per_device_train_batch_size {batch} "
+        words += f"--max_train_steps {steps} --dataloader_num_workers {0 if self.tiny else 8} {SCRIPTS[script]} {more}"
+        return words.format(folder=self.folder)
 
-    def checked(self, script: str, way: str, more: str) -> tuple[Path, list[str]]:
-        """Output folder and command line of a checked run."""
-        output, model = self.folder / f"{script}_{way}", CHECKED[script][self.tiny]
+    def checked(self, script: str, way: str, more: str) -> tuple[Path, str]:
+        """Output folder and options of a checked run."""
         more += " --global_batch_size 8 --checkpointing_steps 4 --learning_rate 1e-4"
-        return output, self.words(script, output, *model, 4, STEPS, more)
+        return self.folder / f"{script}_{way}", self.words(script, *CHECKED[script][self.tiny], 4, STEPS, more)
 
-    def train(self, script: str, way: str) -> tuple[Path, Any]:
-        """Run a script; its output folder, and what it reports."""
+    def train(self, script: str, way: str) -> tuple[Path, dict[str, int]]:
+        """Run a script; its output folder, and what waited for the device."""
         output, words = self.checked(script, way, (WAYS | ON_A_GPU)[way])
         if way == "killed":
-            status = self.run(output, run_script, script, words, KILLED_AT)
-            assert status == -signal.SIGKILL, f"it was to be killed, and ended with {status}"
-        return output, self.apart(output, run_script, script, words, 0, way == "watched")
-
-    def run(self, name: Path, work: Callable[..., object], *args: object) -> int:
-        """The exit status of some work in a process of its own."""
-        process = self.processes.Process(target=logged, args=(f"{name}.log", work, *args))
-        process.start()
-        process.join(240)
-        process.kill()
-        process.join()
-        return process.exitcode
-
-    def apart(self, name: Path, work: Callable[..., object], *args: object) -> Any:
-        """What some work returned in a process of its own."""
-        status, log = self.run(name, work, *args), Path(f"{name}.log").read_text()
-        assert status == 0, f"exit status {status}: {log[-1500:]}"
-        return json.loads(log.rpartition(RESULT)[2].splitlines()[0])
+            try:
+                apart(train, script, self.folder, output, words, KILLED_AT)
+                raise AssertionError("it was to be killed")
+            except BrokenProcessPool:
+                pass  # as it should be
+        return output, apart(train, script, self.folder, output, words, 0, way == "watched")
 
     def two_gpus(self, script: str, alone: tuple[Path, Any]) -> str:
-        import torch
-
         if torch.cuda.device_count() < 2:
             return "not looked at: there is one GPU"
-        output, words = self.checked(script, "two_gpus", "--batch_norm sync")
+        output, words = self.checked(script, "two_gpus", "--batch_norm sync --no_pretrained --no_report")
+        words += f" --train_file {self.folder}/train.csv --validation_file {self.folder}/validation.csv"
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"{script}.py"]
-        done = subprocess.run([*command, *words], capture_output=True, text=True)
+        command += [*words.split(), "--output_dir", str(output)]
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
         assert done.returncode == 0 and "x 2 processes x" in done.stderr, done.stderr[-1500:]
         return near(alone, (output, None), 0.05)
 
     def measure(self, script: str, model: str, size: int, batch: int) -> list[float]:
         """Images/s of the bare loop and of the script, their ratio, GiB, and seconds that a save takes."""
-        steps, output = 12 if self.tiny else 120, self.folder / f"{script}_measured"
-        more = f"--mixed_precision bf16 --logging_steps {steps // 6}"
-        words = self.words(script, output, model, size, batch, steps, more)
-        memory = self.apart(output, run_script, script, words)["memory"]
-        log = Path(f"{output}.log").read_text().replace(",", "")
-        ours = statistics.median(map(float, re.findall(r"([\d.]+) images/s", log)[2:]))
+        steps = 12 if self.tiny else 120
         case = {"model": model, "image_size": size, "batch": batch, "steps": steps, "every": steps // 6}
-        bare, stall = self.apart(self.folder / "bare", run_bare, script, case, self.device, str(self.folder))
+        more = f"--mixed_precision bf16 --logging_steps {steps // 6}"
+        words = self.words(script, model, size, batch, steps + 1, more)
+        ours, memory = apart(measure_script, case, script, self.folder, words)
+        bare, stall = apart(measure_bare, case, script, self.folder, self.device)
         return [bare, ours, ours / bare, memory, stall]
+
+
+# ---- what is said of finished runs
 
 
 def outcome(check: Callable[..., str], *args: Any) -> str:
@@ -188,31 +168,6 @@ def outcome(check: Callable[..., str], *args: Any) -> str:
         return check(*(value.result() if isinstance(value, Future) else value for value in args))
     except Exception as error:  # the other checks go on
         return f"FAILED: {' '.join(str(error).split())}"
-
-
-def draw(folder: Path, rows: int) -> None:
-    """Tables of photographs with two levels and masks of four classes."""
-    import numpy as np
-    import pandas as pd
-    from PIL import Image
-
-    from benchmarks.input import drawn
-
-    rng, lines = np.random.default_rng(0), []
-    for index, file in enumerate(drawn(folder / "images", SIDE)):
-        blocks = Image.fromarray(rng.integers(0, NUM_CLASSES, (6, 8), dtype=np.uint8))
-        mask = file.with_suffix(".png")
-        blocks.resize((SIDE, SIDE * 3 // 4), Image.Resampling.NEAREST).save(mask)
-        kind = index % NUM_CLASSES
-        lines.append((f"images/{file.name}", f"images/{mask.name}", f"group{kind % GROUPS}", f"class{kind}"))
-    for split, count in (("train", rows), ("validation", 16)):
-        table = pd.DataFrame([lines[row % len(lines)] for row in range(count)], columns=COLUMNS)
-        table.to_csv(folder / f"{split}.csv", index=False)
-    tree = "levels: [group, species]\ntree:\n  group0: [class0, class2]\n  group1: [class1, class3]\n"
-    (folder / "tree.yaml").write_text(tree + "classes: [class0, class1, class2, class3]\n")
-
-
-# ---- what is said of finished runs
 
 
 def near(expected: tuple[Path, Any], found: tuple[Path, Any], tolerance: float = 0.02) -> str:
@@ -233,8 +188,8 @@ def same(first: tuple[Path, Any], second: tuple[Path, Any]) -> str:
     return f"the same bytes in {len(digests[0])} files"
 
 
-def quiet(watched: tuple[Path, Any]) -> str:
-    assert not watched[1]["waits"], watched[1]["waits"]
+def quiet(watched: tuple[Path, dict[str, int]]) -> str:
+    assert not watched[1], watched[1]
     return "nothing waits for the device"
 
 
@@ -246,100 +201,48 @@ def exact(error: float) -> str:
 # ---- in processes of their own
 
 
-def logged(log: str, work: Callable[..., object], *args: object) -> None:
-    """Call with all output in a file, and the result at its end."""
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(file, 1), os.dup2(file, 2)
-    print(f"{RESULT}{json.dumps(work(*args))}", flush=True)
-
-
-def run_script(script: str, words: list[str], kill_at: int = 0, watch: bool = False) -> dict[str, Any]:
-    """Run a script: peak memory in GiB, and what waited for the device."""
-    import torch
-
+def train(
+    script: str, folder: Path, output: Path, words: str, kill_at: int = 0, watch: bool = False
+) -> dict[str, int]:
+    """Run a script, and be killed at a step; what waited for the device."""
     from common.run.run import Run
 
-    module, calls, log_step = importlib.import_module(script), itertools.count(1), Run.log_step
+    waits, calls, log_step = Waits(importlib.import_module(script)), itertools.count(1), Run.log_step
 
     def strike(*args: Any) -> None:
         if next(calls) == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
         log_step(*args)
 
-    waits = Waits(module)
     if kill_at:
         Run.log_step = strike
     if watch:
         warnings.simplefilter("always")
         warnings.showwarning = lambda message, *rest: waits.note("wait") if "synchroniz" in str(message) else None
         torch.cuda.set_sync_debug_mode("warn")
-    module.main(words)
-    memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
-    return {"memory": memory, "waits": waits.found}
+    run_script(script, folder, output, words)
+    return dict(waits.found)
 
 
-class Waits:
-    """Counts what waits for the device in a script's training steps (but the first) and evaluations."""
-
-    def __init__(self, script: Any) -> None:
-        self.main, self.evaluate = script.main, inspect.unwrap(script.evaluate_model)
-        self.log_step = importlib.import_module("common.run.run").Run.log_step
-        self.step, self.batches = loop_lines(self.main, "micro_batches = ["), loop_lines(self.evaluate)
-        self.found: Counter[str] = Counter()
-        self.first: Any = None  # batch of an evaluation: tables go to the device once
-
-    def note(self, what: str) -> None:
-        """To be called where it waits; whose code that is is read from the stack."""
-        stack, frame = [], sys._getframe(1)
-        while frame is not None:
-            code, line, waits = frame.f_code, frame.f_lineno, False
-            if code is self.log_step.__code__:
-                return  # loss and speed are asked for when they are due
-            if not any(part in code.co_filename for part in ("/torch/", "gpu.py")):
-                stack.append(f"{Path(code.co_filename).name}:{line} {code.co_name}")
-            if code is self.main.__code__:
-                waits = line in self.step and frame.f_locals["step"] > 0
-            elif code is self.evaluate.__code__ and line in self.batches:
-                self.first = self.first or frame.f_locals["batch"]
-                waits = frame.f_locals["batch"] is not self.first
-            if waits:
-                self.found[f"{what}: {' < '.join(stack[:8])}"] += 1
-                return
-            frame = frame.f_back
+def measure_script(case: dict, script: str, folder: Path, words: str) -> tuple[float, float]:
+    """Images/s, and peak memory in GiB."""
+    rate = speed(lambda case: run_script(script, folder, folder / f"{script}_measured", words), case)
+    return rate, torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
 
 
-def loop_lines(function: Callable[..., Any], after: str = "") -> range:
-    """Line numbers of the first loop of a function at top level, from the one that contains ``after`` on."""
-    lines, first = inspect.getsourcelines(function)
-    loops = [node for node in ast.walk(ast.parse("".join(lines))) if isinstance(node, ast.For | ast.While)]
-    loop = min(loops, key=lambda node: node.lineno)
-    start = next(number for number in range(loop.lineno, loop.end_lineno) if after in lines[number])
-    return range(first + start, first + loop.end_lineno)
-
-
-def run_bare(script: str, case: dict, device: str, folder: str) -> list[float]:
+def measure_bare(case: dict, script: str, folder: Path, device: str) -> tuple[float, float]:
     """Images/s of forward, backward and step on one batch, and the seconds that a save holds it up."""
-    import torch
-    from accelerate import Accelerator
-
-    from benchmarks.checkpoint_stall import groups_of, measure
-    from benchmarks.loop import bare_loop, build
-
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    model = build(case, pyramid=script == "train_segmentation").to(device)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    speed = bare_loop(case, model, optimizer, device, bf16=True)
-    accelerator, saves = Accelerator(cpu=device == "cpu"), Path(folder) / "saves"
-    stall = measure(saves, 2, accelerator, lambda: groups_of(model, optimizer), only_ours=True)
-    return [speed, statistics.median(stall["ours"][1:])]
+    options = (folder, script == "train_segmentation", device, True)
+    rate = speed(train_bare, case, *options)
+    save = saves(folder / f"{script}_saves", *train_bare({**case, "steps": 0}, *options))["ours"]
+    return rate, statistics.median([save() for _ in range(3)][1:])
 
 
 def loss_gradients(device: str) -> float:
     """How far the fused loss's gradients are from those of plain float64 lines, relative to the largest."""
-    import torch
-
-    from benchmarks.segmentation_loss import CLASSES, TREE, our_loss, plain_loss
+    from segmentation_loss import CLASSES, TREE, our_loss, plain_loss
 
     worst, generator = 0.0, torch.Generator().manual_seed(0)
     labels = torch.randint(CLASSES[-1], (2, 64, 64), generator=generator).to(device)

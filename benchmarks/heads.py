@@ -27,21 +27,19 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from side_by_side import REPOSITORY, command_line
 from sklearn.linear_model import LogisticRegression
 from torch.nn import functional as F
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
-
-from common.data.rows import ImageRows, Samples, make_loader  # noqa: E402
-from common.data.sampling import evaluation_batches  # noqa: E402
-from common.data.splits import LabelColumns, choose_rows, load_splits, read_cells  # noqa: E402
-from common.images.transforms import EvaluationTransform, Normalize  # noqa: E402
-from common.losses.cross_entropy import LevelCrossEntropy  # noqa: E402
-from common.model.backbones import load_backbone  # noqa: E402
-from common.model.heads import LevelHeads  # noqa: E402
-from common.model.hierarchy import Hierarchy  # noqa: E402
-from common.optim.schedule import level_weights  # noqa: E402
+from common.data.rows import ImageRows, Samples, make_loader
+from common.data.sampling import evaluation_batches
+from common.data.splits import LabelColumns, choose_rows, load_splits, read_cells
+from common.images.transforms import EvaluationTransform, Normalize
+from common.losses.cross_entropy import LevelCrossEntropy
+from common.model.backbones import load_backbone
+from common.model.heads import LevelHeads
+from common.model.hierarchy import Hierarchy
+from common.optim.schedule import level_weights
 
 NETWORK = "timm/tf_efficientnet_lite0"
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -73,7 +71,6 @@ class Part(NamedTuple):
     leaves: torch.Tensor
 
 
-Task = tuple[Hierarchy, dict[str, Part]]  # train, select and test of one data set and seed
 Predict = Callable[[Part], tuple[torch.Tensor, torch.Tensor | None]]  # leaves; log-probabilities of all, or None
 
 
@@ -100,8 +97,8 @@ class Source:
         select = (chosen.select, every[chosen.select]) if chosen.select else ("train", rest)
         return {"train": ("train", train), "select": select, "test": (chosen.test, every[chosen.test])}
 
-    def tasks(self, args: argparse.Namespace) -> dict[int, Task]:
-        """A task for each seed; the features of all images are computed once."""
+    def tasks(self, args: argparse.Namespace) -> dict[int, dict[str, Part]]:
+        """train, select and test of each seed; the features of all images are computed once."""
         cache = args.output_dir / "features" / f"{self.name}-{self.chosen.size}.npz"
         cache.parent.mkdir(parents=True, exist_ok=True)
         if not cache.is_file():
@@ -113,11 +110,10 @@ class Source:
             finest = [max((level, index) for level, index in enumerate(row) if index >= 0) for row in labels.tolist()]
             leaves = torch.tensor([leaf_of[leaf] for leaf in finest])
             every[file] = Part(torch.from_numpy(np.load(cache)[file]), torch.from_numpy(labels), leaves)
-        tasks: dict[int, Task] = {seed: (self.hierarchy, {}) for seed in args.seeds}
-        for seed, (_, parts) in tasks.items():
-            for part, (file, rows) in self.rows(seed).items():
-                parts[part] = Part(*(value[rows] for value in every[file]))
-        return tasks
+        return {
+            seed: {part: Part(*(v[rows] for v in every[file])) for part, (file, rows) in self.rows(seed).items()}
+            for seed in args.seeds
+        }
 
 
 @torch.inference_mode()
@@ -132,21 +128,21 @@ def extract(rows: Any, part: str, size: int, args: argparse.Namespace) -> np.nda
     return torch.cat([backbone(normalize(batch["pixels"])) for batch in batches]).numpy()
 
 
-def head(task: Task, seed: int, rate: float, epochs: int, kind: str, root: float = 0, down: bool = False) -> Predict:
+def head(tree: Hierarchy, train: Part, settings: tuple, kind: str, root: float = 0, down: bool = False) -> Predict:
     """Train a head with AdamW and a cosine, as the scripts do; ``independent`` with equal weights of the levels.
 
     The sum over a path is divided by the number of levels to the power ``root``.
     """
+    seed, rate, epochs = settings
     torch.manual_seed(seed)
-    hierarchy, (features, labels, _) = task[0], task[1]["train"]
-    heads = LevelHeads(hierarchy, features.shape[1], kind, hierarchy.num_levels**-root)
-    loss_fn = LevelCrossEntropy(heads, level_weights(["leaf" if heads.leaf_softmax else "equal"], hierarchy))
+    heads = LevelHeads(tree, train.features.shape[1], kind, tree.num_levels**-root)
+    loss_fn = LevelCrossEntropy(heads, level_weights(["leaf" if heads.leaf_softmax else "equal"], tree))
     optimizer = torch.optim.AdamW(heads.parameters(), rate, weight_decay=0.05, fused=True)
-    order = [batch for _ in range(epochs) for batch in torch.randperm(len(labels)).split(64)]
+    order = [batch for _ in range(epochs) for batch in torch.randperm(len(train.labels)).split(64)]
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, len(order))
     for batch in order:
         optimizer.zero_grad()
-        loss_fn(heads(features[batch]), labels[batch]).backward()
+        loss_fn(heads(train.features[batch]), train.labels[batch]).backward()
         optimizer.step()
         schedule.step()
 
@@ -154,49 +150,46 @@ def head(task: Task, seed: int, rate: float, epochs: int, kind: str, root: float
     def predict(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
         logits = heads(part.features)
         scores = heads.leaf_logits(logits).log_softmax(1)
-        return from_the_top(hierarchy, heads.log_probs(logits)) if down else scores.argmax(1), scores
+        return from_the_top(tree, heads.log_probs(logits)) if down else scores.argmax(1), scores
 
     return predict
 
 
-def from_the_top(hierarchy: Hierarchy, log_probs: Sequence[torch.Tensor]) -> torch.Tensor:
+def from_the_top(tree: Hierarchy, log_probs: Sequence[torch.Tensor]) -> torch.Tensor:
     """From level to level the most probable class below what was chosen so far."""
-    allowed = torch.ones(len(log_probs[0]), hierarchy.num_leaves, dtype=torch.bool)
-    for column, of_level in zip(hierarchy.ancestors.T, log_probs, strict=True):
+    allowed = torch.ones(len(log_probs[0]), tree.num_leaves, dtype=torch.bool)
+    for column, of_level in zip(tree.ancestors.T, log_probs, strict=True):
         scores = torch.where(allowed & (column >= 0), of_level[:, column.clamp(min=0)], -torch.inf)
         chosen = column[None] == column[scores.argmax(1)][:, None]
         skipped = (column < 0)[None]  # leaves without a class at this level
         allowed &= chosen | skipped | ~(scores > -torch.inf).any(1, keepdim=True)
-    final = torch.stack([log_probs[level][:, index] for level, index in hierarchy.leaves], 1)
+    final = torch.stack([log_probs[level][:, index] for level, index in tree.leaves], 1)
     return torch.where(allowed, final, -torch.inf).argmax(1)
 
 
-def logistic_regression(task: Task, seed: int, rate: float, epochs: int) -> Predict:
-    """scikit-learn's, on the leaves; ``rate`` is C."""
-    train = task[1]["train"]
-    model = LogisticRegression(C=rate, max_iter=300).fit(train.features.numpy(), train.leaves.numpy())
+def logistic_regression(tree: Hierarchy, train: Part, settings: tuple) -> Predict:
+    """scikit-learn's, on the leaves; the rate is C."""
+    model = LogisticRegression(C=settings[1], max_iter=300).fit(train.features.numpy(), train.leaves.numpy())
 
     def predict(part: Part) -> tuple[torch.Tensor, torch.Tensor]:
-        scores = torch.full((len(part.labels), task[0].num_leaves), -20.0, dtype=torch.float64)
+        scores = torch.full((len(part.labels), tree.num_leaves), -20.0, dtype=torch.float64)
         scores[:, model.classes_] = torch.from_numpy(model.predict_log_proba(part.features.double().numpy()))
         return scores.argmax(1), scores
 
     return predict
 
 
-def hiclass(task: Task, seed: int, rate: float, epochs: int) -> Predict:
+def hiclass(tree: Hierarchy, train: Part, settings: tuple) -> Predict:
     """HiClass's classifier per parent node over the same logistic regression; a gap is a class of its own."""
     from hiclass import LocalClassifierPerParentNode
 
-    hierarchy, parts = task
-    paths = [[str(leaf[: level + 1]) for level in range(len(leaf))] for leaf in hierarchy.ancestors.tolist()]
+    paths = [[str(leaf[: level + 1]) for level in range(len(leaf))] for leaf in tree.ancestors.tolist()]
     leaf_of = {path[-1]: index for index, path in enumerate(paths)}
-    model = LocalClassifierPerParentNode(LogisticRegression(C=rate, max_iter=300))
-    model.fit(parts["train"].features.numpy(), np.array(paths)[parts["train"].leaves.numpy()])
+    model = LocalClassifierPerParentNode(LogisticRegression(C=settings[1], max_iter=300))
+    model.fit(train.features.numpy(), np.array(paths)[train.leaves.numpy()])
     return lambda part: (torch.tensor([leaf_of[path[-1]] for path in model.predict(part.features.numpy())]), None)
 
 
-STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 METHODS: dict[str, Callable[..., Predict]] = {
     "flat": partial(head, kind="flat"),
     "independent": partial(head, kind="independent"),
@@ -207,6 +200,15 @@ METHODS: dict[str, Callable[..., Predict]] = {
     "logistic regression": logistic_regression,
     "HiClass, per parent": hiclass,
 }
+STRENGTHS = (0.01, 0.1, 1.0, 10.0)  # C of the logistic regressions
+HEADS = {
+    "flat": "--head flat",
+    "independent": "--head independent --level_weights equal",
+    "tree, sum": "--head tree --head_scale 1",
+    "tree, sum / sqrt(L)": "--head tree",
+}
+COMMON = "--model_name_or_path {network} --backbone_weights {weights} --channels_last --eval_epochs 1000 --no_report "
+COMMON += "--dataloader_num_workers 0 --save_predictions"
 
 
 class Outcome(NamedTuple):
@@ -218,92 +220,18 @@ class Outcome(NamedTuple):
     nll: float
 
 
-def outcome(task: Task, predict: Predict) -> Outcome:
-    select, test = task[1]["select"], task[1]["test"]
+def run_frozen(tree: Hierarchy, parts: dict[str, Part], method: str, rate: float, seed: int, epochs: int) -> Outcome:
+    """Train a head on features, and test it."""
+    predict = METHODS[method](tree, parts["train"], (seed, rate, epochs))
+    select, test = parts["select"], parts["test"]
     leaf, log_probs = predict(test)
-    right = torch.where(test.labels >= 0, (torch.stack(task[0].lift(leaf), 1) == test.labels).double(), torch.nan)
+    right = torch.where(test.labels >= 0, (torch.stack(tree.lift(leaf), 1) == test.labels).double(), torch.nan)
     selected = (predict(select)[0] == select.leaves).double().mean().item()
     return Outcome(selected, right.numpy(), np.nan if log_probs is None else F.nll_loss(log_probs, test.leaves).item())
 
 
-def mean(found: Sequence[Outcome]) -> Outcome:
-    return Outcome(*(np.mean(values, 0) for values in zip(*found, strict=True)))
-
-
-def interval(values: np.ndarray) -> tuple[float, float, float]:
-    """Mean and 95 % bootstrap interval over images, in percent; NaN is left out."""
-    values = 100 * values[~np.isnan(values)]
-    draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
-    return values.mean(), *np.percentile(values[draws].mean(1), [2.5, 97.5])
-
-
-def table(outcomes: dict[str, dict[float, Outcome]], levels: Sequence[str]) -> str:
-    """Markdown: each method at its best rate, and how far its leaf is ahead of the first method's; and all rates."""
-    titles = ["method", "best rate", *reversed(levels), "leaf, against the first", "NLL"]
-    lines = ["| " + " | ".join(titles) + " |", "|---|" + "--:|" * (len(titles) - 1)]
-    base = None
-    for method, by_rate in outcomes.items():
-        rate, best = max(by_rate.items(), key=lambda item: item[1].select)
-        base = best if base is None else base
-        cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*interval(best.right[:, -1]))]
-        cells += [f"{100 * np.nanmean(column):.1f}" for column in best.right.T[-2::-1]]
-        ahead = (best.right - base.right)[:, -1]
-        cells.append("" if best is base else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval(ahead)))
-        lines.append(f"| {method} | {rate:g} | " + " | ".join([*cells, f"{best.nll:.2f}"]) + " |")
-    rates = sorted({rate for by_rate in outcomes.values() for rate in by_rate})
-    lines += [
-        "",
-        f"| leaf / NLL by rate | {' | '.join(f'{rate:g}' for rate in rates)} |",
-        "|---" * (len(rates) + 1) + "|",
-    ]
-    for method, by_rate in outcomes.items():
-        cells = [f"{100 * np.nanmean(o.right[:, -1]):.1f} / {o.nll:.2f}" if o else "" for o in map(by_rate.get, rates)]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def frozen(args: argparse.Namespace) -> None:
-    """Every method on every data set's features."""
-    for name in args.datasets:
-        source = Source(name, args)
-        tasks, outcomes = source.tasks(args), {}
-        for method in args.methods:
-            train = METHODS[method]
-            for rate in (args.rates or RATES) if isinstance(train, partial) else STRENGTHS:
-                found = [outcome(task, train(task, seed, rate, args.epochs or 30)) for seed, task in tasks.items()]
-                outcomes.setdefault(method, {})[rate] = Outcome(
-                    *(np.mean(values, 0) for values in zip(*found, strict=True))
-                )
-        sizes = ", ".join(f"{len(labels):,} {part}" for part, (_, labels, _) in tasks[args.seeds[0]][1].items())
-        print(f"### {name}, frozen features\n\n{source.hierarchy}; {sizes}\n")
-        print(table(outcomes, source.hierarchy.levels), flush=True)
-
-
-HEADS = {
-    "flat": "--head flat",
-    "independent": "--head independent --level_weights equal",
-    "tree, sum": "--head tree --head_scale 1",
-    "tree, sum / sqrt(L)": "--head tree",
-}
-COMMON = "--model_name_or_path {network} --backbone_weights {weights} --channels_last --eval_epochs 1000 --no_report "
-COMMON += "--dataloader_num_workers 0 --save_predictions"
-
-
-def end_to_end(args: argparse.Namespace) -> None:
-    """The script on the same rows as the features; what has finished is not done again."""
-    for name in args.datasets:
-        source, outcomes = Source(name, args), {}
-        for method in [method for method in args.methods if method in HEADS]:
-            for rate in args.rates or (3e-4, 1e-3, 3e-3):
-                found = [run(source, method, rate, seed, args) for seed in args.seeds]
-                outcomes.setdefault(method, {})[rate] = Outcome(
-                    *(np.mean(values, 0) for values in zip(*found, strict=True))
-                )
-        print(f"### {name}, end to end\n\n{table(outcomes, source.hierarchy.levels)}\n", flush=True)
-
-
-def run(source: Source, method: str, rate: float, seed: int, args: argparse.Namespace) -> Outcome:
-    """Train, unless that has been done."""
+def run_script(source: Source, method: str, rate: float, seed: int, args: argparse.Namespace) -> Outcome:
+    """Train by the script on the same rows as the features, unless that has been done."""
     folder, options = args.output_dir / "end_to_end" / source.name, []
     parts = source.rows(seed)
     seen = set(map(tuple, source.labels["train"][parts["train"][1]].tolist()))
@@ -333,9 +261,37 @@ def run(source: Source, method: str, rate: float, seed: int, args: argparse.Name
     return Outcome(results["eval"]["levels"][levels[-1]]["accuracy"], right, nll)
 
 
+def interval(values: np.ndarray) -> tuple[float, float, float]:
+    """Mean and 95 % bootstrap interval over images, in percent; NaN is left out."""
+    values = 100 * values[~np.isnan(values)]
+    draws = np.random.default_rng(0).integers(len(values), size=(1000, len(values)))
+    return values.mean(), *np.percentile(values[draws].mean(1), [2.5, 97.5])
+
+
+def table(outcomes: dict[str, dict[float, Outcome]], levels: Sequence[str]) -> str:
+    """Markdown: each method at its best rate, and how far its leaf is ahead of the first method's; and all rates."""
+    best = {method: max(by_rate.items(), key=lambda item: item[1].select) for method, by_rate in outcomes.items()}
+    base = next(iter(best.values()))[1]
+    titles = ["method", "best rate", *reversed(levels), "leaf, against the first", "NLL"]
+    lines = ["| " + " | ".join(titles) + " |", "|---|" + "--:|" * (len(titles) - 1)]
+    for method, (rate, one) in best.items():
+        cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*interval(one.right[:, -1]))]
+        cells += [f"{100 * np.nanmean(column):.1f}" for column in one.right.T[-2::-1]]
+        ahead = interval((one.right - base.right)[:, -1])
+        cells += ["" if one is base else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ahead), f"{one.nll:.2f}"]
+        lines.append(f"| {method} | {rate:g} | " + " | ".join(cells) + " |")
+    rates = sorted({rate for by_rate in outcomes.values() for rate in by_rate})
+    lines += ["", f"| leaf / NLL by rate | {' | '.join(f'{rate:g}' for rate in rates)} |"]
+    lines.append("|---" * (len(rates) + 1) + "|")
+    for method, by_rate in outcomes.items():
+        cells = [f"{100 * np.nanmean(o.right[:, -1]):.1f} / {o.nll:.2f}" if o else "" for o in map(by_rate.get, rates)]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Print tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("mode", choices=["frozen", "end_to_end"])
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder for each data set")
     parser.add_argument("--weights", type=Path, required=True, help="tf_efficientnet_lite0.safetensors")
@@ -349,7 +305,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--extra", default="", help="end to end: more options of the script")
     args = parser.parse_args(argv)
     warnings.filterwarnings("ignore", module="sklearn|hiclass")
-    (frozen if args.mode == "frozen" else end_to_end)(args)
+    frozen = args.mode == "frozen"
+    for name in args.datasets:
+        source = Source(name, args)
+        tasks = source.tasks(args) if frozen else {}
+        outcomes: dict[str, dict[float, Outcome]] = {}
+        for method in [method for method in args.methods if frozen or method in HEADS]:
+            rates = args.rates or (RATES if frozen else (3e-4, 1e-3, 3e-3))
+            for rate in rates if isinstance(METHODS[method], partial) else STRENGTHS:
+                found = [
+                    run_frozen(source.hierarchy, tasks[seed], method, rate, seed, args.epochs or 30)
+                    if frozen
+                    else run_script(source, method, rate, seed, args)
+                    for seed in args.seeds
+                ]
+                mean = Outcome(*(np.mean(values, 0) for values in zip(*found, strict=True)))
+                outcomes.setdefault(method, {})[rate] = mean
+        print(f"### {name}, {'frozen features' if frozen else 'end to end'}\n\n{source.hierarchy}", end="")
+        print(*(f"; {len(rows):,} {part}" for part, (_, rows) in source.rows(args.seeds[0]).items()), "\n")
+        print(table(outcomes, source.hierarchy.levels), flush=True)
 
 
 if __name__ == "__main__":

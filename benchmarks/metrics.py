@@ -13,134 +13,93 @@ The same predictions give the same mean IoU, accuracy and macro-F1, which is che
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
 import evaluate
-import numpy as np
 import torch
 import torchmetrics
+from side_by_side import RANKS, balanced_tree, command_line, in_turns, machine, table
 from torchmetrics.classification import MulticlassAccuracy, MulticlassF1Score, MulticlassJaccardIndex
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.segmentation_loss import TREE
-from benchmarks.side_by_side import in_turns, machine, table
 from common.metrics.segmentation import SegmentationMetrics
 from common.metrics.taxonomy import TaxonomyMetrics
-from common.model.hierarchy import Hierarchy
 
 NUM_SPECIES, SIDE = 2786, 512
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser = command_line(__doc__, rounds=20)
     parser.add_argument("--mean_iou", help="folder of the metric mean_iou of evaluate, if it cannot be downloaded")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
-    segmentation(options.rounds, options.mean_iou)
-    classification(options.rounds)
+    for title, ways, base in (segmentation(options.mean_iou), classification()):
+        print(f"\n{title}\n\n{table(in_turns(ways, options.rounds, cpu_time=True, repeats=5), base)}")
 
 
-def segmentation(rounds: int, mean_iou: str | None) -> None:
-    generator = torch.Generator().manual_seed(0)
+def guesses(truth: torch.Tensor, num_classes: int, generator: torch.Generator) -> torch.Tensor:
+    """Wrong in three cases of ten."""
+    wrong = torch.rand(truth.shape, generator=generator) < 0.3
+    return torch.where(wrong, torch.randint(num_classes, truth.shape, generator=generator), truth)
+
+
+def segmentation(mean_iou: str | None) -> tuple[str, dict, str]:
+    tree, generator = balanced_tree((2, 4, 16)), torch.Generator().manual_seed(0)
     truth = torch.randint(16, (SIDE // 16, SIDE // 16), generator=generator)
     truth = truth.repeat_interleave(16, 0).repeat_interleave(16, 1)
-    wrong = torch.rand(truth.shape, generator=generator) < 0.3
-    leaf = torch.where(wrong, torch.randint(16, truth.shape, generator=generator), truth)
-    argmax = TREE.lift(leaf)
-    small = [part.to(torch.uint8) for part in (truth, leaf)]
-    ours = SegmentationMetrics(TREE)
-    theirs = MulticlassJaccardIndex(16)
+    leaf = guesses(truth, 16, generator)
+    argmax, small = tree.lift(leaf), [part.to(torch.uint8) for part in (truth, leaf)]
+    ours, theirs = SegmentationMetrics(tree), MulticlassJaccardIndex(16)
     quick = MulticlassJaccardIndex(16, validate_args=False)
+    ours.add_batch(predictions={"leaf": leaf}, references=truth)
+    theirs.update(leaf[None], truth[None])
+    assert abs(ours.compute()["levels"][tree.levels[-1]]["mean_iou"] - theirs.compute().item()) < 1e-6
+    everything = {"leaf": leaf, "argmax": argmax}
     ways = {
         "ours, leaf": lambda: ours.add_batch(predictions={"leaf": small[1]}, references=small[0]),
-        "ours, leaf and all levels": lambda: ours.add_batch(
-            predictions={"leaf": leaf, "argmax": argmax}, references=truth
-        ),
+        "ours, leaf and all levels": lambda: ours.add_batch(predictions=everything, references=truth),
         "torchmetrics": lambda: theirs.update(leaf[None], truth[None]),
         "torchmetrics, no validation": lambda: quick.update(leaf[None], truth[None]),
     }
-    ours.add_batch(predictions={"leaf": leaf}, references=truth)
-    theirs.update(leaf[None], truth[None])
-    assert abs(ours.compute()["levels"]["fine"]["mean_iou"] - theirs.compute().item()) < 1e-6
-    metric = load(mean_iou)
-    if metric is not None:
-        arrays = leaf.numpy(), truth.numpy()
-        ways["evaluate mean_iou"] = lambda: metric.compute(
-            predictions=[arrays[0]], references=[arrays[1]], num_labels=16, ignore_index=255
-        )
-    print(f"\nsegmentation, one mask of {SIDE} x {SIDE}, 16 classes\n")
-    print(table(in_turns(ways, rounds, cpu_time=True, repeats=5), "ours, leaf"))
-
-
-def load(folder: str | None) -> evaluate.EvaluationModule | None:
     try:
-        return evaluate.load(folder or "mean_iou")
+        metric = evaluate.load(mean_iou or "mean_iou")
+        arrays = {"predictions": [leaf.numpy()], "references": [truth.numpy()]}
+        ways["evaluate mean_iou"] = lambda: metric.compute(**arrays, num_labels=16, ignore_index=255)
     except Exception as error:  # whatever the Hub says
         print(f"(without evaluate's mean_iou: {str(error).splitlines()[0][:80]})")
-        return None
+    return f"segmentation, one mask of {SIDE} x {SIDE}, 16 classes", ways, "ours, leaf"
 
 
-def classification(rounds: int) -> None:
+def classification() -> tuple[str, dict, str]:
     generator = torch.Generator().manual_seed(0)
     truth = torch.randint(NUM_SPECIES, (64,), generator=generator)
-    wrong = torch.rand(64, generator=generator) < 0.3
-    predicted = torch.where(wrong, torch.randint(NUM_SPECIES, (64,), generator=generator), truth)
-    flat = Hierarchy(["species"], [[str(index) for index in range(NUM_SPECIES)]], [[None] * NUM_SPECIES])
-    ours = TaxonomyMetrics(flat)
+    predicted = guesses(truth, NUM_SPECIES, generator)
     one_hot = torch.nn.functional.one_hot(predicted, NUM_SPECIES).float().mul(30).log_softmax(1)
+    flat, deep = balanced_tree([NUM_SPECIES]), balanced_tree((7, 28, 95, 308, 918, NUM_SPECIES), RANKS)
+    scores = torch.randn(64, NUM_SPECIES, generator=generator).log_softmax(1)
+    of_tree = {"log_probs": [*deep.marginalize(scores)], "path": [*deep.ancestors[scores.argmax(1)].unbind(1)]}
+    ours, deep_ours, counting = TaxonomyMetrics(flat), TaxonomyMetrics(deep), TaxonomyMetrics(flat)
     theirs = torchmetrics.MetricCollection(
         [MulticlassF1Score(NUM_SPECIES), MulticlassAccuracy(NUM_SPECIES, average="micro")]
     )
-    tree, log_probs, labels, path = six_levels(generator)
-    deep = TaxonomyMetrics(tree)
+    counters, references = counting._unpack(counting._counts), truth[:, None]
+
+    def count() -> None:
+        """Only what macro-F1 and accuracy need, of predictions given."""
+        counting._count_classes(counters, predicted[:, None], references, predicted[:, None] == references)
+
+    of_level = {"log_probs": [one_hot], "path": [predicted]}
     ways = {
-        "ours, six levels, everything": lambda: deep.add_batch(
-            predictions={"log_probs": log_probs, "path": path}, references=labels
+        "ours, six levels, everything": lambda: deep_ours.add_batch(
+            predictions=of_tree, references=deep.ancestors[truth]
         ),
-        "ours, macro-F1 and accuracy": count_classes(TaxonomyMetrics(flat), predicted, truth),
-        "ours, one level, everything": lambda: ours.add_batch(
-            predictions={"log_probs": [one_hot], "path": [predicted]}, references=truth[:, None]
-        ),
+        "ours, macro-F1 and accuracy": count,
+        "ours, one level, everything": lambda: ours.add_batch(predictions=of_level, references=references),
         "torchmetrics, macro-F1 and accuracy": lambda: theirs.update(predicted, truth),
     }
     ways["ours, one level, everything"](), theirs.update(predicted, truth)
-    mine, other = ours.compute()["levels"]["species"], theirs.compute()
+    mine, other = ours.compute()["levels"][flat.levels[0]], theirs.compute()
     assert abs(mine["accuracy"] - other["MulticlassAccuracy"].item()) < 1e-6
     assert abs(mine["macro_f1"] - other["MulticlassF1Score"].item()) < 1e-6
-    print(f"\nclassification, a batch of 64, {NUM_SPECIES:,} species\n")
-    print(table(in_turns(ways, rounds, cpu_time=True, repeats=5), "ours, macro-F1 and accuracy"))
-
-
-def count_classes(metric: TaxonomyMetrics, predicted: torch.Tensor, truth: torch.Tensor) -> Callable[[], None]:
-    """Only what macro-F1 and accuracy need, of predictions given."""
-    counters, references, path = metric._unpack(metric._counts), truth[:, None], predicted[:, None]
-
-    def count() -> None:
-        metric._count_classes(counters, path, references, path == references)
-
-    return count
-
-
-def six_levels(generator: torch.Generator) -> tuple[Hierarchy, list[torch.Tensor], torch.Tensor, list[torch.Tensor]]:
-    """A tree of FungiTastic's size, and a batch of log-probabilities with labels and best paths."""
-    sizes = (7, 28, 95, 308, 918, NUM_SPECIES)
-    parents = [[None] * 7] + [
-        [index * above // size for index in range(size)] for above, size in zip(sizes, sizes[1:], strict=False)
-    ]
-    names = [[f"{level}_{index}" for index in range(size)] for level, size in enumerate(sizes)]
-    tree = Hierarchy(["phylum", "class", "order", "family", "genus", "species"], names, parents)
-    leaf = torch.randn(64, NUM_SPECIES, generator=generator).log_softmax(1)
-    log_probs = [*tree.marginalize(leaf)]
-    labels = tree.ancestors[torch.randint(NUM_SPECIES, (64,), generator=generator)]
-    path = tree.ancestors[leaf.argmax(1)]
-    assert np.array_equal(path[:, -1].numpy(), leaf.argmax(1).numpy())
-    return tree, log_probs, labels, list(path.unbind(1))
+    return f"classification, a batch of 64, {NUM_SPECIES:,} species", ways, "ours, macro-F1 and accuracy"
 
 
 if __name__ == "__main__":

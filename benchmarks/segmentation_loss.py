@@ -10,66 +10,48 @@ Peak memory is measured in processes of their own.
 
 from __future__ import annotations
 
-import argparse
-import subprocess
-import sys
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from side_by_side import apart, balanced_tree, command_line, in_turns, machine, table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from benchmarks.side_by_side import in_turns, machine, table
 from common.losses.segmentation import SegmentationLoss
 from common.model.heads import LevelHeads
-from common.model.hierarchy import Hierarchy
 
 WEIGHTS = (0.2, 0.3, 1.0)
 CLASSES = (2, 4, 16)
-TREE = Hierarchy(
-    ["binary", "coarse", "fine"],
-    [[f"{level}{index}" for index in range(number)] for level, number in enumerate(CLASSES)],
-    [[None] * 2, [index // 2 for index in range(4)], [index // 4 for index in range(16)]],
-)
+TREE = balanced_tree(CLASSES)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = command_line(__doc__, rounds=5)
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--peak_of", help="only this one, once; prints its peak memory in MB")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    steps = make_steps(options.size)
-    if options.peak_of:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        before = memory("VmRSS")
-        steps[options.peak_of]()
-        print(memory("VmHWM") - before)
-        return
     check()
     print(machine(), "\n")
     alone = options.threads == 1
     print("CPU time of one thread" if alone else "wall time", "\n")
+    steps = make_steps(options.size)
     print(table(in_turns(steps, options.rounds, cpu_time=alone), "ours, tree"))
-    print("\n| | peak memory, MB | / ours |\n|---|---|---|")
-    peaks = {name: peak(name, options) for name in steps}
-    for name, megabytes in peaks.items():
-        print(f"| {name} | {megabytes:,.0f} | {megabytes / peaks['ours, tree']:.2f} |")
+    print(f"\n{table({name: [apart(peak, name, options.size)] for name in steps}, 'ours, tree', 'peak memory, MB')}")
+
+
+def peak(name: str, size: int) -> float:
+    """How far one step raises the memory of this process, in MB."""
+    step = make_steps(size)[name]
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    before = memory("VmRSS")
+    step()
+    return memory("VmHWM") - before
 
 
 def memory(entry: str) -> float:
-    """Of this process, in MB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(entry))
-
-
-def peak(name: str, options: argparse.Namespace) -> float:
-    command = [sys.executable, __file__, "--peak_of", name, "--size", str(options.size), "--threads", "1"]
-    return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return int(re.search(rf"{entry}:\s+(\d+)", Path("/proc/self/status").read_text()).group(1)) / 1024
 
 
 def make_steps(size: int) -> dict[str, Callable[[], torch.Tensor]]:
@@ -79,65 +61,55 @@ def make_steps(size: int) -> dict[str, Callable[[], torch.Tensor]]:
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)
     lifted = TREE.lift(labels)
     scores = torch.randn(4, sum(CLASSES), size, size, generator=generator).requires_grad_()
-
     leaf_scores = scores.detach()[:, -CLASSES[-1] :].contiguous().requires_grad_()
 
-    def step(
-        loss: Callable[[torch.Tensor], torch.Tensor], scores: torch.Tensor = scores
-    ) -> Callable[[], torch.Tensor]:
+    def step(loss: Callable, scores: torch.Tensor, target: object) -> Callable[[], torch.Tensor]:
         def run() -> torch.Tensor:
             scores.grad = None
-            loss(scores).backward()
+            loss(scores, target).backward()
             return scores.grad
 
         return run
 
-    tree, independent = our_loss("tree"), our_loss("independent")
-    steps = {
-        "ours, tree": step(lambda scores: tree(scores, labels), leaf_scores),
-        "ours, independent": step(lambda scores: independent(scores, labels)),
-        "plain PyTorch": step(lambda scores: plain_loss(scores, lifted)),
+    return {
+        "ours, tree": step(our_loss("tree"), leaf_scores, labels),
+        "ours, independent": step(our_loss("independent"), scores, labels),
+        **{name: step(loss, scores, lifted) for name, loss in others().items()},
     }
-    for name, loss in others().items():
-        steps[name] = step(lambda scores, loss=loss: loss(scores, lifted))
-    return steps
 
 
 def our_loss(kind: str) -> SegmentationLoss:
     return SegmentationLoss(LevelHeads(TREE, 4, kind), WEIGHTS, dice_over="batch", smooth=0.0)
 
 
-def per_level(scores: torch.Tensor, lifted: list[torch.Tensor]) -> zip:
-    return zip(WEIGHTS, scores.split(CLASSES, dim=1), lifted, strict=True)
+def weighted(of_level: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """A loss of all levels from that of one."""
+
+    def loss(scores: torch.Tensor, lifted: list[torch.Tensor]) -> torch.Tensor:
+        levels = zip(WEIGHTS, scores.split(CLASSES, dim=1), lifted, strict=True)
+        return sum(weight * 0.5 * of_level(part, labels) for weight, part, labels in levels)
+
+    return loss
 
 
-def plain_loss(scores: torch.Tensor, lifted: list[torch.Tensor]) -> torch.Tensor:
-    total = scores.new_zeros(())
-    for weight, part, labels in per_level(scores, lifted):
-        log_probs = part.log_softmax(1)
-        one_hot = F.one_hot(labels, part.shape[1]).movedim(-1, 1)
-        probs = log_probs.exp()
-        inside, everywhere = (probs * one_hot).sum((0, 2, 3)), (probs + one_hot).sum((0, 2, 3))
-        log_prob = log_probs.gather(1, labels[:, None])[:, 0]
-        focal = ((1 - log_prob.exp()) ** 2 * -log_prob).mean()
-        total = total + weight * 0.5 * ((1 - 2 * inside / everywhere).mean() + focal)
-    return total
+@weighted
+def plain_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    log_probs = scores.log_softmax(1)
+    one_hot = F.one_hot(labels, scores.shape[1]).movedim(-1, 1)
+    probs = log_probs.exp()
+    inside, everywhere = (probs * one_hot).sum((0, 2, 3)), (probs + one_hot).sum((0, 2, 3))
+    log_prob = log_probs.gather(1, labels[:, None])[:, 0]
+    return (1 - 2 * inside / everywhere).mean() + ((1 - log_prob.exp()) ** 2 * -log_prob).mean()
 
 
-def others() -> dict[str, Callable[[torch.Tensor, list[torch.Tensor]], torch.Tensor]]:
+def others() -> dict[str, Callable[..., torch.Tensor]]:
     from monai.losses import DiceFocalLoss
     from segmentation_models_pytorch.losses import DiceLoss, FocalLoss
 
     dice, focal = DiceLoss("multiclass"), FocalLoss("multiclass", gamma=2.0)
     both = DiceFocalLoss(to_onehot_y=True, softmax=True, gamma=2.0, batch=True)
-
-    def smp(scores: torch.Tensor, lifted: list[torch.Tensor]) -> torch.Tensor:
-        return sum(w * 0.5 * (dice(part, y) + focal(part, y)) for w, part, y in per_level(scores, lifted))
-
-    def monai(scores: torch.Tensor, lifted: list[torch.Tensor]) -> torch.Tensor:
-        return sum(w * 0.5 * both(part, y[:, None]) for w, part, y in per_level(scores, lifted))
-
-    return {"smp": smp, "MONAI": monai}
+    smp, monai = lambda part, y: dice(part, y) + focal(part, y), lambda part, y: both(part, y[:, None])
+    return {"plain PyTorch": plain_loss, "smp": weighted(smp), "MONAI": weighted(monai)}
 
 
 def check() -> None:

@@ -18,39 +18,10 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 
-from demo.sets import draw_artworks_sheet, draw_fungarium_sheet, make_artworks, make_taxonomy
+from demo.sets import make_artworks, make_taxonomy
+from demo.sheets import draw_artworks_sheet, draw_fungarium_sheet
 
 __all__ = ["main", "make_artworks", "make_taxonomy"]
-
-
-def _run(arguments: argparse.Namespace) -> None:
-    make, draw_sheet, name = {
-        "taxonomy": (make_taxonomy, draw_fungarium_sheet, "fungarium"),
-        "artworks": (make_artworks, draw_artworks_sheet, "artworks data"),
-    }[arguments.command]
-    sizes = {"num_train": arguments.num_train, "num_validation": arguments.num_validation}
-    folder = make(arguments.output_dir, **sizes, seed=arguments.seed)
-    print(f"The {name} {'is' if name == 'fungarium' else 'are'} in {folder}")
-    if arguments.contact_sheet:
-        print(f"The contact sheet is {draw_sheet(folder, arguments.contact_sheet)}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Make demo data sets that need no download.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    taxonomy = commands.add_parser("taxonomy", help="a small fungarium of invented species in a tree of six levels")
-    _add_options(taxonomy, 2000, 480, "pictures", "draws other specimens of the same species")
-    artworks = commands.add_parser("artworks", help="photographs of invented artworks with masks of their damage")
-    _add_options(artworks, 400, 100, "photographs", "draws other artworks")
-    return parser
-
-
-def _add_options(command: argparse.ArgumentParser, train: int, validation: int, what: str, seed: str) -> None:
-    command.add_argument("--output_dir", required=True, help="folder to write; kept as it is where it is finished")
-    command.add_argument("--num_train", type=int, default=train, help=f"number of training {what}")
-    command.add_argument("--num_validation", type=int, default=validation, help=f"number of validation {what}")
-    command.add_argument("--seed", type=int, default=0, help=seed)
-    command.add_argument("--contact_sheet", metavar="FILE.png", help=f"also draw a labelled grid of {what}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -59,7 +30,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     Raises:
         ValueError: see `make_taxonomy` and `make_artworks`.
     """
-    _run(_parser().parse_args(argv))
+    parser = argparse.ArgumentParser(description="Make demo data sets that need no download.")
+    commands = parser.add_subparsers(required=True)
+    taxonomy = commands.add_parser("taxonomy", help="a small fungarium of invented species in a tree of six levels")
+    taxonomy.set_defaults(make=make_taxonomy, draw_sheet=draw_fungarium_sheet, num_train=2000, num_validation=480)
+    artworks = commands.add_parser("artworks", help="photographs of invented artworks with masks of their damage")
+    artworks.set_defaults(make=make_artworks, draw_sheet=draw_artworks_sheet, num_train=400, num_validation=100)
+    for command in (taxonomy, artworks):
+        command.add_argument("--output_dir", required=True, help="folder to write; kept as it is where it is finished")
+        command.add_argument("--num_train", type=int, help="number of training pictures (default %(default)s)")
+        command.add_argument("--num_validation", type=int, help="number of validation pictures (default %(default)s)")
+        command.add_argument("--seed", type=int, default=0, help="another one draws other specimens or artworks")
+        command.add_argument("--contact_sheet", metavar="FILE.png", help="also draw a labelled grid of pictures")
+    args = parser.parse_args(argv)
+    sizes = {"num_train": args.num_train, "num_validation": args.num_validation}
+    folder = args.make(args.output_dir, **sizes, seed=args.seed)
+    print(f"The demo data are in {folder}")
+    if args.contact_sheet:
+        print(f"The contact sheet is {args.draw_sheet(folder, args.contact_sheet)}")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The demo data sets: how many specimens and artworks there are, their tables, and how they get into a folder."""
 
-import itertools
 import os
 import shutil
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image
 
 from demo.artworks import BACKGROUND, CLASSES, COLOURS, HABITS, MATERIALS, Artwork, Damage, Gallery, Shot
 from demo.fungi import LEVELS, Studio, all_species
@@ -30,42 +29,6 @@ POPULARITY_SEED = 1977
 LEAST_PHOTOGRAPHS = 16  # of a split; fewer would not show every class
 CLEAN_SHARE = 0.08  # of the artworks
 SHOT_SHARES = (0.15, 0.3, 0.3, 0.25)  # of artworks with 1, 2, 3 and 4 photographs
-
-FUNGARIUM_README = """# Fungarium demo data
-
-A procedural data set for hierarchical image classification, drawn by `data_prep/make_demo.py taxonomy` (seed {seed}):
-{train} training and {validation} validation pictures of {species} species. Read it with `datasets.load_from_disk`.
-
-**Every name is invented and every picture is drawn by a program. Nothing here is about real fungi, and nothing in it
-may be used to tell whether a fungus can be eaten.**
-
-Columns: `image` (JPEG), `specimen` (an id) and, as strings, the levels of the tree: {levels}.
-The `species` of about 8 % of the specimens is None, as in collections where some specimens could only be determined to
-genus. Species are long-tailed: the most frequent one has {most} labelled training pictures, the rarest {least}.
-"""
-ARTWORKS_README = """# Artworks demo data
-
-A procedural data set for hierarchical semantic segmentation, drawn by `data_prep/make_demo.py artworks` (seed
-{seed}): {train} training and {validation} validation photographs of {artworks} artworks. Read it with
-`datasets.load_from_disk`.
-
-**Every artwork is invented and every picture is drawn by a program.** A scene (portrait, landscape, still life or
-ornament) gets the look of a material (oil, fresco, paper, photograph) and a frame, and is photographed one to four
-times: whole or in part, slightly askew, in another light, and at another age, because damage begins at some age and
-grows. Damage is painted from the same coverage as the mask, so masks are exact: a pixel belongs to a damage that
-covers at least half of it, and later damage overwrites earlier.
-
-Columns: `image` (JPEG), `mask` (PNG with a palette, as large as the image), `artwork` (an id: photographs of one
-artwork share it, and are never in both splits), `content` and `material`.
-
-The value of a mask pixel is the position of its class below; {background} is Background (outside of the artwork), to
-be ignored. `hierarchy.yaml` has the tree above the classes. Share of the pixels that are not Background, in percent,
-and number of photographs that show the class:
-
-| value | class | train | validation | photographs, train | photographs, validation |
-|--:|---|--:|--:|--:|--:|
-{table}
-"""
 
 
 def write_atomically(folder: Path, write: Callable[[Path], None]) -> None:
@@ -106,14 +69,17 @@ def _make(output_dir: str | Path, sizes: tuple[int, int], seed: int, plan: Calla
     def write(target: Path) -> None:
         if not sys.stderr.isatty():  # they would fill a log file
             datasets.disable_progress_bars()
-        drawn, readme = draw(plans, target)
+        target.mkdir()
+        drawn, readme, numbers = draw(plans, target)
         picture, text = datasets.Image(), datasets.Value("string")
         splits = datasets.DatasetDict()
         for split, rows in drawn.items():
             features = {name: picture if isinstance(value, dict) else text for name, value in rows[0].items()}
             splits[split] = datasets.Dataset.from_list(rows, datasets.Features(features), split=split)
         splits.save_to_disk(target)
-        (target / "README.md").write_text(readme, encoding="ascii")
+        template = Path(__file__).with_name(readme).read_text(encoding="ascii")
+        numbers |= {split: len(rows) for split, rows in drawn.items()} | {"seed": seed}
+        (target / "README.md").write_text(template.format(**numbers), encoding="ascii")
 
     write_atomically(folder, write)
     return folder
@@ -140,13 +106,12 @@ def make_taxonomy(output_dir: str | Path, *, num_train: int = 2000, num_validati
         ValueError: a split is too small for all species, the seed is negative, or `output_dir` holds other files.
     """
 
-    def draw(plans: dict[str, list[tuple[int, bool]]], target: Path) -> tuple[dict[str, list[dict]], str]:
+    def draw(plans: dict[str, list[tuple[int, bool]]], target: Path) -> tuple[dict[str, list[dict]], str, dict]:
         studio = Studio(seed)
         drawn = {split: _draw_specimens(split, plan, studio, seed) for split, plan in plans.items()}
         counts = np.bincount([index for index, labelled in plans["train"] if labelled])
-        numbers = {"seed": seed, "species": len(counts), "most": counts.max(), "least": counts.min()}
-        numbers |= {split: len(plan) for split, plan in plans.items()}
-        return drawn, FUNGARIUM_README.format(levels=", ".join(f"`{level}`" for level in LEVELS), **numbers)
+        numbers = {"species": len(counts), "most": counts.max(), "least": counts.min()}
+        return drawn, "readme_fungarium.md", {**numbers, "levels": ", ".join(f"`{level}`" for level in LEVELS)}
 
     return _make(output_dir, (num_train, num_validation), seed, plan_specimens, draw)
 
@@ -159,16 +124,13 @@ def specimen_counts(split: str, total: int) -> np.ndarray:
     Raises:
         ValueError: `total` is less than the minimum of all species together.
     """
-    counts = np.full(len(all_species()), MIN_PER_SPECIES[split])
-    spare = total - counts.sum()
+    number = len(all_species())
+    spare = total - number * MIN_PER_SPECIES[split]
     if spare < 0:
-        least = int(np.ceil(counts.sum() / (1 - GENUS_ONLY_SHARE)))
-        raise ValueError(f"num_{split} must be at least {least} to show all {len(counts)} species")
-    ideal = spare * _popularity(split)
-    counts += ideal.astype(int)
-    # Largest remainders first, so that the counts add up.
-    counts[np.argsort(-(ideal % 1), kind="stable")[: total - counts.sum()]] += 1
-    return counts
+        least = int(np.ceil((total - spare) / (1 - GENUS_ONLY_SHARE)))
+        raise ValueError(f"num_{split} must be at least {least} to show all {number} species")
+    ends = np.round(spare * np.cumsum(_popularity(split))).astype(int)  # rounded so that the counts add up
+    return MIN_PER_SPECIES[split] + np.diff(ends, prepend=0)
 
 
 def _popularity(split: str) -> np.ndarray:
@@ -214,22 +176,17 @@ def make_artworks(output_dir: str | Path, *, num_train: int = 400, num_validatio
         ValueError: a split is too small to show every class, the seed is negative, or `output_dir` holds other files.
     """
 
-    def draw(plans: dict[str, list[Artwork]], target: Path) -> tuple[dict[str, list[dict]], str]:
+    def draw(plans: dict[str, list[Artwork]], target: Path) -> tuple[dict[str, list[dict]], str, dict]:
         gallery = Gallery(seed)
         drawn = {split: _draw_photographs(split, plan, gallery, seed) for split, plan in plans.items()}
-        target.mkdir()
         shutil.copyfile(HIERARCHY, target / "hierarchy.yaml")
         pixels = [counts.sum(0) for _, counts in drawn.values()]
         seen = [np.count_nonzero(counts, 0) for _, counts in drawn.values()]
-        lines = [
-            f"| {value} | {name} | {' | '.join(f'{100 * count[value] / count.sum():.2f}' for count in pixels)} | "
-            + f"{' | '.join(str(count[value]) for count in seen)} |"
-            for value, name in enumerate(CLASSES)
-        ]
-        numbers = {"seed": seed, "artworks": sum(map(len, plans.values())), "background": BACKGROUND}
-        numbers |= {split: len(rows) for split, (rows, _) in drawn.items()}
-        readme = ARTWORKS_README.format(table="\n".join(lines), **numbers)
-        return {split: rows for split, (rows, _) in drawn.items()}, readme
+        cells = [[f"{100 * count[value] / count.sum():.2f}" for count in pixels] for value in range(len(CLASSES))]
+        cells = [[*cell, *(str(count[value]) for count in seen)] for value, cell in enumerate(cells)]
+        lines = [f"| {value} | {CLASSES[value]} | {' | '.join(cell)} |" for value, cell in enumerate(cells)]
+        numbers = {"artworks": sum(map(len, plans.values())), "background": BACKGROUND, "table": "\n".join(lines)}
+        return {split: rows for split, (rows, _) in drawn.items()}, "readme_artworks.md", numbers
 
     return _make(output_dir, (num_train, num_validation), seed, plan_artworks, draw)
 
@@ -308,73 +265,3 @@ def _draw_photographs(
         counts.append(np.bincount(mask.ravel(), minlength=256)[: len(CLASSES)])
     order = np.random.default_rng([seed, SPLITS.index(split), 6]).permutation(len(rows))
     return [rows[index] for index in order], np.array(counts)
-
-
-# ---- contact sheets
-
-
-def draw_fungarium_sheet(folder: str | Path, file: str | Path, *, columns: int = 3, shown: int = 4) -> Path:
-    """Draw a labelled grid of training specimens of every species, for a person to look at, and return its path."""
-    train = datasets.load_from_disk(str(folder))["train"]
-    found = np.array(train["species"], object)
-    side, label, height = 84, 168, -(-len(all_species()) // columns)
-    block = label + shown * (side + 2) + 12
-    sheet = Image.new("RGB", (columns * block, height * (side + 2) + 2), "white")
-    draw, phyla = ImageDraw.Draw(sheet), {species.names[0]: None for species in all_species()}
-    colours = dict(zip(phyla, ("#a8422f", "#3c6e71", "#7a5195"), strict=True))
-    for position, (names, _) in enumerate(all_species()):
-        x, y = position // height * block, position % height * (side + 2) + 2
-        draw.rectangle((x + 4, y, x + 8, y + side - 1), colours[names[0]])
-        draw.text((x + 16, y + 10), names[-1], "black", ImageFont.load_default(15))
-        draw.text((x + 16, y + 31), "\n".join(names[3:0:-1]), "#777777", ImageFont.load_default(11), spacing=3)
-        pictures = [train[int(index)]["image"] for index in np.flatnonzero(found == names[-1])[: 3 * shown]]
-        # The squarest ones, because the cells of the grid are squares and the margins are cut off.
-        pictures.sort(key=lambda picture: max(picture.size) / min(picture.size))
-        for cell, picture in enumerate(pictures[:shown]):
-            sheet.paste(ImageOps.fit(picture.convert("RGB"), (side, side)), (x + label + cell * (side + 2), y))
-    return _saved(sheet, file)
-
-
-def draw_artworks_sheet(folder: str | Path, file: str | Path, *, columns: int = 4, rows: int = 6) -> Path:
-    """Draw a captioned grid of training photographs that show all classes, beside their masks; return its path."""
-    train = datasets.load_from_disk(str(folder))["train"]
-    side, gap, caption, legend = 122, 6, 17, 48
-    width = columns * (2 * side + gap) + gap
-    sheet = Image.new("RGB", (width, rows * (side + caption) + gap + legend), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
-    for cell, index in enumerate(_choose(train, columns * rows)):
-        x, y, row = gap + cell % columns * (2 * side + gap), gap + cell // columns * (side + caption), train[index]
-        # The photograph in pale grey, the damage in the colours of its classes, the background nearly black.
-        pale = row["image"].convert("L").point(lambda value: 110 + value // 2).convert("RGB")
-        weight = Image.fromarray(np.where(np.asarray(row["mask"]) == 0, 115, 224).astype(np.uint8))
-        masked = Image.composite(row["mask"].convert("RGB"), pale, weight)
-        for place, picture in ((x, row["image"].convert("RGB")), (x + side, masked)):
-            sheet.paste(ImageOps.fit(picture, (side, side)), (place, y))
-        draw.text((x, y + side), f"{row['content']}, {row['material']}", "#444444", font)
-    for entry, (name, colour) in enumerate({**COLOURS, "Background (ignored)": "#101010"}.items()):
-        x, y = gap + entry % 9 * (width - gap) // 9, sheet.height - legend + entry // 9 * 22 + 4
-        draw.rectangle((x, y, x + 12, y + 12), colour, "#888888")
-        draw.text((x + 17, y - 1), name, "black", font)
-    return _saved(sheet, file)
-
-
-def _saved(sheet: Image.Image, file: str | Path) -> Path:
-    Path(file).parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(file, quality=80)
-    return Path(file)
-
-
-def _choose(train: datasets.Dataset, count: int) -> list[int]:
-    """Photographs that together show every class (the least shown one next), of the contents in turn, and no artwork
-    twice as long as there are others."""
-    pixels = np.array([np.bincount(np.asarray(mask).ravel(), minlength=256) for mask in train["mask"]])
-    # Photographs with a margin show the whole artwork, which looks better than a part of it.
-    whole = 1 + 3 * (pixels[:, BACKGROUND] > 0.02 * pixels.sum(1))
-    share = pixels[:, : len(CLASSES)] / pixels[:, : len(CLASSES)].sum(0).clip(1)
-    contents, artworks, chosen = np.array(train["content"]), np.array(train["artwork"]), []
-    for turn, _ in zip(itertools.cycle(sorted(SCENES)), range(min(count, len(train))), strict=False):
-        score = share[:, int(np.argmin(share[chosen].sum(0)[1:])) + 1] * whole + (contents == turn) * 9.0
-        score += ~np.isin(artworks, artworks[chosen]) * 99.0
-        score[chosen] = -1
-        chosen.append(int(np.argmax(score)))
-    return chosen

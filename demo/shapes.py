@@ -2,9 +2,11 @@
 
 import colorsys
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import cache
+from pathlib import Path
 
 import numpy as np
+import yaml
 from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
@@ -13,23 +15,8 @@ Ink = tuple[int, int, int]  # the same in 0..255, as Pillow takes it
 TURN = 2 * np.pi
 GRAIN, SHIFT = 352, 160  # side of stored film grain, and how far it may be shifted on a photograph, in pixels
 
-# Hue in degrees, saturation and value in percent.
-COLOURS = """
-scarlet 4 85 82, orange 25 85 92, gold 46 78 92, ochre 36 62 75, cream 44 24 93, white 50 6 95, tan 30 40 74,
-brown 23 60 46, rust 14 72 56, olive 66 50 50, teal 172 50 60, azure 208 62 80, violet 276 48 52, lilac 282 26 80,
-rose 342 46 88, slate 215 14 52, black 240 16 24, ivory 24 38 93, almond 22 46 80, umber 20 55 62, sienna 18 58 46,
-chestnut 14 75 50, leaf 95 42 50, dusk 268 35 55, night 222 55 42, dawn 24 70 98, haze 50 22 96, morning 195 30 84,
-plum 300 50 42
-"""
-HSV = {name: np.array(hsv, float) / (1, 100, 100) for name, *hsv in map(str.split, COLOURS.split(","))}
-
-
-@lru_cache(maxsize=256)
-def steps(start: float, stop: float, count: int) -> np.ndarray:
-    """np.linspace, remembered: every specimen asks for the same few dozen."""
-    values = np.linspace(start, stop, count)
-    values.setflags(write=False)
-    return values
+DRAWINGS: dict[str, list[str]] = yaml.safe_load(Path(__file__).with_name("drawings.yaml").read_text(encoding="utf-8"))
+HSV = {name: np.array(hsv) / (1, 100, 100) for name, hsv in DRAWINGS.pop("colours").items()}
 
 
 def points(x: ArrayLike, y: ArrayLike) -> np.ndarray:
@@ -37,30 +24,21 @@ def points(x: ArrayLike, y: ArrayLike) -> np.ndarray:
     return np.column_stack(np.broadcast_arrays(x, y))
 
 
-@lru_cache(maxsize=256)
-def arc(stop: float, count: int) -> np.ndarray:
-    """Points (count, 2) along the unit circle from angle 0 to `stop` (radians)."""
-    circle = points(np.cos(steps(0, stop, count)), np.sin(steps(0, stop, count)))
-    circle.setflags(write=False)
-    return circle
+def closed(radius: ArrayLike, turn: float = 0.0) -> np.ndarray:
+    """A closed shape (count, 2) from its radii at equally spaced angles."""
+    angle = turn + TURN * np.arange(len(radius)) / len(radius)
+    return points(np.cos(angle), np.sin(angle)) * np.reshape(radius, (-1, 1))
 
 
 def ellipse(y: float, width: float, height: float, count: int = 24) -> np.ndarray:
     """Points (count, 2) round an ellipse centred at (0, y) with the given half axes."""
-    return arc(TURN * (1 - 1 / count), count) * (width, height) + (0, y)
-
-
-def closed(radius: ArrayLike, turn: float = 0.0) -> np.ndarray:
-    """A closed shape from its radii at equally spaced angles."""
-    radius = np.asarray(radius)
-    angle = turn + TURN * np.arange(len(radius)) / len(radius)
-    return points(np.cos(angle), np.sin(angle)) * radius[:, None]
+    return closed(np.ones(count)) * (width, height) + (0, y)
 
 
 def rosette(radius: float, depth: float, petals: float) -> np.ndarray:
     """A closed shape of this many rounded petals; `depth` is how far they stand out."""
     petals = round(petals)
-    return closed(radius * (1 + depth * np.cos(petals * steps(0, TURN, 6 * petals + 1)[:-1])))
+    return closed(radius * (1 + depth * np.cos(TURN * np.arange(6 * petals) / 6)))
 
 
 def ragged(radius: float, rng: np.random.Generator, roughness: float, count: int = 36) -> np.ndarray:
@@ -75,6 +53,20 @@ def outline(half: np.ndarray, y: np.ndarray, middle: float | np.ndarray = 0.0) -
     return np.concatenate([points(middle - half, y), points(middle + half, y)[::-1]])
 
 
+def branches(
+    rng: np.random.Generator, start: ArrayLike, angles: ArrayLike, forks: int, spread: float, length: float
+) -> list[np.ndarray]:
+    """Lines that fork again and again, each time shorter: per generation (lines, 2, 2); angles from upright."""
+    layers, angle = [], np.asarray(angles) + rng.normal(0, 0.08, len(angles))
+    start = np.tile(start, (len(angle), 1))
+    for _ in range(forks):
+        end = start + length * points(np.sin(angle), np.cos(angle))
+        layers.append(np.stack([start, end], 1))
+        turn = rng.uniform(0.6, 1.3, (len(end), 2)) * (-spread, spread)
+        start, angle, length = np.repeat(end, 2, 0), (angle[:, None] + turn).ravel(), length * rng.uniform(0.66, 0.86)
+    return layers
+
+
 def clouds(rng: np.random.Generator, cells: int, width: int, height: int) -> np.ndarray:
     """Smooth noise (height, width) of about unit variance, `cells` bumps a side."""
     noise = Image.fromarray(rng.standard_normal((cells, cells), dtype=np.float32))
@@ -83,15 +75,13 @@ def clouds(rng: np.random.Generator, cells: int, width: int, height: int) -> np.
 
 def tone(colour: Colour, factor: float) -> Ink:
     """The colour made darker (factor below 1) or lighter (1 to 2), as integers in 0..255."""
-    red, green, blue = colour
-    lift, factor = (0, 255 * factor) if factor <= 1 else (255 * (factor - 1), 255 * (2 - factor))
-    return int(lift + red * factor), int(lift + green * factor), int(lift + blue * factor)
+    part = np.array(colour) * min(factor, 2 - factor) + max(0, factor - 1)
+    return tuple((255 * part).astype(int).tolist())
 
 
 def paint(names: str, rng: np.random.Generator) -> tuple[float, float, float]:
     """A named colour (or one of several, separated by "|") as one specimen shows it."""
-    name = str(rng.choice(names.split("|"))) if "|" in names else names
-    hue, saturation, value = rng.normal(HSV[name], (6.0, 0.07, 0.05))
+    hue, saturation, value = rng.normal(HSV[str(rng.choice(names.split("|")))], (6.0, 0.07, 0.05))
     return colorsys.hsv_to_rgb(hue / 360 % 1, min(max(saturation, 0.02), 1), min(max(value, 0.1), 1))
 
 
@@ -102,14 +92,15 @@ class Pen:
         self, draw: ImageDraw.ImageDraw | None, centre: np.ndarray, matrix: np.ndarray, thin: int = 1
     ) -> None:
         self.draw, self.centre, self.matrix, self.thin = draw, centre, matrix, thin  # `thin`: least width of a line
-        area = matrix[0, 0] * matrix[1, 1] - matrix[0, 1] * matrix[1, 0]
+        area = np.linalg.det(matrix)
         self.unit = abs(area) ** 0.5
         # The light follows what is drawn when it is mirrored, as it does when the trainer flips a picture.
         self.lit = (0.3 * np.sign(area), -0.3)
 
-    def moved(self, x: float, y: float, scale: float | tuple[float, float] = 1.0) -> "Pen":
-        """A pen for a body of another size (or width and height) whose origin is at (x, y)."""
-        return Pen(self.draw, self.pixels((x, y)), self.matrix * np.reshape(scale, (-1, 1)), self.thin)
+    def moved(self, x: float, y: float, scale: float | tuple[float, float] = 1.0, lean: float = 0.0) -> "Pen":
+        """A pen for a body of another size (or width and height) whose origin is at (x, y), and which leans."""
+        matrix = np.array([[1, 0], [lean, 1]]) @ self.matrix * np.reshape(scale, (-1, 1))
+        return Pen(self.draw, self.pixels((x, y)), matrix, self.thin)
 
     def pixels(self, shape: ArrayLike) -> np.ndarray:
         """Points (..., 2) in the pen's units, in pixels of the picture."""
@@ -141,11 +132,15 @@ class Pen:
         for size, factor in ((0.86, 0.88), (0.66, 1.0), (0.4, 1.14)):
             self.draw.polygon((pixels * size + (1 - size) * light).ravel().tolist(), tone(colour, factor))
 
+    def drawing(self, kind: str, rng: np.random.Generator, **colours: Colour | int) -> None:
+        """Something of this kind, of those in drawings.yaml."""
+        self.sketch(DRAWINGS[kind][rng.integers(len(DRAWINGS[kind]))], rng, **colours)
+
     def sketch(self, text: str, rng: np.random.Generator, **colours: Colour | int) -> None:
         """Draw what a text says: strokes, separated by ";", of a verb, a colour, numbers and points "x,y".
 
         The verbs are the keys of STROKES. A capital one fills a shape flat, a doubled one draws its mirror image too.
-        A number `.2~.3` is drawn between the two. A colour is a key of `colours` or COLOURS, and `name*1.2` its tone
+        A number `.2~.3` is drawn between the two. A colour is a key of `colours` or HSV, and `name*1.2` its tone
         (or the roundness of what is shaded); `name=azure|white` mixes one for the strokes that follow.
         """
         for verb, name, factor, spans, corners in _strokes(text):
@@ -154,22 +149,22 @@ class Pen:
                 continue
             colour = colours[name] if name in colours else paint(name, rng)
             ink = colour if isinstance(colour, int) else tone(colour, factor or 1)
-            numbers, at = _drawn(spans, rng), _drawn(corners, rng)
+            numbers, at = (rng.uniform(span[..., 0], span[..., 1]) for span in (spans, corners))
             for mirror in ((1, 1), (-1, 1))[: len(verb)]:
-                if verb[0] in "lq":
-                    line = at if verb[0] == "l" else BEZIER @ at
-                    self.lines([line * mirror], ink, numbers[0])
-                    continue
                 for shape in STROKES[verb[0].lower()](at * mirror, rng, *numbers):
-                    if verb[0].isupper():
+                    if verb[0] in "lq":
+                        self.lines([shape], ink, numbers[0])
+                    elif verb[0].isupper():
                         self.fill(shape, ink)
                     else:
                         self.solid(shape, colour, factor or 0.4)
 
 
 BEZIER = np.array([((1 - t) ** 3, 3 * t * (1 - t) ** 2, 3 * t**2 * (1 - t), t**3) for t in np.linspace(0, 1, 21)])
-# What strokes draw, from the points that they name and their numbers; "l WIDTH" is a line and "q WIDTH" a curve.
+# What strokes draw, from the points that they name, a generator, and their numbers.
 STROKES = {
+    "l": lambda at, _, width: [at],  # a line
+    "q": lambda at, _, width: [BEZIER @ at],  # a curve
     "p": lambda at, _: [at],  # a polygon
     "t": lambda at, _: [outline(*at.T)],  # an upright shape: half widths and heights
     "e": lambda at, _, width, height: [ellipse(0, width, height) + place for place in at],
@@ -199,11 +194,6 @@ def _strokes(text: str) -> list[tuple]:
     return strokes
 
 
-def _drawn(spans: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    low, high = spans[..., 0], spans[..., 1]
-    return low if np.array_equal(low, high) else rng.uniform(low, high)
-
-
 def develop(
     image: ArrayLike, grain: np.ndarray, rng: np.random.Generator, slope: float, light: float, noise: float
 ) -> Image.Image:
@@ -212,11 +202,8 @@ def develop(
     height, width = pixels.shape[:2]
     slope_x, slope_y = rng.normal(0, slope, 2)
     gain = rng.normal(1, light) * rng.normal(1, 0.04, 3)
-    # Rows of width * 3 values, because numpy is slow on a last axis of 3.
-    pixels = pixels.reshape(height, width * 3)
-    pixels *= np.outer(1 + slope_x * steps(-1, 1, width), gain).ravel().astype(np.float32)
-    pixels *= (1 + slope_y * steps(-1, 1, height)).astype(np.float32)[:, None]
+    sides = np.outer(1 + slope_y * np.linspace(-1, 1, height), 1 + slope_x * np.linspace(-1, 1, width))
+    pixels *= (sides[..., None] * gain).astype(np.float32)
     y, x = rng.integers(0, SHIFT, 2)
-    pixels += grain[y : y + height, 3 * x : 3 * (x + width)] * np.float32(rng.uniform(noise / 12, noise))
-    np.clip(pixels, 0, 255, out=pixels)
-    return Image.fromarray(pixels.astype(np.uint8).reshape(height, width, 3))
+    pixels += grain[y : y + height, x : x + width] * np.float32(rng.uniform(noise / 12, noise))
+    return Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))

@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map_only
 from transformers import PreTrainedModel
 
-from benchmarks.gpu import Waits
+from benchmarks.waits import Waits
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda", 0)

@@ -14,7 +14,7 @@ from PIL import Image
 from common.labels.hierarchy_files import load_hierarchy
 from data_prep.make_demo import main
 from demo import sets
-from demo.artworks import BACKGROUND, CLASSES, HABITS, MATERIALS, SCENES, Artwork, Damage, Gallery, Sheet, Shot, Spot
+from demo.artworks import BACKGROUND, CLASSES, HABITS, MATERIALS, SCENES, Artwork, Damage, Gallery, Sheet, Shot
 from demo.sets import HIERARCHY, draw_artworks, make_artworks, plan_artworks
 from demo.shapes import Pen
 
@@ -232,8 +232,8 @@ def test_half_covered_pixels_are_damaged():
     for reach, columns in ((10.3, 10), (10.7, 11)):
         # From x = 0 to reach / 40 in pixels, which are 20 a unit.
         x = (reach - 10) / 20
-        habit = HABITS["Peel"]._replace(shape=f"P w -.5,-.4 {x},-.4 {x},.4 -.5,.4", effects="all 255,255,255 1")
-        damaged = Spot(sheet, (0, 0), 1.0, 9, 0.0).paint(habit, np.random.default_rng(0))
+        habit = HABITS["Peel"]._replace(shapes=[[f"P w -.5,-.4 {x},-.4 {x},.4 -.5,.4"]], effects=["all 255,255,255 1"])
+        damaged = sheet.paint(habit, view, np.random.default_rng(0))
         assert damaged.sum() == columns * 16
 
 
