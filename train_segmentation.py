@@ -261,7 +261,7 @@ def draw_demo() -> Path:
     """The folder of the demo data, drawn if it is not there yet."""
     from demo.sets import make_artworks  # only the demo needs what draws it
 
-    return make_artworks(Path(HF_HOME) / "label_tree_demo" / "artworks")
+    return make_artworks(Path(HF_HOME) / "label_tree_demo_2" / "artworks")
 
 
 def make_train_loader(

@@ -278,7 +278,7 @@ def draw_demo() -> Path:
     """The folder of the demo data, drawn if it is not there yet."""
     from demo.sets import make_taxonomy  # only the demo needs what draws it
 
-    return make_taxonomy(Path(HF_HOME) / "label_tree_demo" / "taxonomy")
+    return make_taxonomy(Path(HF_HOME) / "label_tree_demo_2" / "taxonomy")
 
 
 def make_train_loader(
