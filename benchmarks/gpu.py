@@ -42,14 +42,12 @@ os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"  # asking for GPUs must not in
 
 SCRIPTS = {
     "train_taxonomy": "--level_columns group species --ema_decay 0.9 --mixup 0.2 --dropout 0.1",
-    "train_segmentation": "--mask_column mask --hierarchy {folder}/hierarchy.json --head independent",
+    "train_segmentation": "--mask_column mask --hierarchy {folder}/hierarchy.json --head independent "
+    "--decoder_channels {channels}",
 }
 CHECKED = {
     "train_taxonomy": [("timm/vit_tiny_patch16_224", 224), ("timm/test_vit", 32)],
-    "train_segmentation": [
-        ("timm/resnet18 --decoder_channels 64", 256),
-        ("timm/test_resnet --decoder_channels 16", 64),
-    ],
+    "train_segmentation": [("timm/resnet18", 256), ("timm/test_resnet", 64)],
 }
 """Model and image size of the checks, and the tiny ones"""
 WAYS = {"plain": "", "bf16": "--mixed_precision bf16"}
@@ -95,7 +93,7 @@ class Bench:
     """Data in a folder, and runs of the scripts on it, each in a process that has the scripts imported already."""
 
     def __init__(self, folder: Path, device: str, tiny: bool) -> None:
-        self.folder, self.device, self.tiny = folder, device, tiny
+        self.folder, self.device, self.tiny, self.channels = folder, device, tiny, 16 if tiny else 256
         draw_data(folder, 320, balanced_tree((2, 4), ("group", "species")), train=64 if tiny else 8192, validation=16)
 
     def check(self) -> dict[str, str]:
@@ -119,7 +117,7 @@ class Bench:
     def words(self, script: str, model: str, size: int, batch: int, steps: int, more: str) -> str:
         words = f"--model_name_or_path {model} --image_size {size} --per_device_train_batch_size {batch} "
         words += f"--max_train_steps {steps} --dataloader_num_workers {0 if self.tiny else 8} {SCRIPTS[script]} {more}"
-        return words.format(folder=self.folder)
+        return words.format(folder=self.folder, channels=self.channels)
 
     def checked(self, script: str, way: str, more: str) -> tuple[Path, str]:
         """Output folder and options of a checked run."""
@@ -150,8 +148,9 @@ class Bench:
 
     def measure(self, script: str, model: str, size: int, batch: int) -> list[float]:
         """Images/s of the bare loop and of the script, their ratio, GiB, and seconds that a save takes."""
-        steps = 12 if self.tiny else 120
+        steps = 6 if self.tiny else 120
         case = {"model": model, "image_size": size, "batch": batch, "steps": steps, "every": steps // 6}
+        case["decoder_channels"] = self.channels
         more = f"--mixed_precision bf16 --logging_steps {steps // 6}"
         words = self.words(script, model, size, batch, steps + 1, more)
         ours, memory = apart(measure_script, case, script, self.folder, words)

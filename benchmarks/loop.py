@@ -79,7 +79,7 @@ def build(case: dict, pyramid: bool = False) -> torch.nn.Module:
 
     backbone, _ = load_backbone(case["model"], pretrained=False, image_size=case["image_size"], pyramid=pyramid)
     if pyramid:
-        options = {"decoder": "upernet", "decoder_channels": 256}
+        options = {"decoder": "upernet", "decoder_channels": case["decoder_channels"]}
         return LabelTreeForSemanticSegmentation.build(backbone, TREE, "tree", **options).train()
     return LabelTreeForImageClassification.build(backbone, TREE, "tree").train()
 
@@ -123,15 +123,6 @@ def train_trainer(case: dict, folder: Path) -> None:
     from input import hf_transform
     from transformers import Trainer, TrainingArguments
 
-    class Wrapped(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = build(case)
-
-        def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict:
-            scores = self.model(pixel_values, logits_only=True)
-            return {"loss": cross_entropy(scores, labels), "logits": scores}
-
     def collate(rows: list[tuple]) -> dict[str, torch.Tensor]:
         pixels, labels = zip(*rows, strict=True)
         return {"pixel_values": torch.stack(pixels), "labels": torch.tensor(labels)}
@@ -147,7 +138,7 @@ def train_trainer(case: dict, folder: Path) -> None:
         use_cpu=not torch.cuda.is_available(),
     )
     images = Files(folder, hf_transform(case["image_size"], SCALE))
-    Trainer(Wrapped(), arguments, train_dataset=images, data_collator=collate).train()
+    Trainer(build(case), arguments, train_dataset=images, data_collator=collate).train()
 
 
 def train_timm(case: dict, folder: Path) -> None:
