@@ -75,8 +75,9 @@ def clouds(rng: np.random.Generator, cells: int, width: int, height: int) -> np.
 
 def tone(colour: Colour, factor: float) -> Ink:
     """The colour made darker (factor below 1) or lighter (1 to 2), as integers in 0..255."""
-    part = np.array(colour) * min(factor, 2 - factor) + max(0, factor - 1)
-    return tuple((255 * part).astype(int).tolist())
+    share, lift = min(factor, 2 - factor), max(0, factor - 1)
+    red, green, blue = colour
+    return int(255 * (red * share + lift)), int(255 * (green * share + lift)), int(255 * (blue * share + lift))
 
 
 def paint(names: str, rng: np.random.Generator) -> tuple[float, float, float]:

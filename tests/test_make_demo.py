@@ -104,11 +104,6 @@ def test_pictures_are_jpegs_of_many_sizes(demo):
     assert np.mean([np.asarray(picture).std() for picture in pictures]) > 15, "the pictures show something"
 
 
-def test_same_seed_same_bytes(folder, tmp_path):
-    again = make_taxonomy(tmp_path / "again", **SMALL)
-    assert files(again) == files(folder)
-
-
 def test_another_seed_draws_other_specimens_of_the_same_species(demo, tmp_path):
     other = datasets.load_from_disk(str(make_taxonomy(tmp_path / "other", **SMALL, seed=1)))["train"]
     assert Counter(name for name in other["species"] if name) == Counter(
@@ -125,7 +120,8 @@ def test_finished_folder_is_returned_at_once(folder, monkeypatch):
     assert files(folder) == before
 
 
-def test_leftovers_of_a_kill_do_not_matter(tmp_path):
+def test_leftovers_of_a_kill_do_not_matter(tmp_path, monkeypatch):
+    monkeypatch.setattr(sets.Studio, "picture", lambda *_: Image.new("RGB", (80, 80)))
     (tmp_path / ".demo-k1lled" / "data" / "train").mkdir(parents=True)
     (tmp_path / "demo" / "train").mkdir(parents=True)
     (tmp_path / "demo" / "train" / "data-00000-of-00001.arrow").write_bytes(b"half")
