@@ -474,18 +474,6 @@ def test_memory_is_linear_in_the_classes():
 # ---- evaluate
 
 
-def test_is_an_evaluate_metric(small):
-    metric = TaxonomyMetrics(small)
-    assert isinstance(metric, evaluate.Metric) and metric.name == "taxonomy_metrics"
-    assert set(metric.features) == {"predictions", "references"}
-    assert "1912.09393" in metric.description and "2406.11608" in metric.citation
-    assert "log_probs" in metric.add_batch.__doc__ and "full_path_accuracy" in metric.compute.__doc__
-    predictions, references = small_batch()
-    example = part(predictions, references, 0)
-    example["predictions"] = {key: [t.tolist() for t in column] for key, column in example["predictions"].items()}
-    metric.features.encode_example(example)
-
-
 def test_combine(small):
     predictions, references = small_batch()
     expected = counted(small, predictions, references).compute()
@@ -506,7 +494,6 @@ def test_writes_nothing_to_disk(small, tmp_path, monkeypatch):
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setattr(evaluate.config, "HF_METRICS_CACHE", str(home / "cache"))
     monkeypatch.setattr(os, "makedirs", refuse)
     monkeypatch.chdir(home)
     predictions, references = small_batch()

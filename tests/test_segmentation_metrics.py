@@ -447,16 +447,6 @@ def test_memory_does_not_depend_on_the_number_of_images():
 # ---- evaluate
 
 
-def test_is_an_evaluate_metric():
-    metric = SegmentationMetrics(damage_tree())
-    assert isinstance(metric, evaluate.Metric) and metric.name == "segmentation_metrics"
-    assert "never averaged over images" in metric.description and "2406.11608" in metric.citation
-    predictions, references = random_masks(damage_tree(), shape=(4, 5))
-    metric.features.encode_example(
-        {"predictions": convert(predictions, torch.Tensor.tolist), "references": references.tolist()}
-    )
-
-
 def test_combine():
     hierarchy = damage_tree()
     predictions, references = random_masks(hierarchy)

@@ -2,60 +2,41 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import datasets
-import evaluate
 import torch
 from accelerate.utils import send_to_device
 from torch.utils.data import default_collate
 
 from ..model.hierarchy import Hierarchy
 
-_CITATION = """@misc{hcast, author={Park, S. and Zhang, Y. and Yu, S. X. and Beery, S. and Huang, J.}, year={2024},
-  title={Visually Consistent Hierarchical Image Classification}, eprint={2406.11608}}
-@inproceedings{mistakes, author={Bertinetto, L. and Mueller, R. and Tertikas, K. and Samangooei, S. and Lord, N. A.},
-  title={Making Better Mistakes: Leveraging Class Hierarchies with Deep Networks}, booktitle={CVPR}, year={2020}}
-@inproceedings{calibration, author={Guo, C. and Pleiss, G. and Sun, Y. and Weinberger, K. Q.}, year={2017},
-  title={On Calibration of Modern Neural Networks}, booktitle={ICML}}
-"""
 
+class CountingMetric:
+    """A fixed set of counters, and no predictions: what is given is counted batch by batch.
 
-class CountingMetric(evaluate.Metric):
-    """An ``evaluate.Metric`` that keeps a fixed set of counters, and no predictions.
+    Called as the metrics of HF's ``evaluate`` are, so that ``evaluate.combine`` takes it, too. It is not derived from
+    them, because every training would wait for the seconds that importing them takes.
 
     Counting makes no host synchronisation and no collective; each process counts its own samples, calls
     :meth:`reduce` once, and every process then computes the same numbers.
 
-    Subclasses define their numbers in their docstring, which is the metric's description. They set ``_features``, and
-    ``_shapes``, the shape of each integer counter; ``_counts`` is one int64 tensor for all of them, so that reducing
-    takes one collective and computing one copy to the host. ``_confidence`` is for those that sum floats.
+    Subclasses define their numbers in their docstring. They set ``name`` and ``_shapes``, the shape of each integer
+    counter; ``_counts`` is one int64 tensor for all of them, so that reducing takes one collective and computing one
+    copy to the host. ``_confidence`` is for those that sum floats.
     """
 
-    _features: Mapping[str, Any]
+    name: str
     _shapes: Mapping[Any, tuple[int, ...]]
     _confidence: torch.Tensor | None = None
 
     def __init__(self, hierarchy: Hierarchy, device: str | torch.device) -> None:
-        super().__init__()
         self.hierarchy = hierarchy
         self._counts = torch.zeros(sum(map(math.prod, self._shapes.values())), dtype=torch.long, device=device)
 
-    def _info(self) -> evaluate.MetricInfo:
-        return evaluate.MetricInfo(
-            description=inspect.getdoc(type(self)),
-            citation=_CITATION,
-            inputs_description="",  # stands in the docstring of add_batch
-            features=datasets.Features(self._features),
-            reference_urls=["https://arxiv.org/abs/2406.11608", "https://arxiv.org/abs/1912.09393"],
-        )
-
-    def _build_data_dir(self) -> str:
-        # The base class makes this directory for its cache of predictions, of which there is none here.
-        return self._data_dir_root
+    def _feature_names(self) -> list[str]:  # evaluate.combine asks for them
+        return ["predictions", "references"]
 
     def _unpack(self, counts: torch.Tensor) -> dict[Any, torch.Tensor]:
         """The counters by name, as views of ``counts``."""

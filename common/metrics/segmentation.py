@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 
@@ -23,7 +22,6 @@ UINT8_IGNORE = 255  # an ignored pixel in uint8 references; in signed ones every
 _DTYPES = (torch.uint8, torch.int16, torch.int32, torch.int64)
 _JOINT_LIMIT = 2**22  # counters of a histogram over all levels: 32 MiB
 _LANES, _BLOCK = 4, 1024  # see _count
-_MASK = datasets.Sequence(datasets.Sequence(datasets.Value("int64")))
 
 
 class SegmentationMetrics(CountingMetric):
@@ -65,7 +63,7 @@ class SegmentationMetrics(CountingMetric):
         keep_counts: whether :meth:`counts_of_calls` is wanted; some 24 bytes per class of all levels and call.
     """
 
-    _features = {"predictions": {"leaf": _MASK, "argmax": datasets.Sequence(_MASK)}, "references": _MASK}
+    name = "segmentation_metrics"
 
     def __init__(
         self,

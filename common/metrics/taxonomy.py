@@ -11,13 +11,10 @@ from collections.abc import Mapping
 from itertools import accumulate, compress
 from typing import Any
 
-import datasets
 import torch
 
 from ..model.hierarchy import Hierarchy
 from .counting import CountingMetric
-
-_NUMBER = datasets.Value("int64")
 
 
 class TaxonomyMetrics(CountingMetric):
@@ -54,13 +51,7 @@ class TaxonomyMetrics(CountingMetric):
         top_k: how many of the highest-scored classes ``top5_accuracy`` looks at, and what it is called.
     """
 
-    _features = {
-        "predictions": {
-            "log_probs": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
-            "path": datasets.Sequence(_NUMBER),
-        },
-        "references": datasets.Sequence(_NUMBER),
-    }
+    name = "taxonomy_metrics"
 
     def __init__(
         self, hierarchy: Hierarchy, device: str | torch.device = "cpu", num_bins: int = 15, top_k: int = 5
