@@ -32,6 +32,7 @@ import numpy as np
 import torch
 import xxhash
 from accelerate import Accelerator
+from PIL import Image
 from tqdm.auto import tqdm
 
 from common.data.problems import Problem, write_problems
@@ -40,7 +41,7 @@ from common.data.splits import Reading
 from common.files import write_json
 from common.labels.encoding import group_key
 from common.lock import RunLock
-from common.metrics.calibration import find_labels, read_calibration
+from common.metrics.calibration import fewest_images, find_labels, read_calibration
 from common.model.answers import thresholds_for
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
 from common.predict.images import ClassPredictor
@@ -68,6 +69,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     args = parse_command(PredictArguments, argv, __doc__, **WORDS)
     accelerator = make_accelerator(args)
+    if args.max_image_pixels:
+        Image.MAX_IMAGE_PIXELS = args.max_image_pixels / 2  # above twice as many Pillow refuses
     if accelerator.is_main_process:
         check_output_dir(args.output_dir)
     inputs = open_inputs(args.inputs, args.image_column, args.image_root, args.split, Reading.of(args))
@@ -91,6 +94,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
             parts.wait()
             summary = merge(args, inputs, predictor, parts)
     accelerator.end_training()
+    if summary and summary["num_broken"] == summary["num_images"]:
+        raise ValueError(f"None of the {summary['num_images']} images could be read; problems.csv says why.")
     return summary
 
 
@@ -112,33 +117,15 @@ def make_predictor(
     known = MASK_VIEWS if dense else IMAGE_VIEWS
     if args.tta and args.tta not in known:
         raise ValueError(f"--tta of this kind of model is one of {', '.join(known)}, not {args.tta}.")
-    batch_size = args.per_device_eval_batch_size
     if dense:
-        given = {name: getattr(args, name) for name in ("eval_crop", "eval_stride", "resize_longer", "tta")}
-        return MaskPredictor(
-            models,
-            accelerator,
-            batch_size=batch_size,
-            output_dir=args.output_dir,
-            evaluation={**evaluation, **{name: value for name, value in given.items() if value is not None}},
-            overlay_size=args.overlay_size,
-        )
-    return ClassPredictor(
-        models,
-        accelerator,
-        batch_size=batch_size,
-        top_k=args.top_k,
-        formats=args.format,
-        thresholds=thresholds(args, model),
-        groups=[group_key(cell) for cell in inputs.column(args.group_by)] if args.group_by else None,
-        labels=true_labels(args, model, inputs),
-        tta=args.tta or evaluation.get("tta", "none"),
-    )
+        return MaskPredictor(args, accelerator, models)
+    groups = [group_key(cell) for cell in inputs.column(args.group_by)] if args.group_by else None
+    return ClassPredictor(args, accelerator, models, thresholds(args, model), groups, true_labels(args, model, inputs))
 
 
 def idle_options(args: PredictArguments, inputs: ImageInputs, dense: bool) -> list[str]:
     """A sentence for each setting that was changed and cannot take effect."""
-    files, table = inputs.rows is None, inputs.images.root is not None
+    files, table = inputs.rows is None, inputs.images.root is not None or args.inputs[0].lower().endswith(".txt")
     groups = groups_of(PredictArguments)
     of_images, of_masks = ([entry.name for entry in groups[title]] for title in ("Whole images", "Masks"))
     idle = [
@@ -173,11 +160,14 @@ def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | No
             f"The calibration is for --decoding {calibration['decoding']}, the model uses {model.decoding}."
         )
     target, found = thresholds_for(calibration, args.target_precision)
-    if all(threshold is None for threshold in found):
-        raise ValueError(
-            f"At no level are {target:.1%} of the answers right with sufficient certainty on the "
-            f"{calibration['num_images']} images of the calibration; ask for less, or calibrate on more images."
-        )
+    num_images, need = calibration["num_images"], fewest_images(target)
+    why = f"calibrate on more than {need:,}" if num_images < need else "too few answers are right: ask for less"
+    never = [level for level, threshold in zip(calibration["levels"], found, strict=True) if threshold is None]
+    reason = f"{num_images:,} calibration images cannot show {target:.1%} for {', '.join(never)}; {why}."
+    if len(never) == len(found):
+        raise ValueError(f"--target_precision {args.target_precision}: no level would be answered. {reason}")
+    if never:
+        logger.info("Never answered: %s", reason)
     if target != args.target_precision:
         logger.info("--target_precision %s: using %s, the calibration's next target.", args.target_precision, target)
     return found
@@ -214,11 +204,12 @@ def fingerprint(
         for name, value in sorted(model.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    options = ("group_by", "level_columns", "max_image_pixels", "review")
     return {
         "the model": digest.hexdigest(),
         "the images": inputs.fingerprint(),
         "--mixed_precision": accelerator.mixed_precision,
-        **{f"--{name}": getattr(args, name) for name in ("group_by", "level_columns")},
+        **{f"--{name}": getattr(args, name) for name in options},
         **predictor.settings,
     }
 

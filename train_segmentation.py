@@ -399,7 +399,7 @@ def evaluate_model(
     metrics = SegmentationMetrics(hierarchy, device, args.boundary_tolerance, keep_counts=True)
     masks = PredictionFolder(Path(args.output_dir) / f"predictions{part.suffix}", hierarchy, args.save_predictions)
     masks.start(accelerator)
-    examples, rows = ExampleKeeper(part.looked, part.pixels), []
+    examples, rows = ExampleKeeper(part.looked, part.pixels, part.images.images.name), []
     sums = torch.zeros(2, hierarchy.num_levels, len(loss_fn.parts), dtype=torch.float64, device=device)
     # With one softmax over leaves, the last level's most probable class is the leaf of the best path.
     only_leaves = hierarchy.num_leaves == hierarchy.num_classes[-1]

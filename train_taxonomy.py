@@ -37,6 +37,7 @@ from torch.utils.data import DataLoader
 
 from common.checkpoint.state import TrainState
 from common.data.parts import Data, Part
+from common.data.problems import image_names
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import GlobalBatchSampler, evaluation_batches, sample_weights, seed_step
 from common.data.splits import LabelColumns, check_columns, check_unseen, get_split, leaves_without_images
@@ -461,7 +462,8 @@ def save_evaluation(
     if args.eval_only:
         write_json(folder / "calibration.json", evaluation.calibration)
     if args.save_predictions:
-        evaluation.predictions.write(folder / f"predictions{part.suffix}.parquet")
+        names = image_names(part.images.rows, part.images.column)
+        evaluation.predictions.write(folder / f"predictions{part.suffix}.parquet", names)
     if not part.suffix:
         evaluation.report_data.save(folder / REPORT_DATA_FILE)
 

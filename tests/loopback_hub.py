@@ -80,6 +80,8 @@ class LoopbackHub:
                 self.messages[name].append(value["summary"])
             elif line["key"] == "file":
                 files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
             elif line["key"] == "lfsFile":
                 files[value["path"]] = self.objects[value["oid"]]
         self.repos[name].append(files)

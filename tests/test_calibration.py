@@ -129,6 +129,15 @@ def test_without_images_nothing_is_answered():
     assert empty["num_images"] == 0 and thresholds_for(empty, 0.9)[1] == [None] * 3
 
 
+def test_the_only_class_of_a_level_is_always_answered():
+    chances = np.full((500, 3), 0.9)
+    chances[:, 0] = 1 - 1e-7 * np.random.default_rng(0).random(500)
+    right = np.ones((500, 3), bool)
+    right[:, 1:] = np.arange(500)[:, None] % 2
+    thresholds = calibrate(table_of(chances, right), "leaf").thresholds
+    assert set(thresholds[0]) == {0.0} and thresholds[1][-1] is None
+
+
 def test_survives_json_and_refuses_other_models(tmp_path):
     chances, right = overconfident(500, np.random.default_rng(5))
     calibration = calibrate(table_of(chances, right), "leaf")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_saved_models import save
 
 import export_onnx as script
 import train_taxonomy
@@ -74,6 +76,30 @@ def test_a_file_that_computes_something_else_is_not_kept(exported, monkeypatch):
     with pytest.raises(ValueError, match="differ by up to"):
         script.main([str(folder)])
     assert not list(folder.glob("*.onnx*")) and not list(folder.glob(".*"))
+
+
+def test_large_models_have_a_second_file_that_moves_along(exported, tmp_path, monkeypatch):
+    folder, program = exported
+    monkeypatch.setattr(torch.onnx, "export", lambda *words, **options: program)
+    monkeypatch.setattr("torch.onnx._internal.exporter._onnx_program._LARGE_MODEL_THRESHOLD", 0)
+    script.main([str(folder), "--output", str(tmp_path / "large.onnx")])
+    assert {file.name for file in tmp_path.iterdir()} == {"large.onnx", "large.onnx.data"}
+    shutil.copytree(tmp_path, tmp_path / "elsewhere")
+    model = LabelTreeForSemanticSegmentation.from_pretrained(folder).eval()
+    outputs_of(tmp_path / "elsewhere" / "large.onnx", model, torch.randn(1, 3, 64, 64))
+    monkeypatch.undo()
+    monkeypatch.setattr(torch.onnx, "export", lambda *words, **options: program)
+    script.main([str(folder), "--output", str(tmp_path / "large.onnx")])  # small again: the second one is stale
+    assert not (tmp_path / "large.onnx.data").exists()
+
+
+@pytest.mark.slow
+def test_backbones_of_transformers_are_exported(tmp_path):
+    pytest.importorskip("onnxruntime")
+    for name in ("beit", "swin"):
+        folder, _ = save(name, False, tmp_path)
+        script.main([str(folder)])
+        assert (folder / "model.onnx").is_file()
 
 
 @pytest.mark.slow

@@ -67,7 +67,7 @@ def test_reliability_of_any_number_of_levels(num_levels, tmp_path):
 
 
 def test_pictures(tmp_path):
-    pictures = [Picture(Image.new("RGB", (30, 90), "red"), row, "a $ name", "another", 0.25) for row in range(9)]
+    pictures = [Picture(Image.new("RGB", (30, 90), "red"), str(row), "a $ name", "another", 0.25) for row in range(9)]
     draw_pictures(tmp_path / "p.jpg", {"Right": pictures, "Near": [], "Far": pictures[:2]})
     with Image.open(tmp_path / "p.jpg") as image:
         assert image.format == "JPEG" and image.width > 1000

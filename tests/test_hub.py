@@ -17,6 +17,7 @@ from loopback_hub import OWNER, TOKEN, LoopbackHub, loopback_hub
 
 import train_taxonomy
 from common.files import atomic_write
+from common.publish.card import MARKER
 from common.publish.hub import PUBLISHED, Publisher
 
 
@@ -33,6 +34,8 @@ def know(hub: LoopbackHub, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
     """Let huggingface_hub, in this process, know this Hub only, and no token but that in the environment."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(home / "cache"))
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(home / "token"))
     # Xet, the other way of uploading, is a protocol of its own; LFS is what a Hub without it speaks.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
@@ -79,6 +82,19 @@ def test_uploads_what_is_to_be_public_and_nothing_else(hub, folder):
     again = publisher(folder, name)
     assert again.check() == name and again.finish("again")
     assert set(hub.files(name)) == PUBLIC
+
+
+def test_what_belonged_to_an_earlier_model_goes_and_what_people_wrote_stays(hub, folder):
+    name, found = f"{OWNER}/my-model", publisher(folder)
+    found.check()
+    theirs = {"README.md": b"My own words", "notes/model.onnx": b"theirs", "data.csv": b"theirs"}
+    hub.repos[name].append({**theirs, "model.onnx": b"old", "model.onnx.data": b"old", "config.json": b"old"})
+    (folder / "README.md").write_text(f"---\nlicense: mit\n---\n{MARKER}\n# A model")
+    assert found.finish("the end")
+    assert set(hub.files(name)) == PUBLIC | set(theirs) and hub.files(name)["config.json"] == b"{}"
+    assert hub.files(name)["README.md"] == b"My own words"
+    (folder / "README.md").write_text("What I say of it now")  # by hand, here
+    assert found.finish("again") and hub.files(name)["README.md"] == b"What I say of it now"
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 """What the words behind MODEL stand for."""
 
 import io
+import os
+import shutil
 
 import datasets
 import pandas as pd
 import pytest
 from PIL import Image
 
-from common.data.splits import read_groups
+from common.data.splits import Reading, read_groups
+from common.images.files import BadSampleError
 from common.predict.inputs import list_images, open_inputs
 
 
@@ -28,6 +31,48 @@ def names(photos, paths):
 
 def test_folders_are_searched_and_sorted(photos):
     assert names(photos, list_images([str(photos)])) == ["a.PNG", "b.jpg", "sub/c.tif"]
+
+
+def test_links_are_followed_and_results_are_not_images(photos, tmp_path, caplog):
+    caplog.set_level("INFO")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(photos / "b.jpg", tmp_path / "elsewhere" / "far.jpg")
+    (photos / "linked").symlink_to(tmp_path / "elsewhere")
+    (photos / "sub" / "up").symlink_to(photos)  # a circle
+    for name, state in (("predictions", "prediction_state.json"), ("run", "run_status.json")):
+        (photos / name / "plots").mkdir(parents=True)
+        (photos / name / state).write_text("{}")
+        shutil.copy(photos / "b.jpg", photos / name / "plots" / "mask.png")
+    assert names(photos, list_images([str(photos)])) == ["a.PNG", "b.jpg", "linked/far.jpg", "sub/c.tif"]
+    assert "passed over 1 files that are no images by their endings: 1 .txt" in caplog.text
+    assert f"folders of results: {photos}/predictions, {photos}/run" in caplog.text
+    assert names(photos, list_images([str(photos / "run")])) == [
+        "run/plots/mask.png"
+    ]  # unless it is what was asked for
+
+
+def test_lists_of_names(photos):
+    (photos / "007").write_bytes((photos / "b.jpg").read_bytes())
+    (photos / "list.txt").write_text("b.jpg\n\nsub/c.tif\ngone.jpg\n")
+    inputs = open_inputs([str(photos / "list.txt")])
+    assert names(photos, inputs.names) == ["b.jpg", "sub/c.tif", "gone.jpg"]
+    assert inputs.images.load(1, inputs.images.encoded([1])[0]).size == (4, 3)
+    (photos / "list.txt").write_text("b\n")
+    assert names(photos, open_inputs([str(photos / "list.txt")], reading=Reading(image_suffix=".jpg")).names) == [
+        "b.jpg"
+    ]
+    (photos / "list.txt").write_text("007\n")
+    assert names(photos, open_inputs([str(photos / "list.txt")]).names) == ["007"]
+    (photos / "list.txt").write_text("image\tplot\nb.jpg\t7\n")  # a table
+    assert open_inputs([str(photos / "list.txt")]).names == ["b.jpg"]
+
+
+def test_names_in_no_known_encoding_are_broken_images(photos):
+    (photos / os.fsdecode(b"caf\xe9.jpg")).write_bytes((photos / "b.jpg").read_bytes())
+    inputs = open_inputs([str(photos)])
+    row = inputs.names.index(f"{photos}/caf\\xe9.jpg")
+    with pytest.raises(BadSampleError, match="No such file"):
+        inputs.images.load(row, inputs.images.encoded([row])[0])
 
 
 def test_files_patterns_and_folders_mix_without_repetition(photos):

@@ -48,7 +48,8 @@ def masks(num_images: int, seed: int = 0) -> list[tuple[torch.Tensor, torch.Tens
 
 
 def kept(images) -> dict:
-    keeper = ExampleKeeper(np.arange(len(images)), np.tile([5, 1, 0], (len(images), 1)), num_examples=2, num_worst=3)
+    pixels = np.tile([5, 1, 0], (len(images), 1))
+    keeper = ExampleKeeper(np.arange(len(images)), pixels, "folder/{}.png".format, num_examples=2, num_worst=3)
     for row, (truth, leaf) in enumerate(images):
         keeper.add(row, torch.full((3, 24, 24), row, dtype=torch.uint8), (20, 24), truth, leaf)
     return keeper.gather(Accelerator(cpu=True))
@@ -64,7 +65,7 @@ def test_the_worst_are_those_with_the_lowest_recall(at_once, monkeypatch):
         shares[row] = np.mean([(leaf == truth)[truth == label].double().mean() for label in classes])
     expected = sorted(shares, key=shares.get)[:3]
     found = kept(images)["worst"]
-    assert [example.name for example in found] == [f"row {row}: recall {shares[row]:.0%}" for row in expected]
+    assert [example.name for example in found] == [f"{shares[row]:.0%} of {row}.png" for row in expected]
     for row, example in zip(expected, found, strict=True):
         assert (example.image == row).all() and example.image.shape[:2] == tuple(images[row][0].shape)
         assert np.array_equal(example.truth, images[row][0]) and np.array_equal(example.prediction, images[row][1])
@@ -74,7 +75,7 @@ def test_large_masks_are_kept_small():
     truth = torch.zeros(900, 450, dtype=torch.uint8)
     found = kept([(truth, truth.long())])
     assert found["examples"][0].truth.shape == found["worst"][0].image.shape[:2] == (384, 192)
-    assert found["worst"][0].name == "row 0: recall 100%"
+    assert found["worst"][0].name == "100% of 0.png"
 
 
 def test_mean_recall():

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import LEVELS, launch, words_of
+from PIL import Image
 
 import predict
 import train_taxonomy
@@ -191,6 +192,7 @@ def test_target_precision_uses_what_evaluation_stored(fruit, model, command, tmp
         if level != "all":
             assert answers["coverage"] == pytest.approx(stored["coverage"][LEVELS.index(level)][index], abs=1e-4)
     assert summary["predictions"]["answers"]["all"]["precision"] >= target
+    assert list(summary["thresholds"].values()) == [column[index] for column in stored["thresholds"]]
 
 
 def test_a_model_without_calibration_says_how_to_get_one(fruit, model, photos, command, tmp_path):
@@ -204,8 +206,66 @@ def test_a_model_without_calibration_says_how_to_get_one(fruit, model, photos, c
     again = evaluate(fruit, bare, tmp_path / "again")
     assert json.loads((again / "calibration.json").read_text()) == stored
     predict.main(command(photos, model=bare, target_precision=0.5, calibration=again / "calibration.json"))
-    with pytest.raises(ValueError, match="sufficient certainty on the 41 images"):
+    with pytest.raises(ValueError, match=r"no level.*41 calibration images cannot show 99.0%.*on more than 3"):
         predict.main(command(photos, model=bare, target_precision=0.99, calibration=again / "calibration.json"))
+
+
+def test_leaves_ranked_by_distance_in_the_tree(fruit, command, tmp_path):
+    """Expected distances as defined: over all leaves, the height of the lowest common ancestor."""
+    saved = build(fruit, tmp_path / "model", head="tree")
+    words = {"split": "validation", "top_k": 6, "format": ["jsonl"]}
+    predict.main(command(fruit, model=saved, rank_by="distance", **words))
+    tree = LabelTreeForImageClassification.from_pretrained(saved).hierarchy
+    paths, names = tree.ancestors.tolist(), tree.leaf_names()
+
+    def height(first: str, second: str) -> int:
+        pair = zip(paths[names.index(first)], paths[names.index(second)], strict=True)
+        return len(LEVELS) - 1 - max((level for level, (one, two) in enumerate(pair) if one == two), default=-1)
+
+    for line in map(json.loads, (tmp_path / "out" / "predictions.jsonl").open()):
+        chances = {entry["leaf"]: entry["probability"] for entry in line["top"]}
+        found = [sum(chances[other] * height(leaf, other) for other in names) for leaf in chances]
+        assert len(found) == 6 and found == pytest.approx(sorted(found), abs=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_saved_in_half_precision(fruit, command, tmp_path, dtype):
+    saved = build(fruit, tmp_path / "model", head="tree")
+    half = tmp_path / "half"
+    shutil.copytree(saved, half)
+    LabelTreeForImageClassification.from_pretrained(saved).to(dtype).save_pretrained(half)
+    assert json.loads((half / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    words = {"split": "validation", "top_k": 6}
+    predict.main(command(fruit, model=saved, output_dir=tmp_path / "whole", **words))
+    summary = predict.main(command(fruit, model=half, **words))
+    ours, expected = read(tmp_path / "out"), read(tmp_path / "whole")
+    np.testing.assert_allclose(ours["species_probability"], expected["species_probability"], atol=0.03)
+    results = json.loads((evaluate(fruit, half, tmp_path / "evaluated") / "all_results.json").read_text())["eval"]
+    for level in LEVELS:
+        assert summary["predictions"]["accuracy"][level] == pytest.approx(results["levels"][level]["accuracy"])
+
+
+def test_doubtful_labels_are_listed(photos, command, tmp_path):
+    table = pd.read_csv(photos / "table.csv", dtype=str)
+    predict.main(command(photos / "table.csv", image_column="file", output_dir=tmp_path / "first"))
+    first = read(tmp_path / "first").set_index("image")
+    rights = first[[f"{level}_right" for level in LEVELS]]
+    sure = first[first.species_right.eq(True)].nlargest(2, "species_probability").index
+    other = table.loc[table.order != first.order[sure[0]], LEVELS].iloc[0]
+    table.loc[table.file == sure[0], LEVELS] = other.tolist()  # wrong from the root on
+    table.loc[table.file == sure[1], LEVELS] = None
+    table.to_csv(photos / "doubtful.csv", index=False)
+    words = command(photos / "doubtful.csv", image_column="file", review=tmp_path / "review.csv", group_by="tree")
+    predict.main(words)
+    found = pd.read_csv(tmp_path / "review.csv")
+    wrong = found[found.reason == "mislabelled"]
+    assert wrong.score.is_monotonic_decreasing and len(wrong) == rights.eq(False).any(axis=1).sum() + 1
+    planted = wrong[wrong.image == sure[0]].iloc[0]
+    assert planted.level == "order" and planted.predicted == first.order[sure[0]]
+    assert planted.score == pytest.approx(first.order_probability[sure[0]], abs=1e-5)
+    unknown = found[found.reason == "unlabelled"].set_index("image").score
+    assert len(unknown) == rights.isna().all(axis=1).sum() + 1 and unknown.is_monotonic_decreasing
+    assert unknown[sure[1]] == pytest.approx(1 - first.top1_probability[sure[1]], abs=1e-5)
 
 
 # ---- groups
@@ -311,12 +371,35 @@ def test_broken_images_are_listed(photos, command, tmp_path, capfd):
 
 def test_nothing_but_broken_images(photos, command, tmp_path):
     (tmp_path / "bad.jpg").write_bytes(b"no image")
-    summary = predict.main(command(tmp_path / "bad.jpg", min_confidence=0.5))
+    for _ in range(2):  # the second time it is finished already
+        with pytest.raises(ValueError, match="None of the 1 images could be read; problems.csv says why"):
+            predict.main(command(tmp_path / "bad.jpg", min_confidence=0.5))
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["num_broken"] == 1 and summary["predictions"]["num"] == 0
     assert summary["predictions"].get("answers") is None
 
 
-@pytest.mark.parametrize(
+def test_results_below_the_images_are_no_images(photos, command, tmp_path, monkeypatch):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("000.jpg", "001.jpg"):
+        shutil.copy(photos / name, folder)
+    monkeypatch.chdir(folder)
+    words = command(".", output_dir="predictions")
+    assert predict.main(words) == predict.main(words) and read(folder / "predictions").shape[0] == 2
+
+
+def test_images_larger_than_the_limit(photos, command, tmp_path, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)  # as it was, afterwards
+    Image.new("RGB", (60, 50)).save(tmp_path / "large.png")
+    words = command(tmp_path / "large.png", photos / "000.jpg")
+    assert predict.main([*words, "--max_image_pixels", "2999"])["num_broken"] == 1
+    assert "exceeds limit" in pd.read_csv(tmp_path / "out" / "problems.csv")["problem"][0]
+    words[words.index("--output_dir") + 1] = str(tmp_path / "again")
+    assert predict.main([*words, "--max_image_pixels", "3000"])["num_broken"] == 0
+
+
+@pytest.mark.parametrize @ pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": "/no/model"}, "Cannot load the model /no/model"),

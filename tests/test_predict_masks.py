@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -113,14 +114,9 @@ def test_areas_and_overlays(tiles, model, tmp_path):
 
 def test_overlays_leave_the_background_as_it_is(tiles, model, tmp_path):
     loaded = load_saved_model(str(model))
-    predictor = MaskPredictor(
-        [loaded],
-        Accelerator(cpu=True),
-        output_dir=tmp_path,
-        evaluation=loaded.config.evaluation,
-        overlay_size=8,
-        batch_size=1,
-    )
+    names = ("eval_crop", "eval_stride", "resize_longer", "tta")
+    args = SimpleNamespace(output_dir=tmp_path, overlay_size=8, per_device_eval_batch_size=1, **dict.fromkeys(names))
+    predictor = MaskPredictor(args, Accelerator(cpu=True), [loaded])
     picture = np.full((4, 4, 3), 100, dtype=np.uint8)
     leaf = np.zeros((8, 8), dtype=np.uint8)
     leaf[:4] = 2  # a crack above, clean below

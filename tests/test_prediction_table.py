@@ -90,11 +90,11 @@ def test_written_table_names_classes_and_is_sorted_by_row(tmp_path):
     leaf_logits = torch.tensor([[0.2, 0.1, 0.7], [0.0, 1.0, 0.0]]).log()
     labels = torch.tensor([[0, IGNORE], [1, 1]])
     table = collected([(torch.tensor([7, 2]), labels, log_probs, leaf_logits, torch.tensor([2, 1]))])
-    table.write(tmp_path / "p.parquet")
+    table.write(tmp_path / "p.parquet", ["", "", "b.jpg", *[""] * 5])
     found = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pydict()
     levels = [f"{level}_{column}" for level in "gs" for column in ("label", "best_path", "best_path_probability")]
     assert set(found) >= {"row", "top5_leaves", "top5_probabilities", "g_argmax", "s_argmax_probability", *levels}
-    assert found["row"] == [2, 7]
+    assert found["row"] == [2, 7] and found["image"] == ["b.jpg", None]
     assert found["s_label"] == ["x (B)", None] and found["g_label"] == ["B", "A"] and found["g_argmax"] == ["B", "B"]
     assert found["g_best_path"] == ["B", "Z"] and found["s_best_path"] == ["x (B)", None]
     assert found["g_best_path_probability"] == pytest.approx([1, 0.15]) and found["s_best_path_probability"][1] == 0
@@ -106,5 +106,5 @@ def test_written_table_names_classes_and_is_sorted_by_row(tmp_path):
 def test_without_images_there_is_no_file(tmp_path):
     table = collected([])
     assert table.best_path.shape == (0, 2) and table.columns["top_leaves"].shape == (0, 3)
-    table.write(tmp_path / "p.parquet")
+    table.write(tmp_path / "p.parquet", ["", "", "b.jpg", *[""] * 5])
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from pages import Page, look_in_browser
 from PIL import Image
@@ -26,7 +27,7 @@ ALWAYS = {"run", "levels", "skipped", "settings"}
 
 def picture(row: int) -> Picture:
     noise = np.random.default_rng(row).integers(0, 255, (80, 300, 3)).astype(np.uint8)
-    return Picture(Image.fromarray(noise), row, HOSTILE[row % 6], HOSTILE[(row + 1) % 6], 0.5)
+    return Picture(Image.fromarray(noise), f"/home/me/{row}.jpg", HOSTILE[row % 6], HOSTILE[(row + 1) % 6], 0.5)
 
 
 def examples(data: ReportData) -> dict[str, list[Picture]]:
@@ -58,6 +59,13 @@ def test_a_classifier(summary):
     assert f"class {29 / sum(range(25, 31)):.1%}." in page.text
     assert "Wrong but near" not in page.text and page.text.count("Wrong and far") == 1
     assert page.text.count("predicted as") == 9 + 3 + 2  # examples, watched classes, confused pairs and matrices
+    assert "probability 50.0%, .../9.jpg" in page.text and "/home/me" not in page.text
+    table = pd.read_csv(summary.output_dir / "metrics_per_class.csv", keep_default_na=False)
+    assert table["level"].tolist() == [TREE.levels[0]] * 2 + [TREE.levels[1]] * 6
+    last = table[table["level"] == "class"]
+    assert last["class"].tolist() == HOSTILE and last["path"][2] == f"A & B > {HOSTILE[0]}"
+    assert last["labelled"].tolist() == [sum(range(start, start + 6)) for start in range(1, 37, 6)]
+    assert float(last["recall"].iloc[4]) == pytest.approx(29 / sum(range(25, 31)))
     plots = {file.name for file in (summary.output_dir / "plots").iterdir()}
     assert plots == {
         "confusion__b_group__b_.png",
@@ -136,7 +144,7 @@ def test_a_report_that_fails_is_a_warning(summary, caplog):
 def test_thumbnails_are_small():
     found = thumbnail(picture(1))
     assert found["source"].startswith("data:image/jpeg;base64,") and len(found["source"]) < 30_000
-    assert found["row"] == 1 and (found["width"], found["height"]) == (200, 53)
+    assert found["name"] == ".../1.jpg" and (found["width"], found["height"]) == (200, 53)
 
 
 def test_a_wrong_name_to_watch_is_an_error_before_training(options, monkeypatch):

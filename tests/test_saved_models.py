@@ -118,6 +118,18 @@ def test_every_kind_of_backbone_loads_without_the_repository(tmp_path):
         assert set(theirs["labels"]) <= set("abc") and theirs["labels"], folder
 
 
+def test_a_new_model_takes_the_place_of_all_files_of_an_old_one(tmp_path):
+    backbone, _ = load_backbone("timm/test_resnet", pretrained=False, image_size=32)
+    model = LabelTreeForImageClassification.build(backbone, TREE, "tree")
+    stale = ["model.onnx", "model.onnx.data", "model-00001-of-00002.safetensors", "model.safetensors.index.json"]
+    kept = ["README.md", "notes.onnx.txt", "report.html"]
+    for name in [*stale, *kept]:
+        (tmp_path / name).write_text("old")
+    save_model(model, image_processor(backbone.spec, "center", 1.0), tmp_path)
+    files = {file.name for file in tmp_path.iterdir()}
+    assert files.isdisjoint(stale) and files >= {*kept, "model.safetensors", "config.json"}
+
+
 @pytest.mark.parametrize("mode", ["center", "squash"])
 @pytest.mark.parametrize("crop_pct", [1.0, 0.875])
 def test_saved_processor_prepares_images_as_evaluation_does(mode, crop_pct):

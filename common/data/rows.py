@@ -85,11 +85,16 @@ class ImageRows:
             raise ValueError(f"it lies outside of the folder {self.root}")
         return source
 
-    def describe(self, index: int) -> str:
-        """Row and file of an image, for messages."""
+    def name(self, index: int) -> str:
+        """The image's file as the data set writes it; where there is none, the row."""
         cell = self.rows[index][self.column]
         path = cell if isinstance(cell, str) else (cell or {}).get("path")
-        return f"row {index} of the {self.split} split" + (f", file {path}" if path else "")
+        return path or f"row {index} of the {self.split} split"
+
+    def describe(self, index: int) -> str:
+        """Row and file of an image, for messages."""
+        row, name = f"row {index} of the {self.split} split", self.name(index)
+        return row if name == row else f"{row}, file {name}"
 
     @retried
     def size(self, index: int) -> tuple[int, int]:

@@ -70,6 +70,10 @@ def calibrate(table: PredictionTable, decoding: str) -> dict[str, Any]:
     judged, right = is_right(table.best_path, table.columns["label"])
     probabilities, levels = table.columns["best_path_probability"], list(table.hierarchy.levels)
     found = [_cascade(probabilities, judged, right, target) for target in TARGETS]
+    sure = (np.where(probabilities > 0, probabilities, 1) > 1 - 1e-5).all(0)
+    for level in np.flatnonzero(sure & (np.array(table.hierarchy.num_classes) == 1)):
+        for columns in found:  # the only class is always answered: its probability is 1, but for rounding
+            columns[level] = (None if columns[level][0] is None else 0.0, *columns[level][1:])
     columns = np.array(found, dtype=object).transpose(2, 1, 0).tolist()  # from (targets, levels, columns)
     return dict(zip(KEYS, (len(probabilities), decoding, list(TARGETS), levels, *columns), strict=True))
 
@@ -92,6 +96,11 @@ def _cascade(
     return found[::-1]
 
 
+def fewest_images(target: float, error: float = ERROR) -> int:
+    """How many answers show a precision if all of them are right; with fewer it cannot be shown."""
+    return int(np.ceil(np.log(error / NUM_STARTS) / np.log(target)))
+
+
 def lowest_threshold(
     probabilities: np.ndarray, right: np.ndarray, target: float, error: float = ERROR
 ) -> float | None:
@@ -108,8 +117,7 @@ def lowest_threshold(
     """
     order = np.argsort(-probabilities, kind="stable")
     chances, num_right = probabilities[order], np.cumsum(right[order])
-    # With fewer, even all of them right would not be enough.
-    fewest = int(np.ceil(np.log(error / NUM_STARTS) / np.log(target)))
+    fewest = fewest_images(target, error)
     if len(chances) < fewest:
         return None
     sizes = np.unique(np.linspace(fewest, len(chances), NUM_STEPS).round().astype(int))

@@ -93,16 +93,18 @@ class PredictionTable:
         """Class numbers int64 (n, levels), IGNORE where the path has none."""
         return self.hierarchy.ancestors.numpy()[self.columns["leaf"]]
 
-    def write(self, path: str | Path) -> None:
-        """One Parquet row per image; without any image no file.
+    def write(self, path: str | Path, names: Sequence[str]) -> None:
+        """One Parquet row per image; ``names`` are those of all rows' files. Without any image there is no file.
 
-        Columns: ``row``; per level L ``L_label``, ``L_best_path``, ``L_best_path_probability``, ``L_argmax``,
-        ``L_argmax_probability`` (class names, null where there is none); ``top5_leaves``, ``top5_probabilities``.
+        Columns: ``row``, ``image``; per level L ``L_label``, ``L_best_path``, ``L_best_path_probability``,
+        ``L_argmax``, ``L_argmax_probability`` (class names, null where there is none); ``top5_leaves``,
+        ``top5_probabilities``.
         """
         columns = {**self.columns, "best_path": self.best_path}
         if not len(columns["row"]):
             return
         table: dict[str, pa.Array] = {"row": pa.array(columns["row"])}
+        table["image"] = pa.array([names[row] or None for row in columns["row"].tolist()], pa.string())
         for level, name in enumerate(self.hierarchy.levels):
             names = np.array(self.hierarchy.display_names(level), dtype=object)
             for column in ("label", "best_path", "argmax"):

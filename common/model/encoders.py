@@ -274,8 +274,9 @@ def accepts(model: nn.Module, argument: str) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message and of what caused it, without the period, for messages of ours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = (lines[0] if lines else type(error).__name__).rstrip(".")
+    """What an error and its cause say in their first line, and of those below in one that tells how to log in."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    helpful = [line for line in lines[1:] if re.search("log ?in|logged|token|authenticated", line)]
+    text = ". ".join(line.rstrip(".") for line in lines[:1] + helpful[:1])
     cause = "" if error.__cause__ is None else first_line(error.__cause__)
     return text if cause in text else f"{text}: {cause}"

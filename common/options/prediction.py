@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from .arguments import option, out_of_range
@@ -27,6 +28,9 @@ class PredictArguments:
     image_suffix: str | None = option(None, "Ending to add to image paths in a table that lack it, for example .jpg.")
     missing_values: list[str] | None = option(None, MISSING_VALUES)
     split: str | None = option(None, "Split of a data set with several.")
+    max_image_pixels: int | None = option(
+        None, "Images of more pixels are refused as broken; by default 178,956,970, as in Pillow.", "greater than 0"
+    )
     level_columns: list[str] | None = option(
         None,
         "Columns with true class names, one per level, to measure accuracy; by default those named as the levels.",
@@ -43,6 +47,9 @@ class PredictArguments:
 
     format: list[str] = option(["csv"], "Format of the predictions: csv, jsonl, or both.", group="Whole images")
     top_k: int = option(5, "Number of most probable leaves to list.", "greater than 0")
+    rank_by: Literal["probability", "distance"] = option(
+        "probability", "Whether those listed are most probable, or nearest in the tree to what it may be."
+    )
     min_confidence: float | None = option(
         None, "Answer at the finest level whose probability is at least this.", "from 0 up to 1"
     )
@@ -52,6 +59,7 @@ class PredictArguments:
     calibration: str | None = option(
         None, "calibration.json of an --eval_only run for --target_precision; the model's own by default."
     )
+    review: str | None = option(None, "CSV file for images that are probably mislabelled, and those to label next.")
     group_by: str | None = option(
         None, "Column (observation): photographs with the same value are also classified together."
     )
@@ -87,6 +95,8 @@ class PredictArguments:
         problems = [*out_of_range(self), *check_windows(self.eval_crop, self.eval_stride)]
         if not set(self.format) <= set(FORMATS):
             problems.append(f"--format is {' or '.join(FORMATS)}, not {' '.join(self.format)}")
+        if self.review and not Path(self.review).parent.is_dir():
+            problems.append(f"--review: there is no folder {Path(self.review).parent}")
         if self.min_confidence is not None and self.target_precision is not None:
             problems.append("--min_confidence and --target_precision do the same in two ways; choose one")
         if problems:

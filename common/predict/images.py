@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from accelerate import Accelerator
 
+from ..files import atomic_write
 from ..images.transforms import EvaluationTransform, Normalize
 from ..metrics.calibration import is_right
 from ..model.modeling import LabelTreeForImageClassification
-from .lines import Counts, count_line, counts_table, line_writer, shares
+from .lines import Counts, count_line, counts_table, doubt, line_writer, shares
 from .views import averaged, shown_size
 
 FILES = {"image": "predictions", "group": "groups"}
@@ -28,15 +30,12 @@ class ClassPredictor:
     """Predicts classes of whole images, and writes them as tables.
 
     Args:
-        models: whose answers are averaged.
+        args: the options of predict.py.
         accelerator: knows the device and the precision.
-        batch_size: images in a forward pass.
-        top_k: how many of the most probable leaves are listed.
-        formats: of the tables, see :data:`common.options.prediction.FORMATS`.
+        models: whose answers are averaged.
         thresholds: per level, for back-off (:func:`common.model.answers.answer_levels`); ``None`` for no answers.
         groups: of every row, for answers about several photographs of one thing.
         labels: int64 (rows, levels), see :func:`common.metrics.calibration.find_labels`; ``None`` if nothing is known.
-        tta: one of :data:`common.predict.views.IMAGE_VIEWS`.
 
     Attributes:
         largest_part: images in a part, see :func:`common.predict.parts.plan_parts`.
@@ -48,31 +47,24 @@ class ClassPredictor:
 
     def __init__(
         self,
-        models: Sequence[LabelTreeForImageClassification],
+        args: Any,
         accelerator: Accelerator,
-        *,
-        batch_size: int,
-        top_k: int,
-        formats: Sequence[str],
+        models: Sequence[LabelTreeForImageClassification],
         thresholds: Sequence[float | None] | None,
         groups: Sequence[str | None] | None,
         labels: np.ndarray | None,
-        tta: str,
     ) -> None:
-        self.model, self.accelerator, self.hierarchy = models[0], accelerator, models[0].hierarchy
-        self.batch_size, self.formats, self.thresholds = batch_size, list(formats), thresholds
-        self.groups, self.labels = groups, labels
-        self.top_k = min(top_k, self.hierarchy.num_leaves)
+        self.args, self.model, self.accelerator, self.hierarchy = args, models[0], accelerator, models[0].hierarchy
+        self.batch_size, self.top_k = args.per_device_eval_batch_size, min(args.top_k, self.hierarchy.num_leaves)
+        self.thresholds, self.groups, self.labels = thresholds, groups, labels
         self.leaf_names = self.hierarchy.leaf_names()
         spec, evaluation = self.model.config.backbone, self.model.config.evaluation
+        tta = args.tta or evaluation.get("tta", "none")
         self.answer = averaged(models, tta)
-        self.transform = EvaluationTransform(
-            shown_size(spec["image_size"], tta),
-            resize_mode=evaluation["resize_mode"],
-            crop_pct=evaluation["crop_pct"],
-            interpolation=spec["interpolation"],
-        )
-        self.settings = {"--format": self.formats, "--top_k": self.top_k, "--tta": tta}
+        how = {name: evaluation[name] for name in ("resize_mode", "crop_pct")}
+        size = shown_size(spec["image_size"], tta)
+        self.transform = EvaluationTransform(size, interpolation=spec["interpolation"], **how)
+        self.settings = {"--format": args.format, "--top_k": self.top_k, "--tta": tta, "--rank_by": args.rank_by}
         self.settings["the thresholds of answers"] = thresholds
         self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
         self.kept: list[tuple[int, torch.Tensor]] = []
@@ -115,8 +107,12 @@ class ClassPredictor:
         """What is written about logits (n, outputs) of rows: path, probabilities, most probable leaves, the answer."""
         output = self.model.complete(logits)
         answers = self.model.decode(output, thresholds=self.thresholds)
-        top = output.logits.float().softmax(1).topk(self.top_k)
-        leaves, shares = top.indices.tolist(), top.values.tolist()
+        chances = output.logits.float().softmax(1)
+        order = chances
+        if self.args.rank_by == "distance":  # it is the number of levels less those expected right
+            order = self.hierarchy.path_scores([level.exp() for level in output.log_probs])
+        leaves = order.topk(self.top_k).indices
+        leaves, shares = leaves.tolist(), chances.gather(1, leaves).tolist()
         lines = answers.describe()
         if self.labels is not None:
             judged, right = is_right(answers.path.cpu().numpy(), self.labels[list(rows)])
@@ -140,13 +136,22 @@ class ClassPredictor:
         kinds = ("image",) if self.groups is None else ("image", "group")
         counts: dict[str, Counts] = {kind: Counter() for kind in kinds}
         with ExitStack() as stack:
-            files = {kind: [output_dir / f"{FILES[kind]}.{form}" for form in self.formats] for kind in kinds}
+            files = {kind: [output_dir / f"{FILES[kind]}.{form}" for form in self.args.format] for kind in kinds}
             writers = {kind: [stack.enter_context(line_writer(path)) for path in files[kind]] for kind in kinds}
+            doubts = []
             for line in lines:
+                if self.args.review and line["kind"] == "image" and (found := doubt(line)):
+                    doubts.append(found)
                 count_line(counts[line["kind"]], line)
                 for write in writers[line.pop("kind")]:
                     write(line)
-        results = {FILES[kind]: shares(counts[kind], self.hierarchy.levels) for kind in kinds}
+        if self.args.review:
+            doubts.sort(key=lambda found: (found["reason"], -found["score"]))
+            with atomic_write(self.args.review) as file:
+                pd.DataFrame(doubts).to_csv(file, index=False)
+        levels = self.hierarchy.levels
+        used = {} if self.thresholds is None else {"thresholds": dict(zip(levels, self.thresholds, strict=True))}
+        results = {FILES[kind]: shares(counts[kind], levels) for kind in kinds}
         for line in [line for name, found in results.items() for line in counts_table(name, found)]:
             logger.info("%s", line)
-        return results
+        return results | used

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,12 @@ from ..data.problems import image_names
 from ..data.rows import ImageRows
 from ..data.splits import Reading, check_columns, get_split, load_splits, read_cells
 from ..labels.table_files import TABLE_ENDINGS
+from .parts import STATE_FILE
+
+logger = logging.getLogger(__name__)
+
+STATUS_FILE = "run_status.json"
+"""In the folders of training runs"""
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".jp2", ".j2k"),
@@ -73,7 +81,8 @@ def open_inputs(
 
     Args:
         inputs: image files, folders (searched with all below them) and patterns such as ``photos/**/*.jpg``; or one
-            table (CSV, TSV, TXT, XLSX, JSON lines, Parquet); or one folder written by ``save_to_disk``.
+            table (CSV, TSV, TXT, XLSX, JSON lines, Parquet), or ``.txt`` file with the name of an image in each line;
+            or one folder written by ``save_to_disk``.
         image_column: of a table or data set.
         image_root: folder that paths in a table lie in, and may not leave; that of the table by default.
         split: of a data set with several.
@@ -83,8 +92,10 @@ def open_inputs(
         ValueError: if an input does not exist or cannot be read, or there is no image.
     """
     special = [entry for entry in inputs if _is_table(entry) or _is_prepared(entry)]
-    if not special:
-        paths = list_images(inputs)
+    listed = _read_list(special[0], image_root, reading) if len(inputs) == 1 and special else []
+    if not special or listed:
+        # Names in no known encoding are shown as far as they can be; no file is found by what is shown.
+        paths = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in listed or list_images(inputs)]
         return ImageInputs(ImageRows(Dataset.from_dict({"image": paths}), "image", SPLIT), paths)
     name = special[0]
     if len(inputs) > 1:
@@ -101,6 +112,16 @@ def open_inputs(
 
 def _is_table(name: str) -> bool:
     return Path(name).suffix.lower() in TABLE_ENDINGS and Path(name).is_file()
+
+
+def _read_list(name: str, image_root: str | None, reading: Reading | None) -> list[str]:
+    """The images that a text file names, one a line; none if it is a table."""
+    if Path(name).suffix.lower() != ".txt":
+        return []
+    root, suffix = image_root or os.path.dirname(name), (reading and reading.image_suffix) or ""
+    lines = [line.strip() for line in Path(name).read_text("utf-8-sig", "surrogateescape").splitlines()]
+    paths = [os.path.join(root, line if _is_image(line) else line + suffix) for line in lines if line]
+    return paths if paths and (_is_image(paths[0]) or os.path.isfile(paths[0])) else []
 
 
 def _is_prepared(name: str) -> bool:
@@ -131,10 +152,24 @@ def list_images(inputs: Sequence[str]) -> list[str]:
 
 
 def _images_below(folder: str) -> list[str]:
-    found = []
-    for root, folders, files in os.walk(folder):
+    """Images in a folder and all below it, linked ones too, but not what our scripts wrote there."""
+    found, seen, others, results = [], set(), Counter(), []
+    for root, folders, files in os.walk(folder, followlinks=True):
+        is_result = root != folder and not {STATE_FILE, STATUS_FILE}.isdisjoint(files)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        found += [os.path.join(root, name) for name in sorted(files) if _is_image(name)]
+        if is_result or (real := os.path.realpath(root)) in seen:
+            results += [root] * is_result
+            folders.clear()
+            continue
+        seen.add(real)
+        plain = sorted(name for name in files if not name.startswith("."))
+        found += [os.path.join(root, name) for name in plain if _is_image(name)]
+        others.update(Path(name).suffix.lower() or "of none" for name in plain if not _is_image(name))
+    if others:
+        counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common(10))
+        logger.info("%s: passed over %d files that are no images by their endings: %s", folder, others.total(), counts)
+    if results:
+        logger.info("%s: passed over folders of results: %s", folder, ", ".join(results[:5]))
     return found
 
 

@@ -47,6 +47,17 @@ def flat_line(line: Mapping[str, Any]) -> dict[str, Any]:
     return cells
 
 
+def doubt(line: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Why to look at an image's label, and how much: the model is sure of another, or unsure where there is none."""
+    levels, judged = line["levels"], [entry.get("right") for entry in line["levels"].values()]
+    if True in judged and False not in judged:
+        return None
+    wrong = [(entry["probability"], level) for level, entry in levels.items() if entry.get("right") is False]
+    score, level = max(wrong) if wrong else (1 - line["top"][0]["probability"], list(levels)[-1])
+    place = {"row": line["row"], "image": line["image"], "level": level, "predicted": levels[level]["name"]}
+    return {"reason": "mislabelled" if wrong else "unlabelled", "score": round(score, 6), **place}
+
+
 Counts = Counter[tuple[str, str | None, bool | None]]
 """Of images or groups: ``path`` or ``answer``, the level, and whether it is right (``None``: nobody knows)"""
 

@@ -49,12 +49,9 @@ class MaskPredictor:
     """Predicts a class for every pixel, and writes masks, overlays and areas.
 
     Args:
-        models: as training saved them; their answers are averaged.
+        args: the options of predict.py.
         accelerator: knows the device and the precision.
-        batch_size: images, or windows of one image, in a forward pass.
-        output_dir: gets the folders masks and overlays.
-        evaluation: how images are resized and cut (``config.evaluation``, perhaps changed).
-        overlay_size: longer side of the overlays in pixels; 0 for none.
+        models: whose answers are averaged.
 
     Attributes:
         largest_part, groups, settings, transform: as of :class:`common.predict.images.ClassPredictor`.
@@ -64,34 +61,30 @@ class MaskPredictor:
     groups = None
 
     def __init__(
-        self,
-        models: Sequence[LabelTreeForSemanticSegmentation],
-        accelerator: Accelerator,
-        *,
-        batch_size: int,
-        output_dir: str | Path,
-        evaluation: Mapping[str, Any],
-        overlay_size: int,
+        self, args: Any, accelerator: Accelerator, models: Sequence[LabelTreeForSemanticSegmentation]
     ) -> None:
-        self.answer = averaged(models, evaluation.get("tta", "none"))
-        self.model, self.accelerator, self.evaluation = models[0], accelerator, dict(evaluation)
+        self.model, self.accelerator = models[0], accelerator
         self.hierarchy, spec = self.model.hierarchy, self.model.config.backbone
-        self.output_dir, self.overlay_size = Path(output_dir), overlay_size
+        self.output_dir, self.overlay_size = Path(args.output_dir), args.overlay_size
+        given = {name: getattr(args, name) for name in ("eval_crop", "eval_stride", "resize_longer", "tta")}
+        given = {name: value for name, value in given.items() if value is not None}
+        self.evaluation = {**self.model.config.evaluation, **given}
+        self.answer = averaged(models, self.evaluation.get("tta", "none"))
         self.colours = leaf_colours(self.hierarchy)
         self.palette = self.colours.flatten().tolist()
         gaps = (self.hierarchy.ancestors < 0).any(1).numpy()
         self.painted = ~gaps if gaps.any() and not gaps.all() else np.ones_like(gaps)
         crop, mode, longer = (self.evaluation[name] for name in ("eval_crop", "resize_mode", "resize_longer"))
         geometry = Geometry(crop or spec["image_size"], mode, bool(crop), longer)
-        self.batch_size, self.window_batch_size = 1 if crop else batch_size, batch_size
-        self.transform = MaskInput(ImageEvaluationTransform(geometry, spec["mean"]), overlay_size)
-        self.settings = {"how images are shown": self.evaluation, "--overlay_size": overlay_size}
+        self.window_batch_size = args.per_device_eval_batch_size
+        self.batch_size = 1 if crop else self.window_batch_size
+        self.transform = MaskInput(ImageEvaluationTransform(geometry, spec["mean"]), args.overlay_size)
+        self.settings = {"how images are shown": self.evaluation, "--overlay_size": args.overlay_size}
         self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
 
     @torch.inference_mode()
     def predict(self, batch: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
         """A line for each image of a batch, whose mask and overlay are written; ``names`` are those of the images."""
-        heads, stride, decoding = self.model.heads, self.model.stride, self.evaluation["decoding"]
         with self.accelerator.autocast():
             logits = image_logits(
                 self.answer,
@@ -101,12 +94,12 @@ class MaskPredictor:
                 eval_stride=self.evaluation["eval_stride"],
                 batch_size=self.window_batch_size,
             )
-        log_probs = heads.log_probs(logits) if decoding == "levels" else []
-        path_scores = heads.path_scores(logits, log_probs, decoding)
+        heads, decoding = self.model.heads, self.model.decoding
+        scores = heads.path_scores(logits, heads.log_probs(logits) if decoding == "levels" else [], decoding)
         lines = []
         for index, (row, name) in enumerate(zip(batch["rows"].tolist(), names, strict=True)):
-            resampler = Resampler(batch["resized"][index], batch["size"][index], stride, logits.device)
-            (leaf,) = dense_labels(resampler, [path_scores[index]], lambda parts: [parts[0].max(1).indices])
+            resampler = Resampler(batch["resized"][index], batch["size"][index], self.model.stride, logits.device)
+            (leaf,) = dense_labels(resampler, [scores[index]], lambda parts: [parts[0].max(1).indices])
             stem = f"{row:06d}_{plain_stem(name)}"
             with self.file("masks", f"{stem}.png") as file:
                 save_mask(file, leaf, self.palette)

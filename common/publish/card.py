@@ -88,6 +88,7 @@ def card_text(summary: RunSummary) -> str:
         model_id=repo_id or UNKNOWN_MODEL,
         marker=MARKER,
         task=TASKS[summary.unit],
+        decoding=options.get("decoding"),
         num_leaves=hierarchy.num_leaves,
         has_intervals=bool(results.get("intervals")),
         has_report=(summary.output_dir / REPORT_FILE).is_file(),

@@ -6,6 +6,7 @@ here keeps it, so nothing can write it down.
 
 from __future__ import annotations
 
+import fnmatch
 import logging
 import os
 import shutil
@@ -21,13 +22,12 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import disable_progress_bars
 
 from ..model.encoders import first_line
+from .card import CARD_FILE, MARKER
+from .models import MODEL_FILES
 
 logger = logging.getLogger(__name__)
 
-PUBLISHED = (
-    *("README.md", "config.json", "preprocessor_config.json", "*.safetensors", "model.safetensors.index.json"),
-    *("*.py", "*.onnx", "hierarchy.json", "all_results.json", "report.html", "plots/*"),
-)
+PUBLISHED = (CARD_FILE, *MODEL_FILES, "*.py", "hierarchy.json", "all_results.json", "report.html", "plots/*")
 """What goes to the Hub; never checkpoints, options or lists of files, which name things of this machine"""
 
 STAGING = ".upload"
@@ -136,7 +136,11 @@ class Publisher:
             for delay in (*self.delays, None):
                 try:
                     self.api.upload_folder(
-                        repo_id=self.repo_id, folder_path=staged, commit_message=message, ignore_patterns=["*.tmp"]
+                        repo_id=self.repo_id,
+                        folder_path=staged,
+                        commit_message=message,
+                        ignore_patterns=["*.tmp", *([CARD_FILE] if self._has_other_card(staged) else [])],
+                        delete_patterns=self._outdated(staged),
                     )
                     return None
                 except Exception as error:
@@ -146,6 +150,20 @@ class Publisher:
                     time.sleep(delay)
         finally:
             shutil.rmtree(staged, ignore_errors=True)
+
+    def _outdated(self, staged: Path) -> list[str]:
+        """Files of an earlier model in the repository, which this one does not replace."""
+        there = self.api.list_repo_files(self.repo_id)
+        of_models = {file for pattern in MODEL_FILES for file in fnmatch.filter(there, pattern) if "/" not in file}
+        return [file for file in of_models if not (staged / file).exists()]
+
+    def _has_other_card(self, staged: Path) -> bool:
+        """Whether somebody wrote the repository's card, and nobody the one here."""
+        card = staged / CARD_FILE
+        ours = card.exists() and MARKER in card.read_text("utf-8")
+        if not ours or not self.api.file_exists(self.repo_id, CARD_FILE):
+            return False
+        return MARKER not in Path(self.api.hf_hub_download(self.repo_id, CARD_FILE)).read_text("utf-8")
 
 
 def _is_temporary(error: Exception) -> bool:

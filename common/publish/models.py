@@ -23,12 +23,20 @@ from ..model.modeling import (
     LabelTreeModel,
 )
 
+MODEL_FILES = (
+    *("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("*.onnx", "*.onnx.data"),
+)
+"""What belongs to one model, and goes with it when another takes its place"""
+
 
 @retried
 def save_model(
     model: transformers.PreTrainedModel, processor: transformers.ImageProcessingMixin, output_dir: str | Path
 ) -> None:
     """Write model.safetensors, config.json, preprocessor_config.json and the code they need, each file atomically.
+
+    What an earlier model left of :data:`MODEL_FILES` is removed before it is out of date.
 
     Args:
         model: on any device; its config holds the label tree.
@@ -42,7 +50,11 @@ def save_model(
         model.save_pretrained(staging)
         processor.save_pretrained(staging)
     mode = (staging / "config.json").stat().st_mode  # safetensors writes files that only the owner may read
-    for file in sorted(staging.iterdir()):
+    files = sorted(staging.iterdir())
+    older = {file for pattern in MODEL_FILES for file in folder.glob(pattern)} - {folder / file.name for file in files}
+    for file in older:
+        file.unlink()
+    for file in files:
         file.chmod(mode)
         os.replace(file, folder / file.name)
     staging.rmdir()

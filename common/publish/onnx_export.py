@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
 from torch import nn
 
-from ..files import atomic_write
+from ..files import naming
 from ..model.modeling import LabelTreeModel
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -49,6 +51,7 @@ def export_onnx(model: LabelTreeModel, path: str | Path) -> float:
         ValueError: if a package is missing, or the file computes something else than the model.
     """
     check_export_packages()
+    model.set_attn_implementation("eager")  # the fused kinds of some encoders cannot be exported
     wrapped = _LogProbabilities(model.float().cpu()).eval()
     evaluation = model.config.evaluation or {}
     side = evaluation.get("eval_crop") or model.config.backbone["image_size"]
@@ -66,11 +69,16 @@ def export_onnx(model: LabelTreeModel, path: str | Path) -> float:
         verbose=False,
     )
     program.model.metadata_props["hierarchy"] = json.dumps(model.hierarchy.to_dict())
-    with atomic_write(path, "wb") as file:
-        program.save(file.name)  # by name: what is beyond the 2 GB that ONNX allows goes into a second file
-        difference = np.max([_difference(file.name, images[:size], expected) for size in (1, len(images))])
+    path = Path(path)
+    with TemporaryDirectory(prefix=".onnx_", dir=path.parent) as staging, naming(path):
+        made = Path(staging) / path.name
+        program.save(made)  # what is beyond the 2 GB that ONNX allows goes into a second file, which the first names
+        difference = np.max([_difference(str(made), images[:size], expected) for size in (1, len(images))])
         if not difference <= TOLERANCE:
             raise ValueError(f"The ONNX file's log-probabilities differ by up to {difference:.2g} from the model's.")
+        path.with_name(f"{path.name}.data").unlink(missing_ok=True)
+        for file in sorted(Path(staging).iterdir(), reverse=True):  # the second first
+            os.replace(file, path.with_name(file.name))
     return float(difference)
 
 

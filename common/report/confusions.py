@@ -48,12 +48,11 @@ class ConfusionPairs:
 
 
 def class_scores(pairs: ConfusionPairs, level: int) -> pd.DataFrame:
-    """Every class of a level that occurs, by its number: labelled, predicted, right, f1, recall, precision.
+    """Every class of a level, by its number: labelled, predicted, right, f1, recall, precision.
 
-    The first three are counts; a precision without predictions is NaN.
+    The first three are counts; what there is nothing to divide by is NaN.
     """
     scores = pd.DataFrame(dict(zip(("labelled", "predicted", "right"), pairs.per_class(level), strict=True)))
-    scores = scores[scores.labelled > 0]
     return scores.assign(
         f1=2 * scores.right / (scores.labelled + scores.predicted),
         recall=scores.right / scores.labelled,
@@ -61,10 +60,19 @@ def class_scores(pairs: ConfusionPairs, level: int) -> pd.DataFrame:
     )
 
 
+def class_table(pairs: ConfusionPairs) -> pd.DataFrame:
+    """:func:`class_scores` of all levels, with the columns ``level``, ``class`` and ``path``."""
+    tables, hierarchy = {}, pairs.hierarchy
+    for level, name in enumerate(hierarchy.levels):
+        tables[name] = class_scores(pairs, level).set_index(pd.Index(hierarchy.names[level], name="class"))
+        tables[name]["path"] = [" > ".join(path_of(hierarchy, level, index)) for index in range(len(tables[name]))]
+    return pd.concat(tables, names=["level"]).reset_index()
+
+
 def hardest_classes(pairs: ConfusionPairs, level: int, num_classes: int = 15) -> list[Any]:
     """The rows of :func:`class_scores` with the lowest F1, and their ``path``; of equals, the commonest first."""
-    scores = class_scores(pairs, level).sort_values(["f1", "labelled"], ascending=[True, False], kind="stable")
-    scores = scores.head(num_classes)
+    scores = class_scores(pairs, level).query("labelled > 0")
+    scores = scores.sort_values(["f1", "labelled"], ascending=[True, False], kind="stable").head(num_classes)
     paths = [path_of(pairs.hierarchy, level, index) for index in scores.index]
     return list(scores.assign(path=pd.Series(paths, scores.index, dtype=object)).itertuples())
 
@@ -83,7 +91,7 @@ def scores_by_frequency(pairs: ConfusionPairs, train_counts: np.ndarray) -> dict
     Returns:
         Per kind of :data:`FREQUENCIES`: num_classes, labelled, accuracy of images, mean recall and f1 of classes.
     """
-    scores = class_scores(pairs, pairs.hierarchy.num_levels - 1)
+    scores = class_scores(pairs, pairs.hierarchy.num_levels - 1).query("labelled > 0")
     kinds = pd.cut(train_counts[scores.index], [-1, 0, 19, 100, np.inf], labels=list(FREQUENCIES))
     found = scores.groupby(kinds, observed=True).agg(
         num_classes=("labelled", "size"),

@@ -18,10 +18,10 @@ from .figures import new_figure, save_figure, shortened
 
 @dataclass
 class Picture:
-    """An evaluation image with what it shows and what it was predicted as."""
+    """An evaluation image with its name, what it shows and what it was predicted as."""
 
     image: Image.Image
-    row: int
+    name: str
     truth: str
     predicted: str
     probability: float
@@ -35,7 +35,8 @@ def load_pictures(images: ImageRows, hierarchy: Hierarchy, data: ReportData) -> 
         for row, truth, predicted, probability in examples.tolist():
             with suppress(BadSampleError):  # it was readable before
                 image = images.load(int(row), images.encoded([int(row)])[0])
-                pictures[kind].append(Picture(image, int(row), names[int(truth)], names[int(predicted)], probability))
+                shown = (names[int(truth)], names[int(predicted)], probability)
+                pictures[kind].append(Picture(image, images.name(int(row)), *shown))
     return pictures
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,21 @@ class ExampleKeeper:
     Args:
         rows: the evaluation's rows.
         pixels: int64 (rows looked at, leaves) counts of the first of them.
+        name: of a row's image.
         num_examples: how many to keep for their classes.
         num_worst: how many to keep of those with the lowest :func:`mean_recall`.
     """
 
-    def __init__(self, rows: np.ndarray, pixels: np.ndarray, num_examples: int = 8, num_worst: int = 4) -> None:
+    def __init__(
+        self,
+        rows: np.ndarray,
+        pixels: np.ndarray,
+        name: Callable[[int], str],
+        num_examples: int = 8,
+        num_worst: int = 4,
+    ) -> None:
         self.order = choose_for_classes(rows[: len(pixels)], pixels, num_examples)
-        self.num_worst = num_worst
+        self.num_worst, self.name = num_worst, name
         self.found: list[tuple[int, float, MaskExample]] = []  # row, recall
         self.waiting: list[tuple[int, torch.Tensor, Sequence[int], torch.Tensor, torch.Tensor]] = []
 
@@ -102,7 +110,7 @@ class ExampleKeeper:
             if row in self.order or len(worst) < self.num_worst or (recall, row) < (worst[-1][1], worst[-1][0]):
                 image = Image.fromarray(pixels[:, :height, :width].permute(1, 2, 0).cpu().numpy())
                 image = np.asarray(image.resize(truth.shape[::-1], Image.Resampling.BILINEAR))
-                self.found.append((row, recall, MaskExample(image, truth, leaf, f"row {row}")))
+                self.found.append((row, recall, MaskExample(image, truth, leaf, Path(self.name(row)).name)))
                 worst = self._worst(self.found)
                 self.found = [entry for entry in self.found if entry[0] in self.order or entry in worst]
         self.waiting = []
@@ -116,7 +124,7 @@ class ExampleKeeper:
         self._look()
         found = gather_object(self.found) if accelerator.num_processes > 1 else self.found
         chosen = {row: example for row, _, example in found}
-        worst = [replace(entry, name=f"{entry.name}: recall {recall:.0%}") for _, recall, entry in self._worst(found)]
+        worst = [replace(entry, name=f"{recall:.0%} of {entry.name}") for _, recall, entry in self._worst(found)]
         return {"examples": [chosen[row] for row in self.order if row in chosen], "worst": worst}
 
 

@@ -19,6 +19,7 @@ from ..metrics.report_data import REPORT_DATA_FILE, ReportData
 from ..metrics.results import in_words, interval_text, level_rows, path_measures
 from .confusions import (
     ConfusionPairs,
+    class_table,
     confused_pairs,
     find_classes,
     hardest_classes,
@@ -31,6 +32,7 @@ from .summary import RunSummary, as_warning, data_name, shareable, shareable_lin
 
 PLOTS = "plots"
 REPORT_FILE = "report.html"
+CLASSES_FILE = "metrics_per_class.csv"
 
 EXAMPLE_TITLES = {
     "right": "Right",
@@ -103,6 +105,8 @@ def _classes(
         return {"watched": [], "hardest": {}, "frequencies": {}, "confused": [], "examples": {}}
     data = ReportData.load(file)
     pairs, levels = ConfusionPairs(hierarchy, data), list(enumerate(hierarchy.levels))
+    with atomic_write(summary.output_dir / CLASSES_FILE) as table:
+        class_table(pairs).to_csv(table, index=False)
     for level, name in levels:
         draw_confusion(plots / f"confusion_{file_name(name)}.png", pairs, level)
     if data.reliability is not None:
@@ -146,7 +150,7 @@ def thumbnail(picture: Picture) -> dict[str, Any]:
     image, file = picture.image.copy(), io.BytesIO()
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     image.save(file, "JPEG", quality=80, optimize=True)
-    return {**vars(picture), **embedded(file)}
+    return {**vars(picture), "name": shareable(picture.name), **embedded(file)}
 
 
 def percent(value: float | None) -> str:
