@@ -46,7 +46,7 @@ from data_prep.parts.parallel import map_rows, work_folder
 KINDS = {"JPEG", "PNG", "TIFF", "GIF", "BMP", "WEBP"}
 """Of files whose names must not say another of these kinds"""
 
-CRASH = ("crashes the decoder", "decoding it ends the process, or needs too much memory")
+CRASH = {"problems": json.dumps([("crashes the decoder", "decoding it ends the process, or needs too much memory")])}
 
 
 @dataclass
@@ -76,11 +76,6 @@ class Checker:
             return {"problems": json.dumps(problems)}
         finally:
             Image.MAX_IMAGE_PIXELS = limit
-
-    @staticmethod
-    def crashed(row: int) -> dict[str, str]:
-        """The same for a row that ended its process."""
-        return {"problems": json.dumps([CRASH])}
 
     def _image(
         self, rows: ImageRows, row: int, reader: MaskReader | None
@@ -145,7 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             checker = Checker(rows, masks.get(split), reader, args.min_side, args.max_megapixels)
             # 32 rows a chunk, because one that ends its process takes the others along, to be done again
             how = {"num_proc": args.num_proc, "chunk_rows": 32}
-            found = map_rows(checker.check, checker.crashed, range(len(rows)), folder, split, **how)["problems"]
+            found = map_rows(checker.check, lambda row: CRASH, range(len(rows)), folder, split, **how)["problems"]
             problems += [
                 Problem(split, int(number), name, kind, told)
                 for number, name, text in zip(inputs.numbers[split], inputs.image_names(split), found, strict=True)

@@ -101,7 +101,6 @@ def main(argv: Sequence[str] | None = None) -> Path:
     palette = palette_of(tree.leaf_names())
     root = os.path.realpath(args.root) if args.root else ""
     rows = _read_folder(Path(args.root)) if args.root else _read_dataset(args.dataset_name or HUB_ID, palette)
-    rows.frame[SPLIT] = ""
     if args.root:
         check_paths(rows, [IMAGE, MASK], root)
     exclude_listed(rows, args.exclude_rows)

@@ -84,7 +84,7 @@ def test_every_kind_of_trouble(table, tmp_path, num_proc, capsys):
 
 def test_a_row_that_ends_its_process():
     """test_parallel.py has what is around it."""
-    assert json.loads(check_images.Checker.crashed(3)["problems"])[0][0] == "crashes the decoder"
+    assert json.loads(check_images.CRASH["problems"])[0][0] == "crashes the decoder"
 
 
 def test_masks(tmp_path, capsys):

@@ -108,3 +108,11 @@ def test_folders_that_describe_themselves_are_read_by_datasets(tree):
 def test_images_at_another_depth_are_told(tree, caplog):
     root = tree("a/0.jpg", "a/1.jpg", "b/2.jpg", "loose.jpg")
     assert lengths(load_splits(str(root), None, {})) == {"train": 3} and "loose.jpg" in caplog.text
+
+
+def test_some_of_a_sets_shards_beside_its_card(tmp_path):
+    card = "---\ndataset_info:\n  features:\n  - name: kind\n    dtype: string\n  splits:\n  - name: train\n"
+    (tmp_path / "README.md").write_text(card + "    num_bytes: 9999\n    num_examples: 99\n---\n")
+    (tmp_path / "data").mkdir()
+    datasets.Dataset.from_dict({"kind": ["a", "b"]}).to_parquet(tmp_path / "data/train-00000-of-00003.parquet")
+    assert load_splits(str(tmp_path), None, {})["train"]["kind"][:] == ["a", "b"]

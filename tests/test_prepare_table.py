@@ -14,6 +14,8 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import COLORS, LEVELS, PATHS, TILES_TREE, draw_tile, encode
@@ -22,7 +24,8 @@ from PIL import Image
 import train_taxonomy
 from common.data.prepared import find_image_root
 from common.data.problems import Problem, read_problems, write_problems
-from common.data.splits import LabelColumns, check_unseen
+from common.data.rows import ImageRows
+from common.data.splits import LabelColumns, Reading, check_unseen, load_splits
 from common.labels.hierarchy_files import load_hierarchy
 from common.labels.table import hierarchy_from_table
 from data_prep import check_images
@@ -190,6 +193,26 @@ def test_images_in_the_table(fruits, tmp_path):
     assert row["image"]["bytes"] == jpeg(0)
     index = int(Path(row["image"]["path"]).stem)
     assert row["species"] == PATHS[index // 2 % 6][2]
+
+
+@pytest.mark.parametrize("kind", ["large", "view", "struct"])
+def test_shards_as_polars_and_others_write_them(tmp_path, kind):
+    """Images as large or viewed bytes, and a pattern for all shards of the set."""
+    text, content = (pa.string_view(), pa.binary_view()) if kind != "large" else (pa.large_string(), pa.large_binary())
+    for shard in range(2):
+        names = pa.array([f"{at}.jpg" for at in range(6)], text)
+        images = pa.array([jpeg(at) for at in range(6)], content)
+        cells = pa.StructArray.from_arrays([images, names], ["bytes", "path"]) if kind == "struct" else images
+        table = pa.table({"file": cells, "species": pa.array([PATHS[at][2] for at in range(6)], text)})
+        pq.write_table(table, tmp_path / f"train-0000{shard}-of-00002.parquet")
+    words = ["--table", str(tmp_path / "train-*.parquet"), "--image_column", "file", "--level_columns", "species"]
+    words += ["--num_proc", "1", "--test_share", "0", "--output_dir", str(tmp_path / "out")]
+    train = datasets.load_from_disk(str(main(words)))["train"].cast_column("image", datasets.Image(decode=False))
+    assert len(train) >= 6 and set(train["species"]) == {path[2] for path in PATHS}
+    for row in train:
+        assert row["image"]["bytes"] == jpeg([path[2] for path in PATHS].index(row["species"]))
+    rows = load_splits("", None, {"train": str(tmp_path / "train-*.parquet")}, Reading(images=["file"]))["train"]
+    assert len(ImageRows(rows, "file", "train").encoded([3])[0]) == len(jpeg(3))
 
 
 def test_trains(fruits, tmp_path):

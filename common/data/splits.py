@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets.fingerprint import Hasher
 
 from ..files import retried
@@ -82,7 +82,9 @@ def load_splits(
         elif not folder.exists() and name.startswith((".", "/", "~")):
             raise ValueError(f"No data set at {name} (--dataset_name).")
         else:
-            splits = (None if config else _load_image_folder(folder)) or load_dataset(name, config)
+            splits = None if config else _load_image_folder(folder)
+            checks = "no_checks" if folder.is_dir() else None  # only some of the shards may be here
+            splits = splits or load_dataset(name, config, verification_mode=checks)
     except (OSError, RuntimeError, ConnectionError) as error:
         raise ValueError(
             f"Cannot load the data set {name!r} (--dataset_name): {str(error).splitlines()[0]}"
@@ -127,8 +129,9 @@ def open_table(file: str | Path, reading: Reading, what: str = "table") -> tuple
     """The rows of a table file, and the file as it was read; ValueError if it does not exist or cannot be read."""
     check_table_file(file, what)
     if Path(file).suffix.lower() == ".parquet":
+        pattern = glob.escape(str(file)) if Path(file).is_file() else str(file)
         try:  # datasets copies the file to memory-mapped Arrow once, so that workers can open it anywhere
-            rows = load_dataset("parquet", data_files={"rows": glob.escape(str(file))}, split="rows")
+            rows = load_dataset("parquet", data_files={"rows": pattern}, split="rows")
         except Exception as error:  # datasets wraps whatever the parser said
             raise ValueError(f"Cannot read the {what} {file}: {error.__cause__ or error}") from error
         table = TextTable(rows.data.table, np.arange(len(rows)))
@@ -142,6 +145,11 @@ def open_table(file: str | Path, reading: Reading, what: str = "table") -> tuple
 
 def _settle_cells(dataset: Dataset, reading: Reading, where: str) -> tuple[Dataset, list[str]]:
     """The rows with words that mean blank as null, and with paths as they are here; and what to tell about it."""
+    for name, feature in dataset.features.items():
+        if str(feature) in ("Value('string_view')", "Value('binary_view')"):  # as Polars writes Parquet
+            dataset = dataset.cast_column(name, Value(feature.dtype.removesuffix("_view")))
+        if name in reading.images and dataset.features[name] in (Value("binary"), Value("large_binary")):
+            dataset = dataset.cast_column(name, Image())
     names = [name for name, feature in dataset.features.items() if feature in (Value("string"), Value("large_string"))]
     cells = dataset.select_columns(names).with_format("arrow")[:]
     changed, blanks = {}, {}

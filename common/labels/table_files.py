@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
 import json
 from collections import Counter
@@ -71,7 +72,7 @@ def check_table_file(path: str | Path, what: str = "table") -> None:
     """ValueError if a table does not exist, or is none by its ending."""
     if Path(path).suffix.lower() not in TABLE_ENDINGS:
         raise ValueError(f"The {what} {path} is none of {', '.join(TABLE_ENDINGS)}, by its ending.")
-    if not Path(path).is_file():
+    if not (Path(path).is_file() or glob.glob(str(path))):
         raise ValueError(f"The {what} {path} does not exist.")
 
 

@@ -55,7 +55,8 @@ def describe(rows: pd.DataFrame, stored: pd.DataFrame, content: Content, tree: H
         facts["levels"] = _label_counts(rows, tree)
     pixels = sum((Counter(json.loads(text)) for text in stored["pixels"]), Counter())
     if pixels:
-        facts["pixels"] = _pixel_counts(pixels, tree)
+        names = dict(enumerate(tree.leaf_names())) if tree else {}
+        facts["pixels"] = {names.get(int(value), value): pixels[value] for value in sorted(pixels, key=int)}
     sizes = stored[["width", "height"]].agg(["min", "max"])
     facts["image_sizes"] = {f"{which}_{side}": int(sizes[side][which]) for side in sizes for which in sizes.index}
     if stored["num_bytes"].any():
@@ -78,11 +79,6 @@ def _label_counts(part: pd.DataFrame, tree: Hierarchy) -> dict[str, Any]:
             "counts": counts,
         }
     return found
-
-
-def _pixel_counts(pixels: Mapping[str, int], tree: Hierarchy | None) -> dict[str, int]:
-    names = dict(enumerate(tree.leaf_names())) if tree else {}
-    return {names.get(int(value), value): pixels[value] for value in sorted(pixels, key=int)}
 
 
 def write_card(
