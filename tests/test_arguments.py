@@ -82,12 +82,13 @@ def test_every_option_is_in_one_group(script):
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_no_option_is_dead(script):
-    """The script or what it shares reads it."""
+    """The script or what it shares reads it, as an attribute or by its name."""
     sources = [ROOT / script, *ROOT.glob("common/**/*.py")]
-    text = "".join(path.read_text(encoding="utf-8") for path in sources)
-    read = set(re.findall(r"\b(?:args|arguments|self)\.(?!args\b)(\w+)\b", text)) | set(
-        re.findall(r"(?:options\[|found\()\"(\w+)\"", text)
-    )
+    texts = {path: path.read_text(encoding="utf-8") for path in sources}
+    named = {
+        name for path, text in texts.items() if path.parent.name != "options" for name in re.findall(r'"(\w+)"', text)
+    }
+    read = named | set(re.findall(r"\b(?:args|arguments|self)\.(?!args\b)(\w+)\b", "".join(texts.values())))
     assert set(OPTIONS[script]) <= read
 
 
