@@ -1,8 +1,8 @@
 """From "resume at step k" to the first batch: ours, ``skip_first_batches``, and replaying batches; in turns.
 
-The input side of resuming, on a table of FungiTastic's size (433,702 rows over 256 drawn JPEG files of 300 px), in
-batches of 32, without worker processes. Loading the weights does not depend on k and is left out. Also checked: is the
-batch the one that an uninterrupted run would have had at that step?
+The input side of resuming, on a table of FungiTastic's size (433,702 rows over 256 drawn JPEG files of 300 px) or
+another one, in batches of 32, without worker processes. Loading the weights does not depend on k and is left out. Also
+checked: is the batch the one that an uninterrupted run would have had at that step?
 
     python benchmarks/resume_time.py --rounds 5
 """
@@ -10,6 +10,7 @@ batch the one that an uninterrupted run would have had at that step?
 from __future__ import annotations
 
 import itertools
+import resource
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -26,17 +27,18 @@ from torch.utils.data import DataLoader
 from common.data.rows import ImageRows, Samples, collate, make_loader
 from common.data.sampling import GlobalBatchSampler
 
-NUM_ROWS, BATCH = 433_702, 32
+BATCH = 32
 
 
 def main() -> None:
     parser = command_line(__doc__, rounds=5)
+    parser.add_argument("--rows", type=int, default=433_702)
     parser.add_argument("--steps", type=int, nargs="+", default=[100, 10_000])
     parser.add_argument("--replay_up_to", type=int, default=100, help="replaying takes minutes per thousand steps")
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="resume_time_") as folder:
-        images = make_images(Path(folder) / "images")
+        images = make_images(Path(folder) / "images", options.rows)
         for step in options.steps:
             ways = {"ours": ours, "skip_first_batches": skipped, "replay": replayed}
             if step > options.replay_up_to:
@@ -48,18 +50,19 @@ def main() -> None:
     print("ours: the batch of an uninterrupted run:", "yes" if at_10[ours][0] == uninterrupted else "NO")
     same = at_10[skipped][0] == at_10[skipped][1]
     print("skip_first_batches over a shuffling loader: twice the same batch:", "yes" if same else "NO")
+    print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 
 
-def make_images(folder: Path) -> Samples:
+def make_images(folder: Path, num_rows: int) -> Samples:
     """Many rows over few files, opened as the trainer opens them."""
     names = [file.name for file in drawn(folder, 300, 256)]
-    table = Dataset.from_dict({"image": [names[row % len(names)] for row in range(NUM_ROWS)]})
+    table = Dataset.from_dict({"image": [names[row % len(names)] for row in range(num_rows)]})
     rows = ImageRows(table, "image", "train", folder)
-    return Samples(rows, np.arange(NUM_ROWS), plain_transform(), np.zeros((NUM_ROWS, 1), dtype=np.int64))
+    return Samples(rows, np.arange(num_rows), plain_transform(), np.zeros((num_rows, 1), dtype=np.int64))
 
 
 def ours(images: Samples, step: int) -> Iterator[dict]:
-    sampler = GlobalBatchSampler(NUM_ROWS, BATCH, BATCH, num_epochs=2)
+    sampler = GlobalBatchSampler(len(images), BATCH, BATCH, num_epochs=2)
     sampler.load_state_dict({"epoch": step // sampler.steps_per_epoch, "samples_seen": step * BATCH})
     return iter(make_loader(images, sampler, 0, False))
 
