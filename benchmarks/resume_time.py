@@ -67,21 +67,13 @@ def ours(images: Samples, step: int) -> Iterator[dict]:
     return iter(make_loader(images, sampler, 0, False))
 
 
-class Unkeyed(torch.utils.data.Dataset):
+def shuffling(images: Samples) -> DataLoader:
     """The same samples by row number, as other loaders ask for them."""
 
-    def __init__(self, images: Samples) -> None:
-        self.images = images
+    def load(rows: list[int]) -> dict:
+        return collate(images.__getitems__([(0, row) for row in rows]))
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitems__(self, rows: list[int]) -> list[dict]:
-        return self.images.__getitems__([(0, row) for row in rows])
-
-
-def shuffling(images: Samples) -> DataLoader:
-    return DataLoader(Unkeyed(images), batch_size=BATCH, shuffle=True, collate_fn=collate)
+    return DataLoader(range(len(images)), batch_size=BATCH, shuffle=True, collate_fn=load)
 
 
 def skipped(images: Samples, step: int) -> Iterator[dict]:

@@ -143,10 +143,6 @@ def _frame(around: Image.Image, kind: str, rng: np.random.Generator) -> None:
     for far, light, shift in rings:
         near = PADDING - far + shift
         draw.rectangle((near, near, *(size - 1 - near + 2 * shift).tolist()), tone(base, light))
-    if kind == "album":
-        for sign in ((1, 1), (-1, 1), (1, -1), (-1, -1)):
-            corner = (size / 2 - PADDING + 7 - [(0, 0), (44, 0), (0, 44)]) * sign + size / 2
-            draw.polygon(corner.ravel().tolist(), (214, 196, 158))
 
 
 def _view(artwork: Artwork, shot: Shot, rng: np.random.Generator) -> tuple[tuple[int, int], Pen]:

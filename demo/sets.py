@@ -180,11 +180,10 @@ def make_artworks(output_dir: str | Path, *, num_train: int = 400, num_validatio
         gallery = Gallery(seed)
         drawn = {split: _draw_photographs(split, plan, gallery, seed) for split, plan in plans.items()}
         shutil.copyfile(HIERARCHY, target / "hierarchy.yaml")
-        pixels = [counts.sum(0) for _, counts in drawn.values()]
-        seen = [np.count_nonzero(counts, 0) for _, counts in drawn.values()]
-        cells = [[f"{100 * count[value] / count.sum():.2f}" for count in pixels] for value in range(len(CLASSES))]
-        cells = [[*cell, *(str(count[value]) for count in seen)] for value, cell in enumerate(cells)]
-        lines = [f"| {value} | {CLASSES[value]} | {' | '.join(cell)} |" for value, cell in enumerate(cells)]
+        counts = [counts for _, counts in drawn.values()]
+        columns = [[f"{share:.2f}" for share in 100 * count.sum(0) / count.sum()] for count in counts]
+        columns += [map(str, np.count_nonzero(count, 0)) for count in counts]
+        lines = [f"| {' | '.join(cells)} |" for cells in zip(map(str, range(16)), CLASSES, *columns, strict=True)]
         numbers = {"artworks": sum(map(len, plans.values())), "background": BACKGROUND, "table": "\n".join(lines)}
         return {split: rows for split, (rows, _) in drawn.items()}, "readme_artworks.md", numbers
 

@@ -292,16 +292,17 @@ def test_a_truncated_jpeg_is_an_error():
 
 def test_only_large_jpegs_are_decoded_smaller():
     image = EncodedImage(jpeg(photo(1201, 803)))
-    assert image.reduction_for((448, 448), (224, 224)) == 2 and image.reduction_for((447, 900), (224, 224)) == 1
+    assert image.reduction_for((896, 896), (224, 224)) == 2 and image.reduction_for((895, 900), (224, 224)) == 1
     assert image.reduction_for((900, 900), (112, 112)) == 4 and image.reduction_for((900, 900), (56, 56)) == 8
+    assert image.reduction_for((900, 900), (112, 112), leaves=6) == 1
     assert png(photo(1000, 800)).reduction_for((900, 900), (100, 100)) == 1
 
 
 @pytest.mark.parametrize("size", [(601, 403), (600, 400)])
 @pytest.mark.parametrize("exif", [Image.Exif(), ROTATED], ids=["upright", "rotated"])
 def test_decoding_smaller_changes_little(exif, size):
-    """Against the whole image, less than a grey level on average, in the same crop."""
-    for side in [22, 45, 96]:
+    """Against the whole image, in the same crop: at most 1.5 grey levels on average, 0.3 in evaluation."""
+    for side in [16, 22, 45]:
         scene = np.asarray(photo(600, 400).resize(size, box=(0, 0, 75, 50)))
         noise = np.random.default_rng(0).normal(0, 4, scene.shape)
         data = jpeg(Image.fromarray((scene + noise).clip(0, 255).astype(np.uint8)), quality=95, exif=exif)
@@ -314,7 +315,8 @@ def test_decoding_smaller_changes_little(exif, size):
                     got = transform(EncodedImage(data))
                 with counted_randomness(0, 0, index):
                     expected = transform(whole)
-                assert (got.int() - expected.int()).abs().float().mean() < 1
+                difference = (got.int() - expected.int()).abs().float().mean()
+                assert difference < (1.5 if transform is train else 0.3)
 
 
 @pytest.mark.parametrize(

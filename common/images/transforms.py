@@ -89,7 +89,7 @@ class EvaluationTransform:
         sides = [self.side, self.side]
         if self.keep_shape:
             sides = [int(self.side * length / min(image.shape)) for length in image.shape]
-        return self.crop(image.resized((0, 0, *image.shape), sides, self.how))
+        return self.crop(image.resized((0, 0, *image.shape), sides, self.how, leaves=6))
 
 
 class Normalize(torch.nn.Module):
