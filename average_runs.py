@@ -43,8 +43,7 @@ from common.run.setup import make_sampler
 
 logger = logging.getLogger(__name__)
 
-BATCHES = 200
-"""At most so many training batches tell the averaged model's BatchNorm statistics"""
+BATCHES = 200  # at most so many training batches tell the averaged model's BatchNorm statistics
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -109,7 +108,6 @@ def check_architectures(folders: Sequence[str], models: Sequence[LabelTreeModel]
             raise ValueError(f"{folder} has another architecture than {folders[0]} ({name}): they have no average.")
 
 
-@torch.no_grad()
 def average(models: Sequence[LabelTreeModel]) -> LabelTreeModel:
     """A new model with the mean of the weights and buffers, summed in float64; counters are the first model's."""
     states = [model.state_dict() for model in models]

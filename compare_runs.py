@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from common.files import atomic_write
+from common.files import atomic_write, read_history
 from common.metrics.results import cell, flatten, in_words
 from common.report.figures import DPI, GREY, save_figure, shortened
+from common.run.command import run
 
 # Options that name things of a run, or how it was carried out, rather than what it was.
 # fmt: off
@@ -40,7 +40,8 @@ UNIMPORTANT = {
 def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     """Print and write the comparison; returns the table as numbers, with a row for each run or group.
 
-    With ``--group_by`` the columns are (metric, ``mean`` or ``std``) and ``("runs", "")``.
+    With ``--group_by`` the columns are (metric, ``mean`` or ``std``) and ``("runs", "")``. Raises ValueError for
+    anything that the user can fix.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="Output folder of a finished run.")
@@ -50,23 +51,41 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--metrics", nargs="+", metavar="NAME", help="Entries of eval in all_results.json.")
     parser.add_argument("--output_dir", default="comparison", help="Folder for the table and the plot.")
     args = parser.parse_args(argv)
-    try:
-        results, options, history = read_runs(args.folders)
-        metrics = choose_metrics(results, args.metrics)
-        table = make_table(results.reindex(columns=metrics).astype(float), options, args.group_by)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    results, options, history = read_runs(args.folders)
+    metrics = choose_metrics(results, args.metrics)
+    for option in args.group_by:
+        if option not in options:
+            raise ValueError(f"--group_by {option}: no run has that option; see args.yaml of a run")
+
+    # ---- the table, as numbers and as text
+    table = results.reindex(columns=metrics).astype(float)
+    means, deviations, rows = table, None, options.index
+    if args.group_by:
+        groups = table.groupby([options[option] for option in args.group_by], sort=False)
+        table = groups.agg(["mean", "std"])
+        means, deviations = table.xs("mean", axis=1, level=1), table.xs("std", axis=1, level=1)
+        table["runs"] = groups.size()
+        shown = table.index.to_frame(index=False).assign(runs=table["runs"].tolist())
+        rows = options[args.group_by].agg(" ".join, axis=1)
+    else:
+        differing = [name for name in options if name not in UNIMPORTANT and options[name].nunique() > 1]
+        shown = options[differing].rename_axis("run").reset_index()
+    for name in metrics:
+        numbers = zip(*(frame[name] for frame in (means, deviations) if frame is not None), strict=True)
+        shown[title(name)] = [" ± ".join(text(name, x) for x in pair if x == x) or "-" for pair in numbers]
+    print(shown.to_string(index=False))
+
+    # ---- files
     folder = Path(args.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    shown = printable(table, options, metrics, args.group_by)
-    print(shown.to_string(index=False))
     columns = [" ".join(filter(None, column)) if isinstance(column, tuple) else column for column in table]
     with atomic_write(folder / "comparison.csv") as file:
         table.set_axis(columns, axis=1).to_csv(file)
+    lines = [list(shown.columns), ["---"] * len(shown.columns), *shown.values.tolist()]
     with atomic_write(folder / "comparison.md") as file:
-        file.write(markdown(shown))
-    rows = options[args.group_by].agg(" ".join, axis=1) if args.group_by else options.index
-    draw(folder / "comparison.png", table, metrics, list(rows), history)
+        for line in lines:
+            file.write("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n")
+    draw(folder / "comparison.png", means, deviations, list(rows), history)
     print(f"\nThe same is in {folder}: comparison.csv, comparison.md, comparison.png.")
     return table
 
@@ -86,33 +105,25 @@ def read_runs(folders: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, list[
     twice = sorted({str(path) for path in paths if paths.count(path) > 1})
     if twice:
         raise ValueError(f"given twice: {', '.join(twice)}")
+    results, options, histories = [], [], []
+    for folder in paths:
+        try:
+            content = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
+            results.append(dict(flatten(content["eval"])))
+            options.append(dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))))
+            histories.append(read_history(folder / "history.jsonl"))
+        except FileNotFoundError as error:
+            missing = Path(error.filename).name
+            raise ValueError(
+                f"{folder} holds no {missing}: not an output folder, or the run has not finished"
+            ) from None
+        except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
+            raise ValueError(f"{folder}: its results cannot be read ({type(error).__name__}: {error})") from None
     common = Path(os.path.commonpath(paths)) if len(paths) > 1 else paths[0].parent
     names = [str(path.relative_to(common)) if path != common else path.name for path in paths]
-    results, options, history = zip(*map(read_run, paths), strict=True)
-    text = pd.DataFrame(list(options), index=names, dtype=object).map(option_text)
-    return pd.DataFrame(list(results), index=pd.Index(names, name="run")), text, list(history)
-
-
-def read_run(folder: Path) -> tuple[dict[str, float | None], dict[str, Any], list[dict[str, Any]]]:
-    """Results, options and history of a run; ValueError if it has not finished, or its files are damaged."""
-    try:
-        content = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-        options = yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))
-        history = folder / "history.jsonl"
-        lines = history.read_text(encoding="utf-8").splitlines() if history.is_file() else []
-        return dict(flatten(content["eval"])), dict(options), [json.loads(line) for line in lines]
-    except FileNotFoundError as error:
-        missing = Path(error.filename).name
-        raise ValueError(f"{folder} holds no {missing}: not an output folder, or the run has not finished") from None
-    except (ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"{folder}: its results cannot be read ({type(error).__name__}: {error})") from None
-
-
-def option_text(value: Any) -> str:
-    """An option's value as text; ``-`` for ``None``, and where a run lacks the option."""
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "-" if value is None or value != value else str(value)  # pandas fills gaps with NaN
+    table = pd.DataFrame(options, index=names, dtype=object).fillna("-")
+    table = table.map(lambda value: " ".join(map(str, value)) if isinstance(value, list) else str(value))
+    return pd.DataFrame(results, index=pd.Index(names, name="run")), table, histories
 
 
 def choose_metrics(results: pd.DataFrame, asked: Sequence[str] | None) -> list[str]:
@@ -133,36 +144,7 @@ def choose_metrics(results: pd.DataFrame, asked: Sequence[str] | None) -> list[s
     return list(asked)
 
 
-# ---- tables
-
-
-def make_table(numbers: pd.DataFrame, options: pd.DataFrame, group_by: Sequence[str]) -> pd.DataFrame:
-    """The numbers of each run, or mean and deviation of the runs that agree in ``group_by``; see :func:`main`."""
-    for option in group_by:
-        if option not in options:
-            raise ValueError(f"--group_by {option}: no run has that option; see args.yaml of a run")
-    if not group_by:
-        return numbers
-    groups = numbers.groupby([options[option] for option in group_by], sort=False)
-    table = groups.agg(["mean", "std"])
-    table["runs"] = groups.size()
-    return table
-
-
-def printable(
-    table: pd.DataFrame, options: pd.DataFrame, metrics: Sequence[str], group_by: Sequence[str]
-) -> pd.DataFrame:
-    """The table as text: shares in percent, and deviations where there are several runs."""
-    if group_by:
-        shown = table.index.to_frame(index=False)
-        shown["runs"] = table["runs"].tolist()
-    else:
-        differing = [name for name in options if name not in UNIMPORTANT and options[name].nunique() > 1]
-        shown = options[differing].rename_axis("run").reset_index()
-    for name in metrics:
-        cells = zip(table[name]["mean"], table[name]["std"], strict=True) if group_by else [(x,) for x in table[name]]
-        shown[title(name)] = [" ± ".join(text(name, x) for x in cell if x == x) or "-" for cell in cells]
-    return shown
+# ---- names and numbers for people
 
 
 def title(metric: str) -> str:
@@ -180,37 +162,42 @@ def text(metric: str, value: float) -> str:
     return f"{value:.4f}" if measure(metric) == "loss" else cell(measure(metric), value)
 
 
-def markdown(shown: pd.DataFrame) -> str:
-    """The table in Markdown."""
-    rows = [list(shown.columns), ["---"] * len(shown.columns), *shown.values.tolist()]
-    return "".join("| " + " | ".join(str(value).replace("|", "\\|") for value in row) + " |\n" for row in rows)
-
-
 # ---- the plot
 
 
 def draw(
     path: Path,
-    table: pd.DataFrame,
-    metrics: Sequence[str],
+    means: pd.DataFrame,
+    deviations: pd.DataFrame | None,
     rows: Sequence[str],
-    history: Sequence[list[dict[str, Any]]],
+    histories: Sequence[list[dict[str, Any]]],
 ) -> None:
     """Write a PNG: every metric that is a share, and the last level's over the steps of training.
 
-    ``rows`` names the row of the table that each run belongs to.
+    ``rows`` names the row of the tables that each run belongs to.
     """
-    shares = [name for name in metrics if measure(name) not in ("loss", "ece", "hierarchical_distance")]
-    shares = [name for name in shares if not measure(name).startswith("num_")]
-    labels = [" ".join(key) if isinstance(key, tuple) else key for key in table.index]
+    no_shares = ("loss", "ece", "hierarchical_distance")
+    shares = [name for name in means if measure(name) not in no_shares and not measure(name).startswith("num_")]
+    labels = [" ".join(key) if isinstance(key, tuple) else key for key in means.index]
     figure = Figure((12, 4.6), dpi=DPI, layout="constrained")
     left, right = figure.subplots(1, 2)
-    _draw_metrics(left, table, shares, labels)
+    for row, label in enumerate(labels):
+        place = np.arange(len(shares)) + 0.5 * ((row + 0.5) / len(labels) - 0.5)
+        spread = None if deviations is None else 100 * deviations[shares].iloc[row].fillna(0)
+        points = 100 * means[shares].iloc[row]
+        left.errorbar(place, points, spread, fmt="o", capsize=3, label=shortened(label, 40))
+    left.set_xticks(range(len(shares)), [shortened(title(name), 28) for name in shares], rotation=35, ha="right")
+    left.set_ylabel("percent")
     main = [name for name in shares if name.startswith("levels.") and measure(name) == measure(shares[0])]
-    _draw_history(right, (main or shares or list(metrics))[-1], [labels.index(row) for row in rows], history)
-    handles = left.get_legend_handles_labels()
-    if handles[0]:
-        figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False, fontsize=8)
+    metric = (main or shares or list(means))[-1]
+    for row, lines in zip(rows, histories, strict=True):
+        points = pd.DataFrame(lines, columns=["global_step", f"eval/{metric}"]).dropna().groupby("global_step").last()
+        right.plot(points, ".-", color=f"C{labels.index(row) % 10}", linewidth=1.2)
+    if not any(len(line.get_xdata()) for line in right.lines):
+        right.text(0.5, 0.5, "nothing recorded", color=GREY, ha="center", transform=right.transAxes)
+    right.set_title(f"{title(metric)} during training", fontsize=10)
+    right.set_xlabel("step")
+    figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False, fontsize=8)
     for axes in (left, right):
         axes.grid(color="#e5e5e5", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
@@ -218,32 +205,5 @@ def draw(
     save_figure(figure, path)
 
 
-def _draw_metrics(axes: Axes, table: pd.DataFrame, shares: Sequence[str], labels: Sequence[str]) -> None:
-    """A point per metric and row of the table, with the deviation over runs."""
-    grouped = table.columns.nlevels > 1
-    means, deviations = (table.xs(key, axis=1, level=1) if grouped else table for key in ("mean", "std"))
-    for row, label in enumerate(labels):
-        place = np.arange(len(shares)) + 0.5 * ((row + 0.5) / len(labels) - 0.5)
-        spread = 100 * deviations[shares].iloc[row].fillna(0) if grouped else None
-        axes.errorbar(
-            place, 100 * means[shares].iloc[row], spread, fmt="o", capsize=3 * grouped, label=shortened(label, 40)
-        )
-    axes.set_xticks(range(len(shares)), [shortened(title(name), 28) for name in shares], rotation=35, ha="right")
-    axes.set_ylabel("percent")
-
-
-def _draw_history(axes: Axes, metric: str, rows: Sequence[int], history: Sequence[list[dict[str, Any]]]) -> None:
-    """A line per run, in the colour of its row."""
-    key = f"eval/{metric}"
-    for row, lines in zip(rows, history, strict=True):
-        points = sorted({line["global_step"]: line[key] for line in lines if line.get(key) is not None}.items())
-        if points:
-            axes.plot(*np.array(points, dtype=float).T, ".-", color=f"C{row % 10}", linewidth=1.2)
-    if not axes.lines:
-        axes.text(0.5, 0.5, "nothing recorded", color=GREY, ha="center", transform=axes.transAxes)
-    axes.set_title(f"{title(metric)} during training", fontsize=10)
-    axes.set_xlabel("step")
-
-
 if __name__ == "__main__":
-    main()
+    run(main)

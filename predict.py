@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from common.options.arguments import changed, groups_of, parse_command
-from common.options.prediction import WORDS, PredictArguments
+from common.options.prediction import FORMATS, OBJECT_FORMATS, WORDS, PredictArguments
 from common.run.command import run
 
 if __name__ == "__main__":  # --help and wrong options are answered before torch is imported, which takes seconds
@@ -114,6 +114,9 @@ def make_predictor(
         logger.warning("%s", line)
     if not evaluation or "decoding" not in evaluation:
         raise ValueError(f"{args.model} was written by an earlier version, without its evaluation settings.")
+    wrong = set(args.format) - ({"csv", *OBJECT_FORMATS} if dense else set(FORMATS))
+    if wrong:
+        raise ValueError(f"--format {' '.join(sorted(wrong))} is not for this kind of model.")
     known = MASK_VIEWS if dense else IMAGE_VIEWS
     if args.tta and args.tta not in known:
         raise ValueError(f"--tta of this kind of model is one of {', '.join(known)}, not {args.tta}.")

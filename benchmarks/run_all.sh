@@ -7,7 +7,7 @@ for benchmark in input segmentation_loss metrics loop evaluation checkpoint_stal
     python "benchmarks/$benchmark.py" "$@"
 done
 echo "## find_leaks"
-python benchmarks/find_leaks.py
+python -m pytest -s -n 0 -m slow tests/test_find_leaks.py -k made_up
 folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 echo "## prepare_scale"

@@ -13,11 +13,10 @@ in train. Writes folds.json, too: how many rows, groups and classes each part ha
 
 from __future__ import annotations
 
-import argparse
-import json
 import re
 import shutil
 import sys
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,13 +25,14 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import numpy as np
+import pandas as pd
 
+from common.data.drawing import draw_splits, number_groups
 from common.data.prepared import write_selection
-from common.files import atomic_folder
+from common.files import atomic_folder, write_json
 from common.labels.hierarchy_files import load_hierarchy
 from common.run.command import run
-from data_prep.parts.columns import SPLITS
-from data_prep.parts.grouping import AUGMENTED, divide_groups, number_classes, number_groups, split_augmented
+from data_prep.parts.columns import AUGMENTED, SPLITS
 from data_prep.parts.inputs import Inputs, hierarchy_beside, input_parser, open_inputs
 
 NOWHERE = -1
@@ -52,7 +52,8 @@ def make_folds(
 
     Args:
         groups: int (rows,), the number of each row's group; a group is in one part of a fold only.
-        classes: int (rows,), to be spread evenly.
+        classes: int (rows,), to be spread evenly. Of those that training lacks, validation has no rows, and the test
+            part of a random fold neither: no model can know them. A value that is left out is tested whole.
         augmented: bool (rows,); such rows are in train or nowhere.
         values: a value a row; each is the test part of a fold, but for blank ones.
         num_folds: without values, the number of random folds.
@@ -74,67 +75,24 @@ def make_folds(
         num_groups = len(np.unique(groups))
         if not num_folds or not 2 <= num_folds <= num_groups:
             raise ValueError(f"{num_folds} folds of {num_groups} groups: it takes at least 2, and a group for each.")
-        part = divide_groups(groups, classes, [1] * num_folds, seed)[groups]
+        part = draw_splits(groups, classes, (1 / num_folds,) * (num_folds - 1), seed)
         tests = {str(fold): part == fold for fold in range(num_folds)}
-    folds = {}
+    folds, (train, validation, heldout) = {}, range(len(SPLITS))
     for number, (name, test) in enumerate(tests.items()):
-        reaching = np.isin(groups, groups[test]) & ~test
-        rest = np.flatnonzero(~test & ~reaching)
-        parts = np.full(len(groups), NOWHERE)
-        parts[test] = SPLITS.index("test")
+        rest = np.flatnonzero(~np.isin(groups, groups[test]))
+        parts = np.where(test, heldout, NOWHERE)
         own, numbered = np.unique(groups[rest], return_inverse=True)
         if len(own) >= 2:
-            shares = [1 - validation_share, validation_share]
-            parts[rest] = divide_groups(numbered, classes[rest], shares, seed + number)[numbered]
-        parts[augmented & (parts != SPLITS.index("train"))] = NOWHERE
+            share = max(validation_share, 1 / len(own))  # one group at least
+            parts[rest] = draw_splits(numbered, classes[rest], (share,), seed + number)
+        parts[augmented & (parts != train)] = NOWHERE
+        unknown = ~np.isin(classes, classes[parts == train])
+        parts[unknown & ((parts == validation) | ((parts == heldout) & (values is None)))] = NOWHERE
         missing = [split for index, split in enumerate(SPLITS) if not (parts == index).any()]
         if missing:
             raise ValueError(f"Fold {name}: nothing is left for {' and '.join(missing)}; there are too few groups.")
         folds[name] = parts
     return folds
-
-
-def folder_name(column: str | None, value: str) -> str:
-    """A fold's folder, such as ``content_Line_art``: what a file system may not allow becomes an underscore."""
-    return "_".join(re.sub(r"[^A-Za-z0-9-]+", "_", part) for part in (column or "fold", value))
-
-
-def write_folds(inputs: Inputs, folds: dict[str, np.ndarray], hierarchy: Path | None, summary: dict[str, Any]) -> None:
-    """Write a folder per fold, and folds.json, in one step.
-
-    Args:
-        inputs: the data set.
-        folds: folder name -> part of each row, see :func:`make_folds`.
-        hierarchy: file with the label tree, copied into each fold.
-        summary: what folds.json holds.
-    """
-    source = inputs.source()
-    places = [(split, int(number)) for split, numbers in inputs.numbers.items() for number in numbers]
-    with atomic_folder(inputs.args.output_dir) as folder:
-        for name, parts in folds.items():
-            fold = folder / name
-            fold.mkdir()
-            rows = {split: [places[row] for row in np.flatnonzero(parts == i)] for i, split in enumerate(SPLITS)}
-            write_selection(fold, source, rows)
-            if hierarchy:
-                shutil.copyfile(hierarchy, fold / f"hierarchy{hierarchy.suffix}")
-        (folder / "folds.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
-
-
-def describe_folds(folds: dict[str, np.ndarray], groups: np.ndarray, classes: np.ndarray) -> dict[str, Any]:
-    """Rows, groups and classes of each part, and how many rows are in no part."""
-    return {
-        name: {
-            split: {
-                "num_rows": int((parts == index).sum()),
-                "num_groups": len(np.unique(groups[parts == index])),
-                "num_classes": len(np.unique(classes[parts == index])),
-            }
-            for index, split in enumerate(SPLITS)
-        }
-        | {"num_rows_left_out": int((parts == NOWHERE).sum())}
-        for name, parts in folds.items()
-    }
 
 
 def _read(inputs: Inputs, column: str | None) -> list[Any] | None:
@@ -146,10 +104,13 @@ def _groups(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Number of each row's group, and whether it is an augmented copy."""
     args, num_rows = inputs.args, sum(map(len, inputs.splits.values()))
     ids, groups = _read(inputs, args.id_column), _read(inputs, args.group_column)
-    originals, augmented = split_augmented(ids or groups or [None] * num_rows, args.augmented_pattern)
-    if not (ids and groups):
-        return number_groups(originals), augmented
-    numbers = number_groups(split_augmented(groups, args.augmented_pattern)[0])
+    names = [name or "" for name in ids or groups or [None] * num_rows]
+    augmented = np.array([bool(re.search(args.augmented_pattern, name)) for name in names])
+    originals, owners = (
+        [re.sub(args.augmented_pattern, "", name or "") or None for name in column]
+        for column in (names, groups or names)
+    )
+    numbers = number_groups(owners)
     first: dict[str, int] = {}
     for name, number in zip(originals, numbers, strict=True):
         if name and first.setdefault(name, number) != number:
@@ -157,7 +118,8 @@ def _groups(inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     return numbers, augmented
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line. Raises ValueError for anything that the user can fix."""
     parser = input_parser(__doc__, groups=True)
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--leave_out", metavar="COLUMN", help="a fold for each value of this column")
@@ -169,12 +131,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--hierarchy", help="label tree for the folds; by default the one that lies beside the data")
     parser.add_argument("--seed", type=int, default=0, help="of what is random")
     parser.add_argument("--output_dir", required=True, help="new folder for the folds")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line. Raises ValueError for anything that the user can fix."""
-    args = _parser().parse_args(argv)
+    args = parser.parse_args(argv)
     if not 0 < args.validation_share < 1:
         raise ValueError(f"--validation_share must be between 0 and 1, not {args.validation_share}.")
     try:
@@ -183,18 +140,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise ValueError(f"--augmented_pattern {args.augmented_pattern}: {error}.") from error
     inputs = open_inputs(args)
     groups, augmented = _groups(inputs)
-    classes = number_classes([_read(inputs, column) for column in args.stratify_by], len(groups))
+    columns = {column: _read(inputs, column) for column in args.stratify_by}
+    classes = (
+        pd.DataFrame(columns).groupby(args.stratify_by, dropna=False).ngroup().to_numpy() if columns else 0 * groups
+    )
     values = _read(inputs, args.leave_out)
     options = {"num_folds": args.num_folds, "validation_share": args.validation_share, "seed": args.seed}
     folds = make_folds(groups, classes, augmented, values=values, **options)
-    named = {folder_name(args.leave_out, value): parts for value, parts in folds.items()}
+    named = {}
+    for value, parts in folds.items():  # letters of any script stay, such as content_Line_art; the rest becomes _
+        words = (args.leave_out or "fold", unicodedata.normalize("NFC", value))
+        named["_".join(re.sub(r"[^\w-]+", "_", word) for word in words)] = parts
     if len(named) < len(folds):
         raise ValueError(f"Values of {args.leave_out} differ only by what a folder's name cannot hold: {list(folds)}.")
-    summary = describe_folds(named, groups, classes)
     hierarchy = Path(args.hierarchy) if args.hierarchy else hierarchy_beside(args)
     if hierarchy:
         load_hierarchy(hierarchy)
-    write_folds(inputs, named, hierarchy, summary)
+
+    source, summary = inputs.source(), {}
+    places = [(split, int(number)) for split, numbers in inputs.numbers.items() for number in numbers]
+    with atomic_folder(args.output_dir) as folder:
+        for name, parts in named.items():
+            rows = {split: np.flatnonzero(parts == index) for index, split in enumerate(SPLITS)}
+            summary[name] = {"num_rows_left_out": int((parts == NOWHERE).sum())}
+            for split, own in rows.items():
+                num_groups, num_classes = len(np.unique(groups[own])), len(np.unique(classes[own]))
+                summary[name][split] = {"num_rows": len(own), "num_groups": num_groups, "num_classes": num_classes}
+            (folder / name).mkdir()
+            write_selection(
+                folder / name, source, {split: [places[row] for row in own] for split, own in rows.items()}
+            )
+            if hierarchy:
+                shutil.copyfile(hierarchy, folder / name / f"hierarchy{hierarchy.suffix}")
+        write_json(folder / "folds.json", summary)
     for name, parts in summary.items():
         counts = ", ".join(f"{split} {parts[split]['num_rows']}" for split in SPLITS)
         print(f"{name}: {counts} rows; {parts['num_rows_left_out']} left out")

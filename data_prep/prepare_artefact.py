@@ -39,8 +39,7 @@ from data_prep.folder.card import Content
 from data_prep.folder.options import add_options, check_options, parse, refuse
 from data_prep.folder.prepared import check_output, write_prepared
 from data_prep.folder.scans import Palette, ScanStore, colour_codes
-from data_prep.parts.columns import IMAGE, SPLIT
-from data_prep.parts.grouping import AUGMENTED
+from data_prep.parts.columns import AUGMENTED, IMAGE, SPLIT
 from data_prep.rows.row_set import RowSet, check_paths, exclude_listed, leave_shared, split_randomly, text_column
 from data_prep.rows.tables import from_dataset, join, read_tables
 

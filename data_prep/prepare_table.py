@@ -5,6 +5,7 @@
     python data_prep/prepare_table.py --image_folder photos --resize_shorter 256 --output_dir data/photos
     python data_prep/prepare_table.py --table data/tiles.csv --mask_column mask --taxonomy data/damage.yaml \\
         --group_column artwork --output_dir data/damage
+    python data_prep/prepare_table.py --annotations coco.json --taxonomy data/damage.yaml --output_dir data/damage
 
 Rows that cannot be used are left out and listed in problems.csv. A run that was interrupted resumes when the same
 command is given again. What is in the folder: data_prep/README.md.
@@ -33,7 +34,8 @@ from data_prep.folder.images import Store
 from data_prep.folder.options import add_options, add_table_options, check_options, how_stored, parse, refuse
 from data_prep.folder.prepared import check_output, write_prepared
 from data_prep.parts.columns import IMAGE, MASK, SPLIT, SPLITS
-from data_prep.parts.inputs import add_reading_options
+from data_prep.parts.inputs import add_reading_options, read_group_file
+from data_prep.rows.annotations import draw_annotations
 from data_prep.rows.labels import clean_paths, lift_names, settle_unseen
 from data_prep.rows.layouts import LAYOUTS, read_layout, recognise
 from data_prep.rows.row_set import (
@@ -66,6 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         choices=[*LAYOUTS, "folders"],
         help="how a published data set lies in --image_folder; a known one is named if this is not given",
     )
+    data.add_argument("--annotations", metavar="PATH", help="COCO JSON, LabelMe JSON or CVAT XML, or a folder of them")
+    data.add_argument("--background", metavar="CLASS", help="of pixels in no object: a class of --taxonomy, or ignore")
     columns = parser.add_argument_group("columns of the table")
     columns.add_argument("--image_column", default="image", help="paths, or in Parquet images (default: %(default)s)")
     columns.add_argument("--image_root", metavar="FOLDER", help="paths start here and may not leave it")
@@ -75,7 +79,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     columns.add_argument("--label_column", help="one label per image; a path of labels with --taxonomy")
     columns.add_argument("--taxonomy", metavar="FILE", help="the label tree: CSV (one row per leaf), JSON or YAML")
-    columns.add_argument("--group_column", help="observation, artwork, ...: what must not be in two splits")
+    columns.add_argument(
+        "--group_column", help="what must not be in two splits: observation, ..., or groups.csv of leaks"
+    )
     columns.add_argument("--keep_columns", nargs="+", default=[], help="other columns to keep")
     splits = parser.add_argument_group("splits")
     splits.add_argument("--split_column", help="says train, validation or test; without it, splits are random")
@@ -101,6 +107,8 @@ def main(argv: Sequence[str] | None = None) -> Path:
     args = parse(_parser(), argv)
     _check(args)
     check_output(args.output_dir)
+    if args.annotations:
+        _draw_masks(args)
     named = zip(("", *SPLITS), (args.table, args.train_table, args.validation_table, args.test_table), strict=True)
     tables = {split: file for split, file in named if file}
     rows = _read_layout(args)
@@ -146,6 +154,18 @@ def main(argv: Sequence[str] | None = None) -> Path:
     return write_prepared(args, content, store)
 
 
+def _draw_masks(args: argparse.Namespace) -> None:
+    """Draw annotations as masks, beside the output folder, and go on with the table of them."""
+    tree, root = load_hierarchy(args.taxonomy)[0], Path(args.image_root) if args.image_root else None
+    folder = Path(f"{args.output_dir.rstrip('/')}_masks")
+    args.image_root, notes = draw_annotations(Path(args.annotations), tree, root, args.background, folder)
+    args.table, args.mask_column, args.image_column = folder / "masks.csv", "mask", "image"
+    if args.table.read_text(encoding="utf-8").partition("\n")[0].endswith("split"):
+        args.split_column = "split"
+    for note in notes:
+        logger.info("%s", note)
+
+
 def _divide(args: argparse.Namespace, levels: Sequence[str], given: bool, rows: RowSet) -> None:
     """Splits as they are ``given``, or drawn; and what to do about classes that training lacks."""
     if not given:
@@ -166,19 +186,26 @@ def _check(args: argparse.Namespace) -> None:
     columns = [*args.level_columns, args.label_column, args.group_column, *args.keep_columns]
     labels = args.level_columns or args.label_column
     wrong = {
-        "give --table, or --train_table and --validation_table, or --image_folder": (
-            bool(args.table) + any(by_split) + bool(args.image_folder) != 1
+        "give --table, or --train_table and --validation_table, or --image_folder, or --annotations": (
+            bool(args.table) + any(by_split) + bool(args.image_folder) + bool(args.annotations) != 1
         ),
+        "--image_folder has no columns: --group_column needs --table": args.image_folder
+        and args.group_column
+        and not args.layout,
+        "--annotations needs a file or folder that exists, and --taxonomy": args.annotations
+        and not (args.taxonomy and Path(args.annotations).exists()),
+        "--annotations has no columns; its labels are the leaves of --taxonomy": args.annotations
+        and (args.mask_column or labels or args.split_column),
         "--train_table goes with --validation_table or --test_table": any(by_split)
         and not (args.train_table and any(by_split[1:])),
         "give --level_columns, or --label_column, not both": args.level_columns and args.label_column,
         "--mask_column needs --taxonomy and no label columns: the labels are in the masks": args.mask_column
         and (labels or not args.taxonomy),
-        "--taxonomy needs --label_column, --mask_column or --layout": args.taxonomy
-        and not (args.label_column or args.mask_column or args.layout),
+        "--taxonomy needs --label_column, --mask_column, --annotations or --layout": args.taxonomy
+        and not (args.label_column or args.mask_column or args.annotations or args.layout),
         "--layout needs --image_folder": args.layout and not args.image_folder,
         "say where the labels are: --level_columns COARSE ... FINE, --label_column or --mask_column": not (
-            args.image_folder or labels or args.mask_column
+            args.image_folder or labels or args.mask_column or args.annotations
         ),
         "a level column is given twice": len(set(args.level_columns)) < len(args.level_columns),
         f"column {IMAGE!r} would be overwritten by the images; rename it": IMAGE in columns,
@@ -190,6 +217,7 @@ def _check(args: argparse.Namespace) -> None:
         "image_root": args.image_root and args.image_folder,
         "image_suffix": args.image_suffix and args.image_folder,
         "missing_values": args.missing_values and args.image_folder,
+        "background": args.background and not args.annotations,
         "conflicts": args.conflicts != "keep" and args.taxonomy,
         "seed": args.seed and (any(by_split) or args.split_column),
     }
@@ -235,10 +263,18 @@ def _read(args: argparse.Namespace, tables: dict[str, str], labels: list[str], i
     """The rows, with images (and masks) in the columns that the folder has them in."""
     if args.image_folder:
         return read_image_folder(args.image_folder, labels)
-    others = [name for name in (args.group_column, args.split_column, *args.keep_columns) if name]
-    columns = list(dict.fromkeys([*images.values(), *labels, *others]))
+    groups = read_group_file(args.group_column)
+    others = [None if groups else args.group_column, args.split_column, *args.keep_columns]
+    columns = list(dict.fromkeys([*images.values(), *labels, *filter(None, others)]))
     rows = read_tables(tables, columns, list(images.values()), reading=Reading.of(args))
     rows.frame = rows.frame.rename(columns={theirs: ours for ours, theirs in images.items()})
+    if groups:
+        known = {image: group for (_, _, image), group in groups.items()}
+        missing = [image for image in rows.frame[IMAGE] if image not in known]
+        if missing:
+            raise ValueError(f"{args.group_column} has no line for {missing[0]}: it was made for other data.")
+        args.group_column = "group"
+        rows.frame["group"] = text_column(known[image] for image in rows.frame[IMAGE])
     return rows
 
 

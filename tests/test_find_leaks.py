@@ -2,18 +2,24 @@
 
 import csv
 import io
+import os
+import time
 from itertools import product
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from datasets import Dataset, DatasetDict, Features, Image, Value
 from PIL import Image as PILImage
 
 from common.data.problems import read_problems
-from data_prep import find_leaks
-from data_prep.leaks.compare import agreement, turn_pixels
-from data_prep.leaks.describe import SIDE, TRANSFORMS, all_turned, frequencies, vectors, whitening
-from data_prep.leaks.search import Index, find_copies
+from common.data.splits import load_splits
+from data_prep import find_leaks, make_folds, prepare_table
+from data_prep.leaks.compare import agreement
+from data_prep.leaks.describe import SIDE, TRANSFORMS, all_turned, frequencies, unturned, whitening
+from data_prep.leaks.search import Pictures
 
 
 def scene(rng: np.random.Generator, width: int = 96, height: int = 72) -> PILImage.Image:
@@ -61,7 +67,6 @@ def test_turning_a_spectrum_is_turning_the_image():
     for number, (_, how) in enumerate(TRANSFORMS):
         image = PILImage.fromarray(pixels)
         expected = np.asarray(image if how is None else image.transpose(how))
-        np.testing.assert_array_equal(turn_pixels(pixels, number), expected)
         np.testing.assert_allclose(turned[number], frequencies(expected), atol=0.05)
 
 
@@ -71,25 +76,41 @@ def test_whitening_is_the_same_for_turned_images():
     np.testing.assert_allclose(whitening(spectra), whitening(turned), rtol=1e-5)
 
 
-def test_cells_find_what_all_pairs_find():
-    rng = np.random.default_rng(0)
-    data = vectors(rng.normal(size=(12_000, 11, 11)).astype(np.float32), np.ones((11, 11), np.float32), 11)
-    queries = data[:300, None] + 0.02 * rng.normal(size=(300, 1, 121)).astype(np.float32)
-    index = Index(data)
-    assert len(index.centres) > 50
-    positions, variant, products = index.search(queries, 5)
-    assert (positions[:, 0] == np.arange(300)).mean() > 0.99 and not variant.any()
-    expected = np.einsum("qd,qd->q", queries[:, 0], data[positions[:, 0]])
-    np.testing.assert_allclose(products[:, 0], expected, rtol=1e-5)
-    assert all(len(set(row)) == 5 for row in positions.tolist())
+def test_candidates_do_not_depend_on_how_an_image_is_turned():
+    spectra = np.random.default_rng(0).normal(size=(50, 16, 16)).astype(np.float32)
+    turned = all_turned(spectra).reshape(400, 16, 16)
+    numbers = unturned(turned * whitening(spectra)).reshape(50, 8, 256)
+    np.testing.assert_allclose(numbers, np.repeat(numbers[:, :1], 8, axis=1), atol=1e-5)
+    assert np.triu(numbers[:, 0] @ numbers[:, 0].T, 1).max() < 0.6  # and they tell images apart
 
 
-def test_symmetric_images_count_once():
-    """All eight ways to look at them are the same, which must not use up the neighbours."""
+def test_symmetric_images_are_no_copies_of_each_other():
     ring = np.hypot(*np.meshgrid(np.arange(SIDE) - 31.5, np.arange(SIDE) - 31.5))
-    spectra = np.stack([frequencies(np.cos(ring / k).astype(np.float32) * 100) for k in (2, 3, 4, 5)])
-    pairs = find_copies(spectra[:1], spectra)
-    assert (pairs.query.tolist(), pairs.found.tolist()) == ([0], [0])
+    spectra = np.stack([frequencies(np.cos(ring / k).astype(np.float32) * 100) for k in (2, 3, 4, 5, 2)])
+    pairs = Pictures(spectra).copies()
+    assert pairs[["first", "second"]].to_numpy().tolist() == [[4, 0]]
+
+
+@pytest.mark.slow
+def test_copies_among_made_up_descriptors():
+    """Frequencies of noise whose power falls as it does in photographs; copies are turned, with noise as of JPEG.
+
+    The benchmark of benchmarks/README.md, with 49,000 and 98,000 images there.
+    """
+    num_images, num_copies = int(os.environ.get("NUM_IMAGES", 9_800)), 200
+    random, torch_threads = np.random.default_rng(0), torch.get_num_threads()
+    torch.set_num_threads(1)
+    distance = np.hypot(*np.meshgrid(np.arange(16), np.arange(16)))
+    spectra = random.normal(0, 1500, (num_images, 16, 16)) / np.maximum(distance, 1)
+    spectra[:, 0, 0] = 0
+    copies = all_turned(spectra[:num_copies])[np.arange(num_copies), random.integers(0, 8, num_copies)]
+    copies += random.normal(0, 20, copies.shape)
+    started = time.perf_counter()
+    pairs = Pictures(np.concatenate([spectra, copies]).astype(np.float16)).copies()
+    right = (pairs["first"] == pairs["second"] + num_images).sum()
+    torch.set_num_threads(torch_threads)
+    print(f"{num_images + num_copies} images: {time.perf_counter() - started:.1f} s, {right} copies found")
+    assert right >= 0.995 * num_copies and len(pairs) == right
 
 
 def test_agreement_tells_detail_from_outline():
@@ -167,6 +188,7 @@ def test_groups_within_splits_and_excluded_rows(tmp_path, capsys):
         ("leak", "t1"): "same pixels",
         ("own", "t0"): "same file",
         ("own", "t10"): "same group",
+        ("own", "t11"): "same group",
     }
     assert found["twin", "t3"]["transform"] == "rotated by 90 clockwise"
     assert found["leak", "t1"]["transform"] == "transposed"
@@ -174,13 +196,70 @@ def test_groups_within_splits_and_excluded_rows(tmp_path, capsys):
     listed = [(problem.split, problem.row, problem.image) for problem in read_problems(problems)]
     assert listed == [("train", row, f"t{row}") for row in (0, 1, 3, 10, 11)]
     page = (tmp_path / "out" / "leaks.html").read_text()
-    assert page.count("data:image/jpeg;base64,") == 8 and "http" not in page
+    assert page.count("data:image/jpeg;base64,") == 10 and "http" not in page
 
     assert run(data, tmp_path / "clean", *words, "--exclude_rows", str(problems)) == 0
     first = tmp_path / "first.csv"
     first.write_text("split,row,image,kind,problem\ntrain,0,t0,x,x\n")
     assert run(data, tmp_path / "rest", "--exclude_rows", str(first)) == 1
     assert [leak["other_row"] for leak in leaks_of(tmp_path / "rest")] == ["1"]
+
+
+def test_a_picture_with_many_copies_is_found_whole(tmp_path):
+    """All pairs across splits; one pass is enough; groups.csv keeps copies in one fold, with what they are tied to."""
+    rng = np.random.default_rng(0)
+    scenes = [scene(rng) for _ in range(40)]
+    train, test = [(f"{number}", encoded(image), f"g{number}") for number, image in enumerate(scenes)], []
+    for number, count in ((0, 12), (1, 5), (2, 4), (3, 1)):
+        for copy in range(count):
+            how = TRANSFORMS[int(rng.integers(8))][1]
+            image = scenes[number] if how is None else scenes[number].transpose(how)
+            image = image.resize((image.width // 2, image.height // 2))
+            content = encoded(image, format="JPEG", quality=int(rng.choice([30, 50, 80])))
+            (test if copy % 2 == 0 else train).append((f"{number} {copy}", content, ""))
+    train.append(("twin", train[0][1], "g39"))
+    data = save(tmp_path / "data", train=train, test=test)
+    assert run(data, tmp_path / "out", "--group_column", "group") == 1
+
+    def original(name):
+        return "0" if name == "twin" else name.split()[0]
+
+    expected = {(one, two) for one, _, _ in test for two, _, _ in train if original(one) == original(two)}
+    assert {(leak["image"], leak["other_image"]) for leak in leaks_of(tmp_path / "out")} == expected
+    assert run(data, tmp_path / "again", "--exclude_rows", str(tmp_path / "out" / "problems.csv")) == 0
+
+    groups = tmp_path / "out" / "groups.csv"
+    table = pd.read_csv(groups, dtype=str).set_index("image")["group"]
+    assert table.nunique() == 39 and table["39"] == table["twin"] == table["0"] == table["0 11"] != table["1 4"]
+    words = ["--dataset_name", str(data), "--num_folds", "3", "--output_dir", str(tmp_path / "folds")]
+    make_folds.main([*words, "--group_column", str(groups)])
+    for fold in (tmp_path / "folds").glob("fold_*"):
+        rows = pd.read_csv(fold / "rows.csv").merge(
+            pd.read_csv(groups), left_on=["source_split", "row"], right_on=["split", "row"]
+        )
+        assert (rows.groupby("group")["split_x"].nunique() == 1).all()
+    rows = groups.read_text().splitlines()
+    groups.write_text("\n".join(rows[:-1]) + "\n")
+    with pytest.raises(ValueError, match="was made for other data"):
+        make_folds.main([*words, "--group_column", str(groups)])
+
+
+def test_groups_for_prepare_table(tmp_path):
+    rng = np.random.default_rng(0)
+    for number in range(0, 24, 2):
+        picture = scene(rng)
+        picture.save(tmp_path / f"{number}.png")
+        picture.transpose(PILImage.Transpose.ROTATE_90).save(tmp_path / f"{number + 1}.png")
+    table = tmp_path / "all.csv"
+    table.write_text("file,kind\n" + "".join(f"{number}.png,k{number % 2}\n" for number in range(24)))
+    words = ["--train_file", str(table), "--image_column", "file", "--within_splits", "--num_proc", "0"]
+    assert find_leaks.main([*words, "--output_dir", str(tmp_path / "out")]) == 1
+    words = ["--table", str(table), "--image_column", "file", "--label_column", "kind", "--num_proc", "1"]
+    words += ["--group_column", str(tmp_path / "out" / "groups.csv"), "--validation_share", "0.3"]
+    prepare_table.main([*words, "--output_dir", str(tmp_path / "data")])
+    splits = load_splits(str(tmp_path / "data"), None, {})
+    pairs = {name: {int(Path(path).stem) // 2 for path in rows["image"]} for name, rows in splits.items()}
+    assert all(pairs.values()) and sum(map(len, pairs.values())) == 12
 
 
 def test_hostile_names_stay_text(tmp_path):
@@ -210,7 +289,7 @@ def test_an_interrupted_search_goes_on(tmp_path, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(find_leaks, "_between", interrupt)
+        patch.setattr(find_leaks, "Pictures", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run(data, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -10,7 +10,6 @@ from datasets import Dataset, DatasetDict
 from common.data.splits import load_splits
 from common.files import atomic_folder
 from data_prep import make_folds
-from data_prep.parts.grouping import divide_groups
 from train_segmentation import main as train_segmentation
 
 
@@ -19,7 +18,8 @@ def works(tmp_path: Path) -> Path:
     """120 works in three materials, with augmented copies, in two splits that ignore both."""
     rows = [(f"w{work}", ["wood", "glass", "oil/canvas"][work % 3], f"c{work % 4}") for work in range(120)]
     rows += [(f"w{work}_aug{copy}", *rows[work][1:]) for work in range(120) for copy in range(2)]
-    columns = ["id", "material", "kind"]
+    rows = [(*row, f"half {row[2] in ('c0', 'c1')}") for row in rows]
+    columns = ["id", "material", "kind", "half"]
     order = np.random.default_rng(0).permutation(len(rows))
 
     def split(part):
@@ -82,17 +82,33 @@ def test_groups_that_reach_into_the_test_part_are_left_out():
     assert set(folds["a"][2:].tolist()) == {0, 1}
 
 
-def test_dividing_groups_spreads_rare_classes():
+def test_names_of_any_script_and_classes_of_a_few_images(tmp_path):
+    """A class that a fold cannot learn is in none of its parts; random folds test each other one everywhere else."""
+    rows = [("solo", 0), *[("pair", n) for n in range(2)], *[("three", n) for n in range(3)]]
+    rows += [("many", number) for number in range(30)]
+    lines = [f"{kind}{n}.png,{kind},{'油画' if n % 2 else 'γραφή'},{kind}{n}\n" for kind, n in rows]
+    (tmp_path / "all.csv").write_text("image,kind,place,id\n" + "".join(lines), encoding="utf-8")
+    words = ["--train_file", str(tmp_path / "all.csv"), "--group_column", "id", "--stratify_by", "kind"]
+    for name, how in (("folds", ["--num_folds", "5"]), ("places", ["--leave_out", "place"])):
+        make_folds.main([*words, *how, "--output_dir", str(tmp_path / name)])
+    for fold in (tmp_path / "folds").glob("fold_*"):
+        splits = load_splits(str(fold), None, {})
+        assert {*splits["validation"]["kind"], *splits["test"]["kind"]} <= set(splits["train"]["kind"])
+    tested = [load_splits(str(fold), None, {})["test"]["id"] for fold in sorted((tmp_path / "folds").glob("fold_*"))]
+    assert sorted(name for names in tested for name in names) == sorted(f"{kind}{n}" for kind, n in rows[1:])
+    assert sorted(folder.name for folder in (tmp_path / "places").glob("place_*")) == ["place_γραφή", "place_油画"]
+
+
+def test_folds_spread_rare_classes():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(300), 4)
     classes = np.repeat(rng.choice(10, 300, p=np.array([300, 60, 40, 30, 20, 20, 10, 10, 6, 4]) / 500), 4)
-    parts = divide_groups(groups, classes, [0.8, 0.2], 0)[groups]
-    assert abs((parts == 1).mean() - 0.2) < 0.02
-    for kind in np.unique(classes):
-        total = (classes == kind).sum()
-        assert abs((parts[classes == kind] == 1).sum() - 0.2 * total) <= 4
-    lonely = divide_groups(np.zeros(3, dtype=int), np.zeros(3, dtype=int), [0.2, 0.8], 0)
-    assert lonely.tolist() == [1]
+    folds = make_folds.make_folds(groups, classes, np.zeros(1200, bool), num_folds=5, validation_share=0.2)
+    for parts in folds.values():
+        assert abs((parts == 2).mean() - 0.2) < 0.02 and abs((parts == 1).mean() - 0.16) < 0.02
+        for kind in np.unique(classes):
+            total = (classes == kind).sum()
+            assert abs((parts[classes == kind] == 2).sum() - 0.2 * total) <= 8
 
 
 def test_a_trainer_reads_a_fold(tiles, dense_options, tmp_path):
@@ -136,7 +152,7 @@ def test_mistakes_are_told(works, tmp_path):
         (["--num_folds", "1", "--group_column", "id"], "at least 2"),
         (["--num_folds", "3", "--validation_share", "1"], "between 0 and 1"),
         (["--num_folds", "3", "--group_column", "id", "--augmented_pattern", "("], "--augmented_pattern"),
-        (["--num_folds", "3", "--group_column", "material"], "nothing is left for|too few"),
+        (["--num_folds", "2", "--group_column", "half"], "nothing is left for|too few"),
         (["--num_folds", "3", "--group_column", "kind", "--id_column", "material"], "is in two groups"),
     ):
         with pytest.raises(ValueError, match=message):

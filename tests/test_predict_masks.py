@@ -91,8 +91,16 @@ def test_equals_evaluation(tiles, tmp_path, changes):
 
 
 def test_areas_and_overlays(tiles, model, tmp_path):
-    summary = predict.main(command(model, tiles, split="validation", output_dir=tmp_path, overlay_size=40))
+    options = {"overlay_size": 40, "mm_per_pixel": 0.5, "format": ["coco", "geojson"]}
+    summary = predict.main(command(model, tiles, split="validation", output_dir=tmp_path, **options))
     areas = pd.read_csv(tmp_path / "areas.csv")
+    assert areas["mm2"].tolist() == (areas["pixels"] / 4).tolist()
+    objects = json.loads((tmp_path / "coco.json").read_text())
+    leaves = {entry["id"]: entry["name"] for entry in objects["categories"]}
+    found = pd.DataFrame(objects["annotations"]).groupby(["image_id", "category_id"])["area"].sum()
+    fine = areas[areas["level"] == "fine"].set_index(["row", "class"])["pixels"]
+    assert all(fine[row, leaves[label]] == area for (row, label), area in found.items())
+    assert len(list((tmp_path / "geojson").glob("*.geojson"))) == len(objects["images"]) == 13
     tree, _ = load_hierarchy(tiles / "hierarchy.yaml")
     rows = datasets.load_from_disk(tiles)["validation"]
     assert len(areas) == 13 * sum(tree.num_classes)

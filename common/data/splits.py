@@ -18,6 +18,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, concatenate
 from datasets.fingerprint import Hasher
 
 from ..files import retried
+from ..labels.annotation_files import refuse_annotations
 from ..labels.doubts import Moves, move_rows
 from ..labels.encoding import encode_names, encode_paths, group_key, short_list, text_of
 from ..labels.hierarchy_files import key_labels, load_hierarchy
@@ -70,6 +71,7 @@ def load_splits(
     reading, folder = reading or Reading(), Path(name)
     if any(files.values()):
         return DatasetDict({split: _load_file(split, file, reading) for split, file in files.items() if file})
+    refuse_annotations(name)
     source = read_source(folder)
     if source:
         splits = load_splits(source.dataset_name or "", source.dataset_config_name, source.files, reading)
@@ -127,6 +129,7 @@ def _load_file(split: str, file: str, reading: Reading) -> Dataset:
 @retried
 def open_table(file: str | Path, reading: Reading, what: str = "table") -> tuple[Dataset, TextTable]:
     """The rows of a table file, and the file as it was read; ValueError if it does not exist or cannot be read."""
+    refuse_annotations(file)
     check_table_file(file, what)
     if Path(file).suffix.lower() == ".parquet":
         pattern = glob.escape(str(file)) if Path(file).is_file() else str(file)

@@ -11,7 +11,7 @@ from .arguments import option, out_of_range
 from .segmentation import check_windows
 from .shared import MISSING_VALUES
 
-FORMATS = ("csv", "jsonl")
+FORMATS, OBJECT_FORMATS = ("csv", "jsonl"), ("coco", "geojson")
 
 
 @dataclass
@@ -41,12 +41,14 @@ class PredictArguments:
         "More models of the same label tree, head and pixels: probabilities are averaged over all.",
         group="Models and views",
     )
+    format: list[str] = option(
+        ["csv"], "Of predictions: csv, jsonl or both; of objects in masks: coco, geojson or both."
+    )
     tta: Literal["none", "hflip", "five_crop", "d4"] | None = option(
         None, "Average over views of each image: mirrored, five crops, or the eight turns of a mask; as in evaluation."
     )
 
-    format: list[str] = option(["csv"], "Format of the predictions: csv, jsonl, or both.", group="Whole images")
-    top_k: int = option(5, "Number of most probable leaves to list.", "greater than 0")
+    top_k: int = option(5, "Number of most probable leaves to list.", "greater than 0", group="Whole images")
     rank_by: Literal["probability", "distance"] = option(
         "probability", "Whether those listed are most probable, or nearest in the tree to what it may be."
     )
@@ -78,6 +80,7 @@ class PredictArguments:
         "Longer side of images, in pixels, before windows are cut; by default as in evaluation.",
         "greater than 0",
     )
+    mm_per_pixel: float | None = option(None, "Width of a pixel, for areas in square millimetres.", "greater than 0")
     overlay_size: int = option(1600, "Longer side of the overlays in pixels; 0 for none.", "at least 0")
 
     output_dir: str = option("predictions", "Folder for the results.", group="Run")
@@ -93,8 +96,9 @@ class PredictArguments:
     def validate(self) -> None:
         """Raise one ValueError that lists every wrong setting."""
         problems = [*out_of_range(self), *check_windows(self.eval_crop, self.eval_stride)]
-        if not set(self.format) <= set(FORMATS):
-            problems.append(f"--format is {' or '.join(FORMATS)}, not {' '.join(self.format)}")
+        known = (*FORMATS, *OBJECT_FORMATS)
+        if not set(self.format) <= set(known):
+            problems.append(f"--format is {', '.join(known)}, not {' '.join(self.format)}")
         if self.review and not Path(self.review).parent.is_dir():
             problems.append(f"--review: there is no folder {Path(self.review).parent}")
         if self.min_confidence is not None and self.target_precision is not None:

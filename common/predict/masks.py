@@ -23,6 +23,7 @@ from ..images.transforms import Normalize
 from ..model.modeling import LabelTreeForSemanticSegmentation
 from ..report.colours import leaf_colours
 from ..report.prediction_masks import save_mask
+from .objects import write_objects
 from .views import averaged
 from .windows import Resampler, dense_labels, image_logits
 
@@ -66,6 +67,7 @@ class MaskPredictor:
         self.model, self.accelerator = models[0], accelerator
         self.hierarchy, spec = self.model.hierarchy, self.model.config.backbone
         self.output_dir, self.overlay_size = Path(args.output_dir), args.overlay_size
+        self.formats, self.mm_per_pixel = set(args.format) - {"csv"}, args.mm_per_pixel
         given = {name: getattr(args, name) for name in ("eval_crop", "eval_stride", "resize_longer", "tta")}
         given = {name: value for name, value in given.items() if value is not None}
         self.evaluation = {**self.model.config.evaluation, **given}
@@ -80,6 +82,7 @@ class MaskPredictor:
         self.batch_size = 1 if crop else self.window_batch_size
         self.transform = MaskInput(ImageEvaluationTransform(geometry, spec["mean"]), args.overlay_size)
         self.settings = {"how images are shown": self.evaluation, "--overlay_size": args.overlay_size}
+        self.settings |= {"--format": sorted(self.formats), "--mm_per_pixel": self.mm_per_pixel}
         self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
 
     @torch.inference_mode()
@@ -132,18 +135,23 @@ class MaskPredictor:
     def merge(self, lines: Iterable[Mapping[str, Any]], output_dir: Path) -> dict[str, Any]:
         """Write areas.csv, a row per image, level and class, and return the shares of all pixels."""
         hierarchy, total = self.hierarchy, torch.zeros(self.hierarchy.num_leaves, dtype=torch.long)
+        lines, square = list(lines), [self.mm_per_pixel**2] if self.mm_per_pixel else []
         classes = [
             (level, name) for index, level in enumerate(hierarchy.levels) for name in hierarchy.display_names(index)
         ]
         with atomic_write(output_dir / "areas.csv") as file:
             writer = csv.writer(file)
-            writer.writerow(["row", "image", "mask", "level", "class", "pixels", "share"])
+            writer.writerow(["row", "image", "mask", "level", "class", "pixels", "share", *["mm2" for _ in square]])
             for line in lines:
                 counts = torch.tensor(line["pixels"])
                 total += counts
                 head, size = [line["row"], line["image"], line["mask"]], max(1, int(counts.sum()))
                 for of_class, pixels in zip(classes, torch.cat(hierarchy.count_lifted(counts)).tolist(), strict=True):
-                    writer.writerow([*head, *of_class, pixels, round(pixels / size, 6)])
+                    writer.writerow(
+                        [*head, *of_class, pixels, round(pixels / size, 6), *(pixels * mm2 for mm2 in square)]
+                    )
+        if self.formats:
+            write_objects(lines, output_dir, hierarchy.leaf_names(), self.painted, self.formats, self.mm_per_pixel)
         num_pixels = int(total.sum())
         shares: dict[str, dict[str, float]] = {level: {} for level in hierarchy.levels}
         for (level, name), pixels in zip(classes, torch.cat(hierarchy.count_lifted(total)).tolist(), strict=True):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import xxhash
 from PIL import Image
+from scipy.fft import dctn
 
 from common.data.rows import ImageRows
 from common.images.files import BAD_IMAGE, explain, load_image
@@ -25,9 +26,6 @@ FREQUENCIES = 16
 FLAT = 1.5
 """Standard deviation of the luminance, in grey levels, below which an image shows nothing to compare"""
 
-NOISE = 1e-5
-"""What compression adds to each frequency, as a share of an image's power; frequencies below it tell nothing"""
-
 TRANSFORMS = (
     ("none", None),
     ("mirrored left to right", Image.Transpose.FLIP_LEFT_RIGHT),
@@ -40,21 +38,27 @@ TRANSFORMS = (
 )
 """Name, and Pillow's; in the order of :func:`all_turned`"""
 
-_POSITIONS = (np.arange(SIDE) + 0.5) / SIDE
-_DCT = (np.cos(np.pi * np.outer(np.arange(FREQUENCIES), _POSITIONS)) * np.sqrt(2 / SIDE)).astype(np.float32)
+WAY_BACK = np.array([0, 1, 2, 3, 4, 6, 5, 7])
+"""Number of what undoes each of them"""
 
 
-def luminance(source: bytes | str, side: int = SIDE) -> np.ndarray:
-    """float32 (side, side), 0 to 255: the image squashed to a square; raises what :func:`load_image` does."""
-    image = load_image(source, at_least=(2 * side, 2 * side)).convert("L")
-    shrinks = min(image.size) >= 2 * side
-    image = image.resize((side, side), Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
-    return np.asarray(image, dtype=np.float32)
+def turned(image: Image.Image, transform: int) -> Image.Image:
+    """An image turned in the way of a number in TRANSFORMS."""
+    how = TRANSFORMS[transform][1]
+    return image if how is None else image.transpose(how)
+
+
+def luminance(source: bytes | str, transform: int = 0) -> np.ndarray:
+    """float32 (SIDE, SIDE), 0 to 255: the image squashed to a square and turned; raises what load_image does."""
+    image = load_image(source, at_least=(2 * SIDE, 2 * SIDE)).convert("L")
+    shrinks = min(image.size) >= 2 * SIDE
+    image = image.resize((SIDE, SIDE), Image.Resampling.BOX if shrinks else Image.Resampling.BILINEAR)
+    return np.asarray(turned(image, transform), dtype=np.float32)
 
 
 def frequencies(pixels: np.ndarray) -> np.ndarray:
     """float32 (FREQUENCIES, FREQUENCIES) of luminance (SIDE, SIDE), the mean set to 0."""
-    spectrum = _DCT @ pixels @ _DCT.T
+    spectrum = dctn(pixels, norm="ortho")[:FREQUENCIES, :FREQUENCIES]
     spectrum[0, 0] = 0
     return spectrum
 
@@ -73,16 +77,27 @@ def whitening(spectra: np.ndarray) -> np.ndarray:
     """
     power = np.square(spectra, dtype=np.float32)
     power /= np.maximum(power.sum((1, 2), keepdims=True), 1e-6)
-    mean = power.mean(0)
-    mean = (mean + mean.T) / 2
+    mean = power.sum(0) / max(len(power), 1)
     mean[0, 0] = np.inf
-    return 1 / np.sqrt(mean + NOISE)
+    return 1 / np.sqrt((mean + mean.T) / 2 + 1e-5)  # which compression adds; frequencies below it tell nothing
 
 
-def vectors(spectra: np.ndarray, weights: np.ndarray, k: int) -> np.ndarray:
-    """float32 (..., k * k) of length 1, from the lowest k x k frequencies (..., FREQUENCIES, FREQUENCIES)."""
-    flat = (spectra[..., :k, :k] * weights[:k, :k]).reshape(*spectra.shape[:-2], k * k)
-    return flat / np.maximum(np.linalg.norm(flat, axis=-1, keepdims=True), 1e-6)
+def unit(rows: np.ndarray) -> np.ndarray:
+    """Vectors (..., d) of length 1."""
+    return rows / np.maximum(np.linalg.norm(rows, axis=-1, keepdims=True), 1e-6)
+
+
+def unturned(spectra: np.ndarray) -> np.ndarray:
+    """float32 (n, k * k) of length 1, the same for an image and its turned copies, from whitened spectra (n, k, k).
+
+    The sizes of frequencies; of two that transposing exchanges, sum and difference.
+    """
+    k = spectra.shape[-1]
+    size = unit(np.abs(spectra).reshape(-1, k * k)).reshape(-1, k, k)
+    above, across = np.triu(np.ones((k, k), bool), 1), size.swapaxes(1, 2)
+    sums, differences = (size + across) / np.sqrt(2), np.abs(size - across) / np.sqrt(2)
+    flat = np.where(above, differences, np.where(above.T, sums, size)).reshape(-1, k * k)
+    return unit(flat - flat.sum(0) / max(len(flat), 1)).astype(np.float32)
 
 
 def describe(images: ImageRows, row: int) -> dict[str, Any]:
@@ -99,19 +114,12 @@ def describe(images: ImageRows, row: int) -> dict[str, Any]:
         pixels = luminance(source)
     except (*BAD_IMAGE, MemoryError) as error:
         return undescribed(images, row, explain(error))
-    return {
-        "spectrum": frequencies(pixels).astype(np.float16),
-        "content": np.frombuffer(xxhash.xxh3_128_digest(source), dtype=np.uint64),
-        "contrast": np.float32(pixels.std()),
-        "problem": "",
-    }
+    content = np.frombuffer(xxhash.xxh3_128_digest(source), dtype=np.uint64)
+    spectrum = frequencies(pixels).astype(np.float16)
+    return {"spectrum": spectrum, "content": content, "contrast": np.float32(pixels.std()), "problem": ""}
 
 
 def undescribed(images: ImageRows, row: int, problem: str = "decoding it ends the process") -> dict[str, Any]:
     """What stands for an image that does not decode."""
-    return {
-        "spectrum": np.zeros((FREQUENCIES, FREQUENCIES), np.float16),
-        "content": np.zeros(2, np.uint64),
-        "contrast": np.float32(0),
-        "problem": f"{images.describe(row)}: {problem}",
-    }
+    told, spectrum = f"{images.describe(row)}: {problem}", np.zeros((FREQUENCIES, FREQUENCIES), np.float16)
+    return {"spectrum": spectrum, "content": np.zeros(2, np.uint64), "contrast": np.float32(0), "problem": told}

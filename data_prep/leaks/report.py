@@ -3,134 +3,68 @@
 from __future__ import annotations
 
 import base64
-import csv
 import io
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 
-from jinja2 import Environment
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader
 
 from common.data.rows import ImageRows
 from common.files import atomic_write
 from common.images.files import BAD_IMAGE, load_image
 
-from .compare import Place
-from .describe import TRANSFORMS
+from .describe import TRANSFORMS, turned
 
-COLUMNS = [
-    *("split", "row", "image", "other_split", "other_row", "other_image"),
-    *("kind", "transform", "correlation", "detail", "confidence"),
-]
 THUMBNAIL = 160
-
-Name = tuple[str, int, str]
-"""Of a place: split, row in the data set, and image file"""
+SHOWN = 500
 
 
-@dataclass
-class Leak:
-    """Two rows that are not independent.
+def write_table(path: Path, leaks: pd.DataFrame, rows: pd.DataFrame) -> None:
+    """Write leaks.csv; see :func:`write_page`."""
+    one, other = (
+        rows.loc[leaks[side], ["split", "row", "image"]].reset_index(drop=True) for side in leaks.columns[:2]
+    )
+    facts = leaks[["kind", "transform", "correlation", "detail", "confidence"]].replace(np.inf, np.nan)
+    facts["transform"] = [TRANSFORMS[number][0] for number in facts["transform"]]
+    facts.loc[facts["kind"] == "same group", facts.columns[1:]] = None
+    with atomic_write(path) as file:
+        pd.concat([one, other.add_prefix("other_"), facts], axis=1).to_csv(file, index=False, float_format="%.4f")
+
+
+def write_page(path: Path, leaks: pd.DataFrame, rows: pd.DataFrame, images: Mapping[str, ImageRows]) -> None:
+    """Write leaks.html, one file with the pictures of the first leaks inside.
 
     Args:
-        first, second: where they are; the second is in the split to learn from, or comes earlier in the same one.
-        kind: ``same file``, ``same pixels``, ``copy`` (resized, re-encoded, recoloured) or ``same group``.
-        transform: number in TRANSFORMS: what turns the first image into the second.
-        correlation, detail: see :func:`data_prep.leaks.compare.agreement`.
-        confidence: see :func:`data_prep.leaks.search.find_copies`.
+        path: of the file.
+        leaks: the pairs, as :func:`data_prep.find_leaks.find_leaks` gives them.
+        rows: ``split``, ``row`` and ``image`` of each row, by its number in the pairs; ``at``, its place in images.
+        images: of each split.
     """
-
-    first: Place
-    second: Place
-    kind: str
-    transform: int = 0
-    correlation: float = 1.0
-    detail: float = 1.0
-    confidence: float = float("inf")
-
-
-def write_table(path: Path, leaks: Sequence[Leak], names: Mapping[Place, Name]) -> None:
-    """Write leaks.csv."""
+    shown = []
+    for leak in leaks.head(SHOWN).itertuples():
+        places = [(rows.loc[leak.first], leak.transform), (rows.loc[leak.second], 0)]
+        pictures = [_thumbnail(images[place["split"]], place["at"], transform) for place, transform in places]
+        labels = [f"{place['split']} {place['row']} {place['image']}" for place, _ in places]
+        shown.append(
+            {"leak": leak, "pictures": pictures, "labels": labels, "transform": TRANSFORMS[leak.transform][0]}
+        )
+    splits = [leaks[side].map(rows["split"]) for side in ("first", "second")]
+    counts = leaks.groupby([*splits, "kind"], sort=False).size().items()
+    template = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True).get_template("leaks.html")
     with atomic_write(path) as file:
-        writer = csv.writer(file)
-        writer.writerow(COLUMNS)
-        for leak in leaks:
-            confidence = "" if leak.kind == "same file" else f"{leak.confidence:.2f}"
-            facts = [TRANSFORMS[leak.transform][0], f"{leak.correlation:.4f}", f"{leak.detail:.4f}", confidence]
-            facts = [""] * 4 if leak.kind == "same group" else facts
-            writer.writerow([*names[leak.first], *names[leak.second], leak.kind, *facts])
+        file.write(template.render(shown=shown, counts=[(*key, n) for key, n in counts], num_leaks=len(leaks)))
 
 
-def write_page(
-    path: Path, leaks: Sequence[Leak], names: Mapping[Place, Name], images: Mapping[str, ImageRows], most: int = 500
-) -> None:
-    """Write leaks.html, one file with the pictures inside."""
-    shown = [
-        {
-            "leak": leak,
-            "pictures": [_thumbnail(images, leak.first, leak.transform), _thumbnail(images, leak.second, 0)],
-            "labels": [" ".join(map(str, names[place])) for place in (leak.first, leak.second)],
-            "transform": TRANSFORMS[leak.transform][0],
-        }
-        for leak in leaks[:most]
-    ]
-    counts = Counter((leak.first[0], leak.second[0], leak.kind) for leak in leaks)
-    page = Environment(autoescape=True).from_string(PAGE).render(shown=shown, counts=counts, num_leaks=len(leaks))
-    with atomic_write(path) as file:
-        file.write(page)
-
-
-def _thumbnail(images: Mapping[str, ImageRows], place: Place, transform: int) -> str:
+def _thumbnail(images: ImageRows, row: int, transform: int) -> str:
     """A data URL; empty if the image does not decode."""
-    rows = images[place[0]]
     try:
-        image = load_image(rows.checked(rows.encoded([place[1]])[0]), at_least=(THUMBNAIL, THUMBNAIL))
+        image = load_image(images.checked(images.encoded([row])[0]), at_least=(THUMBNAIL, THUMBNAIL))
     except BAD_IMAGE:
         return ""
-    how = TRANSFORMS[transform][1]
-    image = image if how is None else image.transpose(how)
+    image = turned(image, transform)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-PAGE = """<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Leaks between splits</title>
-<style>
-  body { font: 15px/1.4 system-ui, sans-serif; margin: 2em; color: #222 }
-  table { border-collapse: collapse; margin-bottom: 2em } td, th { padding: .2em 1em .2em 0; text-align: left }
-  main { display: flex; flex-wrap: wrap; gap: 1em }
-  figure { margin: 0; padding: .6em; border: 1px solid #ddd; border-radius: 4px; width: 340px }
-  figure div { display: flex; gap: 8px; align-items: center; min-height: 60px }
-  img { max-width: 160px; image-rendering: auto; background: #eee }
-  figcaption { font-size: 13px; overflow-wrap: anywhere } b { font-weight: 600 }
-</style>
-<h1>{{ num_leaks }} leaks</h1>
-{% if counts %}
-<table>
-<tr><th>split<th>other split<th>kind<th>pairs
-{% for (split, other, kind), count in counts.items() %}
-<tr><td>{{ split }}<td>{{ other }}<td>{{ kind }}<td>{{ count }}
-{% endfor %}
-</table>
-{% endif %}
-{% if num_leaks > shown | length %}<p>The first {{ shown | length }} are shown; leaks.csv lists all.</p>{% endif %}
-<p>The left picture is shown turned in the way that makes it fit the right one.</p>
-<main>
-{% for entry in shown %}
-<figure>
-<div><img src="{{ entry.pictures[0] }}" alt="first"><img src="{{ entry.pictures[1] }}" alt="second"></div>
-<figcaption><b>{{ entry.leak.kind }}</b>
-{%- if entry.leak.kind != "same group" %}, {{ "not turned" if entry.transform == "none" else entry.transform }},
-correlation {{ "%.3f" | format(entry.leak.correlation) }}{% endif %}
-<br>{{ entry.labels[0] }}<br>{{ entry.labels[1] }}</figcaption>
-</figure>
-{% endfor %}
-</main>
-</html>
-"""

@@ -1,160 +1,103 @@
-"""Which images look alike: neighbours in cells of similar images instead of all pairs, and which of them are copies.
+"""Which of many images are copies of one another.
 
-An index keeps its vectors in cells (k-means), and a query looks into the few cells whose centres are nearest, so that
-the work grows with n * sqrt(n) rather than n * n. Up to :data:`ONE_CELL` vectors there is one cell, and the search is
-exact.
+Candidates are the nearest by numbers that turning does not change; among them the turn that fits best is found.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
-from .describe import all_turned, vectors, whitening
+from .describe import WAY_BACK, all_turned, unit, unturned, whitening
 
-SEARCH_FREQUENCIES = 11  # finer ones find no more, and take longer
-ONE_CELL = 8192
-PROBES = 8  # cells a query looks into
-NEIGHBOURS = 24  # that a query is compared with
+LOWEST = 11  # frequencies that the search looks at; finer ones find no more
+NEIGHBOURS = 64  # that an image is compared with
 BACKGROUND = 3  # the fourth nearest: copies are rarely more than three
 LEAST_BACKGROUND = 0.7  # where there are fewer images than that, or nothing else is like it
 CERTAIN = 5.5  # closeness of a copy whatever else there is; a correlation of 0.996
 LEAST = 1.5  # closeness below which nothing is a copy; a correlation of 0.78
 CONFIDENCE = 6.0
-BLOCK = 512  # queries at once
+BLOCK = 256  # images at once
+LARGEST_CLUSTER = 100  # of which all pairs are looked at
 
 
-@dataclass
-class Matches:
-    """Rows that show the same picture, one entry a pair, all arrays of one length."""
+class Pictures:
+    """Spectra (n, 16, 16) of different images, to find copies among; ``seed`` draws a sample that sets weights."""
 
-    query: np.ndarray  # int64, position in the queries
-    found: np.ndarray  # int64, position in the index
-    transform: np.ndarray  # int64, number in TRANSFORMS: what turns the query's image into the other
-    correlation: np.ndarray  # float32, of whitened frequencies
-    confidence: np.ndarray  # float32, see :func:`find_copies`
+    def __init__(self, spectra: np.ndarray, seed: int = 0) -> None:
+        sample = np.random.default_rng(seed).permutation(len(spectra))[:20_000]
+        self.spectra, self.weights = spectra, whitening(spectra[sample].astype(np.float32))
 
+    def closeness(self, rows: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """How close images (m,) are to others (m, k), turned as fits best, and the number of that turn, both (m, k).
 
-class Index:
-    """float32 vectors (n, d) of length 1, for nearest neighbours by scalar product; ``seed`` is that of the cells."""
+        With r the correlation of whitened frequencies, the closeness is -log(1 - r).
+        """
+        turned, known = all_turned(self.spectra[rows] * self.weights), self.spectra[others] * self.weights
+        turned, known = (unit(array.reshape(*array.shape[:2], self.weights.size)) for array in (turned, known))
+        correlation = np.einsum("qvd,qnd->qnv", turned, known, optimize=True)
+        return -np.log(1 - np.clip(correlation.max(2), 0, 0.99999)), correlation.argmax(2)
 
-    def __init__(self, data: np.ndarray, seed: int = 0) -> None:
-        num_cells = 1 if len(data) <= ONE_CELL else min(len(data) // 128, 4096)
-        tensor = torch.from_numpy(data)
-        self.centres = _centres(tensor, num_cells, seed)
-        cells = torch.cat([(part @ self.centres.T).argmax(1) for part in tensor.split(8192)])
-        self.order = torch.argsort(cells, stable=True)
-        self.data = tensor[self.order]
-        self.ends = torch.bincount(cells, minlength=num_cells).cumsum(0).tolist()
+    def copies(self, confidence: float = CONFIDENCE) -> pd.DataFrame:
+        """Pairs of images that show the same picture.
 
-    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """The nearest for queries (m, variants, d), each counted in its best variant.
+        The confidence of a pair is its closeness + 2 * (closeness - background), the background being the closeness
+        of the fourth nearest image, or of one after it behind a drop that shows that all nearer ones are copies.
+        Look-alikes (plankton on white, digits) have many images nearly as close, while a copy stands out, even one
+        that has lost much to compression. A closeness of :data:`CERTAIN` is enough by itself.
+
+        Args:
+            confidence: that a pair must have.
 
         Returns:
-            Positions int64, variants int64 and products float32, all (m, k), best first; -1 and -1 where there are
-            no more.
+            A row per pair: ``first`` and ``second``, the smaller number; ``transform``, the number in TRANSFORMS that
+            turns the first into the second; ``confidence``.
         """
-        num, variants, width = queries.shape
-        flat = torch.from_numpy(queries).reshape(-1, width)
-        probes = min(PROBES, len(self.centres))
-        near = (flat @ self.centres.T).topk(probes, dim=1).indices
-        each = min(k, 16)
-        products = torch.full((len(flat), probes, each), -1.0)
-        positions = torch.full((len(flat), probes, each), -1, dtype=torch.int64)
-        by_cell = torch.argsort(near.flatten(), stable=True)
-        starts = torch.bincount(near.flatten(), minlength=len(self.centres)).cumsum(0).tolist()
-        for cell, members in enumerate(by_cell.tensor_split(starts[:-1])):
-            first = self.ends[cell - 1] if cell else 0
-            if not len(members) or first == self.ends[cell]:
-                continue
-            query, probe = members // probes, members % probes
-            found = (flat[query] @ self.data[first : self.ends[cell]].T).topk(
-                min(each, self.ends[cell] - first), dim=1
-            )
-            products[query, probe, : found.values.shape[1]] = found.values
-            positions[query, probe, : found.values.shape[1]] = self.order[first + found.indices]
-        variant = torch.arange(variants).repeat_interleave(probes * each).expand(num, -1)
-        return _best_distinct(products.view(num, -1), positions.view(num, -1), variant, k)
+        found, count = [], len(self.spectra)
+        data = torch.from_numpy(unturned(self.spectra[:, :LOWEST, :LOWEST] * self.weights[:LOWEST, :LOWEST]))
+        for rows in np.split(np.arange(count), range(BLOCK, count, BLOCK)):
+            near = (data[rows] @ data.T).topk(min(NEIGHBOURS + 1, count), dim=1).indices.numpy()
+            closeness, transform = self.closeness(rows, near)
+            closeness[near == rows[:, None]] = np.inf  # itself, which then comes first and is left out
+            order = np.argsort(-closeness, 1, kind="stable")[:, 1:]
+            near, closeness, transform = (np.take_along_axis(x, order, 1) for x in (near, closeness, transform))
+            missing = max(0, BACKGROUND + 1 - closeness.shape[1])
+            level = np.maximum(np.pad(closeness, ((0, 0), (0, missing))), LEAST_BACKGROUND)[:, BACKGROUND:]
+            drops = 3 * level[:, :-1] - 2 * level[:, 1:] >= confidence
+            background = np.where(drops, level[:, 1:], level[:, :1]).min(1, initial=np.inf, keepdims=True)
+            sure = 3 * closeness - 2 * np.minimum(background, level[:, :1])
+            query, place = np.nonzero((closeness >= LEAST) & ((closeness >= CERTAIN) | (sure >= confidence)))
+            pairs = {"first": rows[query], "second": near[query, place], "transform": transform[query, place]}
+            found.append(pd.DataFrame({**pairs, "confidence": sure[query, place]}))
+        return in_order(pd.concat(found))
+
+    def others_of_clusters(self, pairs: pd.DataFrame) -> pd.DataFrame:
+        """Pairs that are not among these, but whose images are linked by them; of clusters that are not too large."""
+        clusters = pd.Series(np.arange(len(self.spectra))).groupby(linked(pairs, len(self.spectra)))
+        members = [rows for _, rows in clusters if 2 < len(rows) <= LARGEST_CLUSTER]
+        known = set(zip(pairs["first"], pairs["second"], strict=True))
+        more = [(b, a) for rows in members for a, b in combinations(rows, 2) if (b, a) not in known]
+        first, second = np.array(more, dtype=np.int64).reshape(-1, 2).T
+        parts = np.split(np.arange(len(more)), range(BLOCK, len(more), BLOCK))
+        found = [self.closeness(first[part], second[part, None]) for part in parts]
+        closeness, transform = (np.concatenate(column)[:, 0] for column in zip(*found, strict=True))
+        sure = 3 * closeness - 2 * LEAST_BACKGROUND
+        return pd.DataFrame({"first": first, "second": second, "transform": transform, "confidence": sure})
 
 
-def _best_distinct(
-    products: torch.Tensor, positions: torch.Tensor, variant: torch.Tensor, k: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The best k of each row; an image met in several variants (a symmetric one) counts once."""
-    products, order = products.topk(min(4 * k, products.shape[1]), dim=1)
-    positions, variant = positions.gather(1, order), variant.gather(1, order)
-    same = positions[:, :, None] == positions[:, None, :]
-    again = (same & torch.ones(same.shape[1:], dtype=torch.bool).tril(-1)).any(2)
-    products = products.masked_fill(again, -1)
-    products, order = products.topk(min(k, products.shape[1]), dim=1)
-    positions = positions.gather(1, order).masked_fill(products <= -1, -1)
-    return positions.numpy(), variant.gather(1, order).numpy(), products.numpy()
+def in_order(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Each pair once, the surest way, with the larger number as ``first``."""
+    swap = pairs["first"] < pairs["second"]
+    back = pairs.assign(first=pairs["second"], second=pairs["first"], transform=WAY_BACK[pairs["transform"]])
+    return pairs.where(~swap, back).sort_values("confidence", ascending=False).drop_duplicates(["first", "second"])
 
 
-def _centres(data: torch.Tensor, num_cells: int, seed: int) -> torch.Tensor:
-    """Centres (cells, d) of length 1 by spherical k-means on a sample."""
-    generator = torch.Generator().manual_seed(seed)
-    sample = data[torch.randperm(len(data), generator=generator)[: 64 * num_cells]]
-    centres = sample[:num_cells].clone()
-    for _ in range(8 if num_cells > 1 else 0):
-        cells = torch.cat([(part @ centres.T).argmax(1) for part in sample.split(8192)])
-        sums = torch.zeros_like(centres).index_add_(0, cells, sample)
-        length = sums.norm(dim=1, keepdim=True)
-        centres = torch.where(length > 0, sums / length.clamp(min=1e-6), centres)
-    return centres
-
-
-def find_copies(
-    queries: np.ndarray, index: np.ndarray | None, confidence: float = CONFIDENCE, seed: int = 0
-) -> Matches:
-    """Pairs of images that show the same picture.
-
-    With r the correlation of whitened frequencies, turned in the way that fits best, the closeness of two images is
-    -log(1 - r), and the confidence is closeness + 2 * (closeness - that of the query's fourth nearest image).
-    Look-alikes (plankton on white, digits) have many images nearly as close, while a copy stands out, even one that
-    has lost much to compression. A closeness of :data:`CERTAIN` is enough by itself: an image may have many copies.
-
-    Args:
-        queries: spectra (m, 16, 16).
-        index: spectra (n, 16, 16) to find them in; ``None`` to compare the queries among themselves.
-        confidence: that a pair must have.
-        seed: of the search's cells.
-    """
-    among = index is None
-    others = queries if among else index
-    if not len(queries) or len(others) < 1 + among:
-        return Matches(*[np.zeros(0, np.int64)] * 3, *[np.zeros(0, np.float32)] * 2)
-    sample = np.random.default_rng(seed).permutation(len(others))[:20_000]
-    weights = whitening(others[sample].astype(np.float32))
-    table = Index(vectors(others.astype(np.float32), weights, SEARCH_FREQUENCIES), seed)
-    found = []
-    for start in range(0, len(queries), BLOCK):
-        turned = all_turned(queries[start : start + BLOCK].astype(np.float32))
-        found.append(_compare(start, turned, others, table, weights, among, confidence))
-    return Matches(*(np.concatenate(column) for column in zip(*found, strict=True)))
-
-
-def _compare(
-    start: int, turned: np.ndarray, others: np.ndarray, table: Index, weights: np.ndarray, among: bool, least: float
-) -> tuple[np.ndarray, ...]:
-    """Columns of :class:`Matches` for a block of queries (m, 8, 16, 16)."""
-    positions, variant, _ = table.search(vectors(turned, weights, SEARCH_FREQUENCIES), NEIGHBOURS + among)
-    rows = np.arange(len(turned))[:, None]
-    fine = vectors(turned, weights, turned.shape[-1])[rows, variant]
-    known = vectors(others[positions].astype(np.float32), weights, turned.shape[-1])
-    correlation = np.einsum("qnd,qnd->qn", fine, known)
-    itself = among & (positions == start + rows)
-    correlation[(positions < 0) | itself] = 0
-    closeness = -np.log(1 - np.clip(correlation, 0, 0.99999))
-    background = LEAST_BACKGROUND
-    if closeness.shape[1] > BACKGROUND:
-        background = np.maximum(np.sort(closeness, 1)[:, -1 - BACKGROUND, None], LEAST_BACKGROUND)
-    sure = 3 * closeness - 2 * background
-    wanted = (positions >= 0) & (closeness >= LEAST) & ((closeness >= CERTAIN) | (sure >= least))
-    if among:
-        wanted &= ~itself
-    query, neighbour = np.nonzero(wanted)
-    pick = (query, neighbour)
-    return query + start, positions[pick], variant[pick], correlation[pick], sure[pick].astype(np.float32)
+def linked(pairs: pd.DataFrame, count: int) -> np.ndarray:
+    """int (count,): numbers of the clusters that pairs join."""
+    links = coo_array((np.ones(len(pairs)), (pairs["first"], pairs["second"])), shape=(count, count))
+    return connected_components(links, directed=False)[1]

@@ -8,6 +8,9 @@ SPLITS = ("train", "validation", "test")
 IMAGE, MASK = "image", "mask"
 """What the image columns are called in a prepared folder, whatever the table calls them; the trainers expect these"""
 
+AUGMENTED = r"_aug\d+$"
+"""What ends the id of an augmented copy; the rest is the original's id"""
+
 SPLIT, ROW, SOURCE = "__split__", "__row__", "__source__"
 """Columns of a frame of rows: the split (empty if it is not known yet); the row's number in its table, from 0; and,
 where the table holds the images themselves, the row's number in the Arrow files with them"""

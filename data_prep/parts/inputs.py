@@ -11,13 +11,14 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pandas as pd
 from datasets import DatasetDict
 
 from common.data.masks import MaskReader
 from common.data.prepared import SelectionSource
 from common.data.problems import image_names, leave_out
 from common.data.rows import ImageRows
-from common.data.splits import LabelColumns, Reading, check_columns, load_splits, read_cells, read_groups
+from common.data.splits import LabelColumns, Reading, check_columns, check_names, load_splits, read_cells, read_groups
 from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
 from common.model.hierarchy import Hierarchy
 from common.run.setup import image_root
@@ -53,7 +54,9 @@ def input_parser(
         data.add_argument("--mask_column", help="column with the masks, or their paths")
         data.add_argument("--mask_palette", help="YAML file with a colour per class, for masks coded by colour")
     if groups:
-        data.add_argument("--group_column", help="column (observation, artwork) whose values must not cross splits")
+        data.add_argument(
+            "--group_column", help="column (artwork, ...) or groups.csv of find_leaks.py: must not cross splits"
+        )
     data.add_argument("--exclude_rows", nargs="+", default=[], metavar="FILE", help="problems.csv: rows to leave out")
     if labels:
         group = parser.add_argument_group("labels")
@@ -86,6 +89,15 @@ def read_masks(args: argparse.Namespace) -> tuple[Hierarchy, MaskReader] | tuple
     return hierarchy, MaskReader(hierarchy, args.mask_palette)
 
 
+def read_group_file(path: str | None) -> dict[tuple[str, int, str], str] | None:
+    """Group of each (split, row, image), if ``--group_column`` is a file that find_leaks.py wrote: groups.csv."""
+    if not path or Path(path).suffix != ".csv" or not Path(path).is_file():
+        return None
+    table = pd.read_csv(path, dtype={"image": str, "group": str}, keep_default_na=False)
+    check_names(["split", "row", "image", "group"], list(table), path)
+    return dict(zip(zip(table["split"], table["row"], table["image"], strict=True), table["group"], strict=True))
+
+
 @dataclass
 class Inputs:
     """The splits to work on, the one to learn from first, without rows to exclude.
@@ -113,7 +125,16 @@ class Inputs:
         return image_names(self.splits[split], self.args.image_column)
 
     def cells(self, column: str | None) -> dict[str, list[Any]]:
-        """A column of each split; nothing without a column, ValueError if a split lacks it."""
+        """A column of each split, or groups from a file; nothing without a column, ValueError if a split lacks it."""
+        groups = read_group_file(column)
+        if groups is not None:
+            try:
+                return {
+                    split: [groups[split, *row] for row in zip(rows.tolist(), self.image_names(split), strict=True)]
+                    for split, rows in self.numbers.items()
+                }
+            except KeyError as error:
+                raise ValueError(f"{column} has no line for {error}: it was made for other data.") from None
         read = read_groups if column == vars(self.args).get("group_column") else read_cells
         splits = self.splits.items() if column else ()
         for split, dataset in splits:
