@@ -158,10 +158,9 @@ def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | No
             "train_taxonomy.py --eval_only --model_name_or_path MODEL ... writes calibration.json; pass it with "
             "--calibration. Or use --min_confidence."
         )
-    if calibration["decoding"] != model.decoding:
-        raise ValueError(
-            f"The calibration is for --decoding {calibration['decoding']}, the model uses {model.decoding}."
-        )
+    decoding = model.config.evaluation["decoding"]
+    if calibration["decoding"] != decoding:
+        raise ValueError(f"The calibration is for --decoding {calibration['decoding']}, the model uses {decoding}.")
     target, found = thresholds_for(calibration, args.target_precision)
     num_images, need = calibration["num_images"], fewest_images(target)
     why = f"calibrate on more than {need:,}" if num_images < need else "too few answers are right: ask for less"

@@ -56,6 +56,7 @@ from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
+from common.optim.tuning import merged, prepare_tuning
 from common.predict.views import averaged
 from common.predict.windows import Resampler, dense_labels, image_logits, labels_at_stride
 from common.publish.models import load_weights, save_model
@@ -112,6 +113,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     spec = model.config.backbone
     normalize = Normalize(spec["mean"], spec["std"], memory_format).to(device)
     if sampler is not None:
+        prepare_tuning(model, args.tune, args.lora_rank, args.gradient_checkpointing)
         size, parts = sampler.micro_batch_size, sampler.accumulation_steps
         prepare_batch_norm(model, args.batch_norm, accelerator.num_processes, parts, size)
         dry_run(args, accelerator, model, partial(random_loss, args, accelerator, data, model), size)
@@ -151,7 +153,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     rate_at = partial(curriculum.learning_rate_factor, args.lr_scheduler_type, warmup_ratio=args.warmup_ratio)
     plateau = Plateau(args.plateau_factor, args.plateau_patience) if args.lr_scheduler_type == "plateau" else None
-    state = TrainState(accelerator, model, optimizer, ema, sampler, problems, plateau)
+    state = TrainState(accelerator, model, optimizer, ema, sampler, problems, plateau, args.tune != "full")
     identity = run_identity(args, data, sampler)
     run = Run(args, accelerator, stop, summary, problems, state, identity)
 
@@ -221,6 +223,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if args.find_learning_rate:
             return run.finish_range_test()
         run.save_end()
+        model = merged(model)
         results = {"train": run.train_results(), "eval": state.best_results}
         if data.test is not None:  # once, by the best model
             load_weights(model, args.output_dir, accelerator)
@@ -315,8 +318,8 @@ def training_facts(args: SegmentationArguments, data: Data) -> dict[str, str]:
 
 
 def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeForSemanticSegmentation:
-    """A backbone with fresh decoder and heads; or a model that this script wrote, if the label tree is the same."""
-    model, backbone, _ = start_from(
+    """A backbone with fresh decoder and heads; or a model that this script wrote, with the classes it knows."""
+    model, backbone, before = start_from(
         args, LabelTreeForSemanticSegmentation, hierarchy, "decoder", "decoder_channels", pyramid=True
     )
     settle(args, hierarchy, model, backbone)
@@ -331,6 +334,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
             decoder=args.decoder,
             decoder_channels=args.decoder_channels,
         )
+        model.go_on_from(before)
     model.config.evaluation = evaluation
     if args.aux_weight:
         model.add_auxiliary_head()

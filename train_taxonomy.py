@@ -58,12 +58,14 @@ from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
+from common.optim.tuning import merged, prepare_tuning
 from common.predict.views import averaged, shown_size
 from common.publish.models import image_processor, load_weights, save_model
 from common.report.image_examples import load_pictures
 from common.report.summary import RunSummary
 from common.run.dry_run import dry_run
 from common.run.evaluation import interruptible_batches
+from common.run.features import features_once, without_training
 from common.run.identity import as_begun, run_facts, run_identity
 from common.run.processes import backward, make_accelerator, num_workers, sync_buffers
 from common.run.run import Run
@@ -110,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     spec = model.config.backbone
     normalize = Normalize(spec["mean"], spec["std"], memory_format).to(device)
     if sampler is not None:
+        prepare_tuning(model, args.tune, args.lora_rank, args.gradient_checkpointing)
         size, parts = sampler.micro_batch_size, sampler.accumulation_steps
         prepare_batch_norm(model, args.batch_norm, accelerator.num_processes, parts, size)
         dry_run(args, accelerator, model, partial(random_loss, args, accelerator, data, model), size)
@@ -144,6 +147,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
     # ------------------------------------------------------------------------------------------------------- optimizer
     train_loader = make_train_loader(args, accelerator, data.train, spec, sampler)
+    if args.cache_features:
+        train_loader, eval_loader = features_once(args, accelerator, model, normalize, train_loader, eval_loader)
+        facts["without training"] = without_training(train_loader.dataset, eval_loader.dataset, data.hierarchy)
     mix = MixImages(args.mixup, args.cutmix, args.mix_probability, args.seed)
     ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
     optimizer, statistics = make_optimizer(args, model, device), RunningStatistics(model)
@@ -152,7 +158,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     rate_at = partial(curriculum.learning_rate_factor, args.lr_scheduler_type, warmup_ratio=args.warmup_ratio)
     plateau = Plateau(args.plateau_factor, args.plateau_patience) if args.lr_scheduler_type == "plateau" else None
-    state = TrainState(accelerator, model, optimizer, ema, sampler, problems, plateau)
+    state = TrainState(accelerator, model, optimizer, ema, sampler, problems, plateau, args.tune != "full")
     identity = run_identity(args, data, sampler)
     run = Run(args, accelerator, stop, summary, problems, state, identity)
 
@@ -223,6 +229,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if args.find_learning_rate:
             return run.finish_range_test()
         run.save_end()
+        model = merged(model)
         results = {"train": run.train_results(), "eval": state.best_results}
         if data.test is not None:  # once, by the best model
             load_weights(model, args.output_dir, accelerator)
@@ -318,10 +325,8 @@ def make_eval_loader(
 
 
 def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForImageClassification:
-    """A backbone with fresh heads; or a model that this script wrote, with its heads if the label tree is the same."""
-    model, backbone, classifier = start_from(
-        args, LabelTreeForImageClassification, hierarchy, "init_leaf_from_classifier"
-    )
+    """A backbone with fresh heads; or a model that this script wrote, with the classes it knows."""
+    model, backbone, before = start_from(args, LabelTreeForImageClassification, hierarchy, "init_leaf_from_classifier")
     settle(args, hierarchy, model, backbone)
     evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
     if model is not None:
@@ -330,11 +335,12 @@ def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForIm
     model = LabelTreeForImageClassification.build(
         backbone, hierarchy, args.head, dropout=args.dropout, head_scale=args.head_scale, evaluation=evaluation
     )
+    model.go_on_from(before)
     if args.init_leaf_from_classifier:
-        if classifier is None:
+        if not isinstance(before, torch.nn.Linear):
             raise ValueError("--init_leaf_from_classifier needs a backbone whose own classifier has been trained.")
-        rows = read_class_order(args.init_leaf_from_classifier, hierarchy, classifier.out_features)
-        model.heads.init_leaves(classifier.weight, classifier.bias, rows)
+        rows = read_class_order(args.init_leaf_from_classifier, hierarchy, before.out_features)
+        model.heads.init_leaves(before.weight, before.bias, rows)
     return model
 
 

@@ -46,13 +46,14 @@ SHARED = [
     "eval_epochs", "metric_for_best_model", "early_stopping_patience", "eval_only", "decoding", "save_predictions",
     "export", "report_to", "checkpointing_steps", "checkpointing_seconds", "keep_last", "resume_from_checkpoint",
     "max_train_minutes", "max_skipped_steps", "watch", "no_report", "push_to_hub", "hub_model_id", "hub_private",
-    "hub_strategy", "license",
+    "hub_strategy", "license", "tune", "lora_rank", "gradient_checkpointing",
 ]
 OPTIONS = {
     "train_taxonomy.py": [
         *SHARED, "tta", "level_columns", "sampling", "top_k", "label_column", "crop_pct", "crop_scale", "aspect_ratio",
         "auto_augment", "random_erasing", "mixup", "cutmix", "mix_probability", "init_leaf_from_classifier",
-        "logit_adjustment", "label_smoothing", "conflicts", "eval_group_column",
+        "logit_adjustment", "label_smoothing", "conflicts", "eval_group_column", "cache_features",
+        "feature_views",
     ],
     "train_segmentation.py": [
         *SHARED, "tta", "mask_column", "mask_palette", "cache_decoded", "eval_crop", "eval_stride", "resize_longer",

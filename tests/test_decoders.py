@@ -103,3 +103,18 @@ def test_errors(name):
             DECODERS[name](CHANNELS, channels)
     with pytest.raises(ValueError, match="four feature maps, not 3"):
         DECODERS[name](CHANNELS[:3])
+
+
+def test_the_linear_decoder_is_linear_in_normalised_maps():
+    """Against its definition: layer norm of each pixel, then resized and side by side."""
+    decoder, maps = make("linear"), maps_of(64, 96)
+    normal = [torch.nn.functional.layer_norm(m.movedim(1, 3), m.shape[1:2]).movedim(3, 1) for m in maps]
+    sized = [torch.nn.functional.interpolate(m, maps[0].shape[2:], mode="bilinear") for m in normal]
+    torch.testing.assert_close(decoder(maps), torch.cat(sized, 1), rtol=1e-3, atol=1e-4)
+    assert decoder.num_features == sum(m.shape[1] for m in maps)
+
+
+def test_segformer_decoder_has_the_size_of_the_published_one():
+    """B0's with 256 channels, but for its classifier: 0.395 M (Table 1a)."""
+    decoder = make("segformer", [32, 64, 160, 256], 256)
+    assert sum(p.numel() for p in decoder.parameters()) == 256 * (512 + 4) + 4 * 256 * 256 + 2 * 256

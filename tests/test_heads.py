@@ -271,3 +271,45 @@ def test_copies_do_not_share_parameters():
     with torch.no_grad():
         twin.weight.zero_()
     assert torch.equal(heads(features()), before) and not torch.equal(twin(features()), before)
+
+
+# ---- from another model's classes
+
+BEFORE = Hierarchy(["genus", "species"], [["A", "B"], ["a one", "a two", "b one"]], [[None, None], [0, 0, 1]])
+# In another order and spelling, with a new species of A, a new genus, and a species that is gone.
+AFTER = Hierarchy(
+    ["genus", "species"], [["C", "b", "A"], ["B ONE", "a new", "a one", "c one"]], [[None] * 3, [1, 2, 2, 0]]
+)
+
+
+@pytest.mark.parametrize("new", HEAD_KINDS)
+@pytest.mark.parametrize("old", HEAD_KINDS)
+def test_classes_are_kept_by_name_and_new_ones_start_as_their_parent(old, new):
+    torch.manual_seed(0)
+    before, after = LevelHeads(BEFORE, 5, old, 0.7), LevelHeads(AFTER, 5, new, 0.5)
+    with torch.no_grad():
+        for head in (before, after):
+            head.weight.normal_()
+            head.bias.normal_()
+    random = after.weight.clone()
+    assert after.init_classes(before.classifiers()) == 4
+    features = torch.randn(3, 5)
+    logits = [before(features), after(features)]
+    if old == "independent":
+        logits[0] = logits[0][:, 2:]
+    if new == "independent":
+        logits[1] = logits[1][:, 3:]
+    torch.testing.assert_close(logits[1][:, [2, 0]], logits[0][:, [0, 2]], rtol=1e-4, atol=1e-5)
+    nodes = torch.cat([before.weight, before.bias[:, None]], 1)
+    parent = {"tree": 0.7 * nodes[0], "flat": nodes[:2].mean(0), "independent": nodes[0]}[old]
+    expected = features @ parent[:-1] + parent[-1]
+    torch.testing.assert_close(logits[1][:, 1], expected, rtol=1e-4, atol=1e-5)
+    # of a genus that was not known; in a tree it adds nothing
+    assert torch.equal(after.weight[-1], torch.zeros(5) if new == "tree" else random[-1])
+    assert after.init_classes({}) == 0
+
+
+def test_the_same_classes_start_as_they_were():
+    before, after = LevelHeads(BEFORE, 5, "tree", 0.7), LevelHeads(BEFORE, 5, "tree", 0.7)
+    assert after.init_classes(before.classifiers()) == 5
+    torch.testing.assert_close(after.weight, before.weight)

@@ -441,3 +441,13 @@ def test_calibration_is_of_the_saved_model(fruit, tmp_path):
     trained = LabelTreeForImageClassification.from_pretrained(folder).config.calibration
     again = evaluate(fruit, folder, tmp_path / "again")
     assert json.loads((again / "calibration.json").read_text()) == trained
+
+
+def test_features_of_images(photos, command, model, tmp_path):
+    """The model's heads find in them what was predicted."""
+    predict.main(command(photos / "table.csv", image_column="file", features=tmp_path / "features.parquet"))
+    table, ours = pd.read_parquet(tmp_path / "features.parquet"), read(tmp_path / "out")
+    assert table["image"].tolist() == ours["image"].tolist()
+    saved = LabelTreeForImageClassification.from_pretrained(model)
+    leaves = saved.heads(torch.tensor(np.stack(table["features"]))).argmax(1).tolist()
+    assert [saved.config.id2label[leaf] for leaf in leaves] == ours["top1"].tolist()

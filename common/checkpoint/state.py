@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
+import xxhash
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import nn
@@ -85,6 +87,7 @@ class TrainState:
     sampler: GlobalBatchSampler  # the position: epoch and samples seen
     problems: ProblemLog  # broken images met so far
     plateau: Plateau | None = None  # lowers the learning rate when the loss stops falling
+    partly: bool = False  # only what is trained is kept; the rest of the weights must be there again
     counts: StepCounts = field(init=False)
     best: float | None = None  # of the metric that chooses the best model; ``None`` before the first, or for NaN
     best_results: dict[str, Any] = field(default_factory=dict)  # ``eval`` of all_results.json, of the best model
@@ -99,6 +102,15 @@ class TrainState:
 
     def __post_init__(self) -> None:
         self.counts = StepCounts(self.accelerator.device)
+
+    @cached_property
+    def frozen(self) -> dict[str, str]:
+        """Names and digests of the weights that are not kept."""
+        values = [pair for pair in self.model.named_parameters() if self.partly and not pair[1].requires_grad]
+        return {name: xxhash.xxh3_64_hexdigest(value.detach().cpu().numpy()) for name, value in values}
+
+    def _models(self) -> list[tuple[str, nn.Module]]:
+        return [("weights", self.model), *([] if self.ema is None else [("ema", self.ema.module)])]
 
     def is_good(self, last_step_counts: bool = True) -> bool:
         """Whether it is worth keeping: all weights are finite, and the last step was not skipped. A collective."""
@@ -120,17 +132,23 @@ class TrainState:
             "sums": self.counts.gathered(),
             "problems": sorted(set(gather_object(list(self.problems.found)))),
             "plateau": self.plateau and self.plateau.state_dict(),
+            "frozen": self.frozen,
             **{name: getattr(self, name) for name in self.PLAIN},
         }
-        ema = {} if self.ema is None else {"ema": self.ema.module.state_dict()}
-        return {"weights": self.model.state_dict(), "optimizer": optimizer, **ema, "state": state}
+        kept = {
+            group: {name: value for name, value in model.state_dict().items() if name not in self.frozen}
+            for group, model in self._models()
+        }
+        return {**kept, "optimizer": optimizer, "state": state}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`, on any number of processes."""
         accelerator, state = self.accelerator, saved["state"]
-        self.model.load_state_dict(saved["weights"])
-        if self.ema is not None:
-            self.ema.module.load_state_dict(saved["ema"])
+        if state.get("frozen", {}) != self.frozen:
+            raise ValueError("The frozen weights differ from those that the run began with: --model_name_or_path.")
+        for group, model in self._models():
+            present = model.state_dict()
+            model.load_state_dict({**{name: present[name] for name in self.frozen}, **saved[group]})
         scalars = state.get("optimizer_scalars", [])
         load_optimizer(self.optimizer, saved["optimizer"], state["optimizer_entries"], scalars)
         if accelerator.scaler is not None and state["scaler"] is not None:

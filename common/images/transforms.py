@@ -111,6 +111,8 @@ class Normalize(torch.nn.Module):
         self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        if pixels.is_floating_point():  # features that were computed before
+            return pixels
         pixels = pixels.to(torch.float32, memory_format=self.memory_format)
         return torch.addcmul(self.shift, pixels, self.scale)
 

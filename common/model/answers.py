@@ -50,9 +50,7 @@ class Answers:
 def path_probabilities(log_probs: Sequence[torch.Tensor], path: Sequence[torch.Tensor]) -> torch.Tensor:
     """Probability of the path's class at every level, float32 (batch, levels, ...); 0 where the path has none.
 
-    Args:
-        log_probs: per level (batch, classes, ...).
-        path: per level (batch, ...) class numbers, IGNORE where there is none.
+    Of log-probabilities (batch, classes, ...) and class numbers or IGNORE (batch, ...), per level.
     """
     return torch.stack(
         [

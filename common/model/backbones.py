@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import logging
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
-from transformers import CONFIG_MAPPING, MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING, AutoModelForImageClassification
+from transformers import (
+    CONFIG_MAPPING,
+    MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+    AutoModelForImageClassification,
+    PretrainedConfig,
+)
 
 from . import encoders
 from .encoders import TIMM_PREFIXES, EncoderOptions
@@ -35,8 +41,8 @@ class Backbone(nn.Module):
         self.model = model if model is not None else _build(spec)
         speed_up_bias(self.model)
         self.num_features: int = spec["num_features"]
-        resampling = spec["library"] == "transformers" and encoders.accepts(self.model, "interpolate_pos_encoding")
-        self._options = {"interpolate_pos_encoding": True} if resampling else {}
+        takes = signature(self.model.forward).parameters if spec["library"] == "transformers" else {}
+        self._options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Normalised images (batch, 3, height, width), floating point -> features (batch, ``num_features``)."""
@@ -73,6 +79,29 @@ def load_backbone(
         hint = "" if asked.pretrained or asked.weights else hint
         raise ValueError(f"Cannot load the backbone {name!r}: {encoders.first_line(error)}.{hint}") from error
     return backbone, classifier if asked.pretrained or asked.weights else None
+
+
+def resized(backbone: Backbone | PyramidBackbone, size: int) -> Backbone | PyramidBackbone:
+    """The same backbone for images of another size; position embeddings are resampled.
+
+    Raises:
+        ValueError: it takes images of one size only.
+    """
+    spec = {**backbone.spec, "image_size": size}
+    if isinstance(backbone, PyramidBackbone):  # its maps have any size, but in tiles
+        if spec["tiles"]:
+            raise ValueError(f"This backbone takes only images of {backbone.spec['image_size']} px: --image_size.")
+        backbone.spec = spec
+        return backbone
+    if spec["library"] == "timm":
+        kwargs = {name: value for name, value in spec["kwargs"].items() if name != "img_size"}
+        model = encoders.create_timm(spec["architecture"], False, kwargs, {"img_size": size})
+        model.reset_classifier(0)
+        encoders.load_timm(model, backbone.model.state_dict(), "the saved model")
+        return Backbone({**spec, "kwargs": kwargs}, model)
+    config = fit_config(backbone.model.config, size, _from_config)
+    spec["config"] = encoders.config_to_dict(config)
+    return Backbone(spec, fit_weights(backbone.model, config, _from_config))
 
 
 def _load_timm(options: EncoderOptions) -> tuple[Backbone, nn.Linear | None]:
@@ -124,10 +153,14 @@ def _remove_classifier(model: nn.Module) -> tuple[str, nn.Linear]:
     raise ValueError(f"{type(model).__name__} has no linear classifier on pooled features; look for timm/<name>.")
 
 
-def _build(spec: dict[str, Any]) -> nn.Module:
-    if spec["library"] == "timm":
-        return encoders.build_timm(spec)
-    config = CONFIG_MAPPING[spec["config"]["model_type"]].from_dict(spec["config"] | {"architectures": []})
+def _from_config(config: PretrainedConfig) -> nn.Module:
     model = AutoModelForImageClassification.from_config(config)
     _remove_classifier(model)
     return model
+
+
+def _build(spec: dict[str, Any]) -> nn.Module:
+    if spec["library"] == "timm":
+        return encoders.build_timm(spec)
+    config = spec["config"] | {"architectures": []}
+    return _from_config(CONFIG_MAPPING[config["model_type"]].from_dict(config))

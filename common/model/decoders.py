@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from timm.layers import LayerNorm2d
 from torch import nn
 from torch.nn import functional as F
 
@@ -88,7 +89,34 @@ class UNet(_Decoder):
         return features
 
 
-DECODERS: dict[str, type[nn.Module]] = {"upernet": UPerNet, "unet": UNet}
+class SegFormerHead(_Decoder):
+    """SegFormer's (Xie et al., NeurIPS 2021): each map made ``channels`` wide, and all fused by a 1x1 convolution."""
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
+        super().__init__(in_channels, channels)
+        self.projections = nn.ModuleList(nn.Conv2d(width, channels, 1) for width in in_channels)
+        self.fusion = convolution(len(in_channels) * channels, channels, 1)
+        self.apply(_initialise)
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        wide = [projection(features) for projection, features in zip(self.projections, maps, strict=True)]
+        return self.fusion(torch.cat([resize(features, wide[0]) for features in wide], 1))
+
+
+class Linear(_Decoder):
+    """The maps themselves, normalised, side by side, as DINOv2 and DINOv3 are read; ``channels`` have no effect."""
+
+    def __init__(self, in_channels: Sequence[int], channels: int = 256) -> None:
+        super().__init__(in_channels, channels)
+        self.norms = nn.ModuleList(LayerNorm2d(width) for width in in_channels)
+        self.num_features = sum(in_channels)
+
+    def forward(self, maps: Sequence[torch.Tensor]) -> torch.Tensor:
+        normal = [norm(features) for norm, features in zip(self.norms, maps, strict=True)]
+        return torch.cat([resize(features, normal[0]) for features in normal], 1)
+
+
+DECODERS: dict[str, type[nn.Module]] = {"upernet": UPerNet, "unet": UNet, "segformer": SegFormerHead, "linear": Linear}
 
 
 def convolution(in_channels: int, channels: int, kernel_size: int) -> nn.Sequential:

@@ -83,6 +83,10 @@ class EncoderModel(PreTrainedModel):
         except (AttributeError, AssertionError) as error:
             raise ValueError(f"timm's {type(encoder).__name__} has no gradient checkpointing.") from error
 
+    def as_wanted(self, output: Any, return_dict: bool | None) -> Any:
+        """The output, or a tuple if that is asked for, by default in the configuration."""
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Only what checkpoints do not hold: timm's tables that are computed when a model is made."""
@@ -117,9 +121,4 @@ class LabelTreeFeatures(EncoderModel):
             output = BackboneOutput(feature_maps=tuple(features))
         else:
             output = BaseModelOutputWithPooling(pooler_output=features)
-        return output if wants_dict(self.config, return_dict) else output.to_tuple()
-
-
-def wants_dict(config: LabelTreeConfig, return_dict: bool | None) -> bool:
-    """Whether an output is to be a mapping: as asked for, by default what the configuration says."""
-    return bool(config.return_dict if return_dict is None else return_dict)
+        return self.as_wanted(output, return_dict)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,15 +78,27 @@ def open_timm(options: EncoderOptions, **optional: Any) -> tuple[nn.Module, dict
         state = load_file(options.weights)
         kwargs["num_classes"] = num_classes_in(state, timm.get_pretrained_cfg_value(architecture, "classifier"))
     optional |= {"img_size": options.image_size, "drop_path_rate": options.drop_path_rate}
-    model = _create_timm(name, options.pretrained, kwargs, optional)
+    model = create_timm(name, options.pretrained, kwargs, optional)
     if state is not None:
-        load_strictly(model, timm.models.clean_state_dict(state), options.weights)
+        load_timm(model, state, options.weights)
     return model, {
         "library": "timm",
         "architecture": model.pretrained_cfg.get("architecture") or architecture,
         "kwargs": {k: v for k, v in kwargs.items() if v is not None and k != "num_classes"},
         **_timm_pixels(options, model.pretrained_cfg if own is None else own, architecture),
     }
+
+
+def load_timm(model: nn.Module, state: dict[str, torch.Tensor], source: str) -> None:
+    """Load weights as timm does: also open_clip's, and of another image size; ValueError if they do not fit."""
+    state = timm.models.clean_state_dict(state)
+    shapes = [{name: value.shape for name, value in each.items()} for each in (state, model.state_dict())]
+    convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
+    if shapes[0] != shapes[1] and convert is not None:
+        state = convert(state, model)
+    if model.num_classes == 0:  # an embedding's projection
+        state = {name: value for name, value in state.items() if name not in ("head.weight", "head.bias")}
+    load_strictly(model, state, source)
 
 
 def build_timm(spec: dict[str, Any]) -> nn.Module:
@@ -109,7 +121,7 @@ def _timm_pixels(options: EncoderOptions, own: Mapping[str, Any], architecture: 
     return _pixels(options, found, missing, f"timm's {architecture}" if usual else "ImageNet")
 
 
-def _create_timm(name: str, pretrained: bool, kwargs: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
+def create_timm(name: str, pretrained: bool, kwargs: dict[str, Any], optional: dict[str, Any]) -> nn.Module:
     """Create a model, without those optional arguments that it refuses; the others are added to ``kwargs``."""
     optional = {key: value for key, value in optional.items() if value is not None and key not in kwargs}
     while True:
@@ -150,28 +162,23 @@ def read_config(options: EncoderOptions, config: PretrainedConfig | None = None)
 
 
 def transformers_spec(
-    options: EncoderOptions,
-    config: PretrainedConfig,
-    default_size: int = 224,
-    imagenet: bool = False,
-    sized: bool = True,
+    options: EncoderOptions, config: PretrainedConfig, pyramid: bool = False, imagenet: bool = False
 ) -> dict[str, Any]:
     """What it takes to build the same architecture again, and the preprocessing that goes with it.
 
     Args:
         options: which encoder.
         config: its configuration.
-        default_size: the image size, where neither options, configuration nor preprocessing have one.
+        pyramid: any image size will do, so that of the configuration goes before that of the preprocessing.
         imagenet: use ImageNet's mean and deviation instead of reading the model's preprocessing.
-        sized: whether the image size of the preprocessing goes before that of the configuration.
     """
-    found: dict[str, Any] = {"image_size": image_size_of(config) or default_size}
+    found: dict[str, Any] = {"image_size": image_size_of(config) or (segformer_size(options.name) if pyramid else 224)}
     missing: tuple[str, ...] = ()
     if imagenet:
         found["interpolation"] = "bilinear"
     else:
         try:
-            found |= _processed(transformers.AutoImageProcessor.from_pretrained(options.name), sized)
+            found |= _processed(transformers.AutoImageProcessor.from_pretrained(options.name), not pyramid)
         except (OSError, ValueError):  # the defaults of its class are often others than those of the published weights
             missing = ("mean", "std", "interpolation", "image_size")
     pixels = _pixels(options, found, missing, "ImageNet")
@@ -266,11 +273,6 @@ def load_strictly(model: nn.Module, state: dict[str, torch.Tensor], source: str 
             f"The weights in {source} do not fit the backbone: {len(missing)} missing {missing[:3]}, "
             f"{len(unexpected)} unexpected {unexpected[:3]}."
         )
-
-
-def accepts(model: nn.Module, argument: str) -> bool:
-    """Whether a model's ``forward`` has an argument of this name."""
-    return argument in inspect.signature(model.forward).parameters
 
 
 def first_line(error: BaseException) -> str:

@@ -108,10 +108,8 @@ class LevelHeads(nn.Module):
     def path_scores(self, logits: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str) -> torch.Tensor:
         """(batch, leaves, ...): the best path ends in the leaf with the highest of these.
 
-        Args:
-            logits: (batch, outputs, ...).
-            log_probs: of every level, from the same logits; only ``levels`` needs them.
-            decoding: ``leaf`` for the most probable leaf, ``levels`` for the path with the most levels expected right.
+        Decoding is ``leaf`` for the most probable leaf, or ``levels`` for the path with the most levels expected
+        right, which needs the log-probabilities of every level.
         """
         if decoding == "levels":
             return self.hierarchy.path_scores([level.exp() for level in log_probs])
@@ -153,22 +151,52 @@ class LevelHeads(nn.Module):
     def init_leaves(self, weight: torch.Tensor, bias: torch.Tensor | None, rows: Sequence[int | None]) -> None:
         """Start the last level from another classifier, so that training begins at that model's accuracy.
 
-        Args:
-            weight: (its classes, channels).
-            bias: (its classes,), or ``None`` if it has none.
-            rows: for each class of our last level its row there, or ``None`` if it has none.
+        It has weights (its classes, channels); ``rows`` names each class of our last level there, or is ``None``.
         """
         sizes = weight.shape[1], self.weight.shape[1]
         if sizes[0] != sizes[1]:
             raise ValueError("The classifier takes {} features, the backbone has {}.".format(*sizes))
-        first = 0 if self.kind == "flat" else sum(self.hierarchy.num_classes[:-1])
-        if self.kind == "tree":  # otherwise the sums over paths would differ from the classifier's logits
+        table = torch.cat([weight, torch.zeros_like(weight[:, :1]) if bias is None else bias[:, None]], 1)
+        keys = self.hierarchy.node_keys()[-len(rows) :]
+        self.init_classes({key: table[row] for key, row in zip(keys, rows, strict=True) if row is not None})
+
+    @torch.no_grad()
+    def classifiers(self) -> dict[tuple, torch.Tensor]:
+        """Weights and bias (channels + 1,) of every class as a classifier of its own, by :meth:`Hierarchy.node_keys`.
+
+        Where upper levels have no weights, those of a class are its leaves' mean.
+        """
+        own = dict(zip(self._keys(), torch.cat([self.weight, self.bias[:, None]], 1), strict=True))
+        if self.kind == "independent":
+            return own
+        found: dict[tuple, list[torch.Tensor]] = {}
+        for key in own:
+            for part in (key[: length + 1] for length in range(len(key))):
+                place, row = (key, own[part] * self.scale) if self.kind == "tree" else (part, own[key])
+                found.setdefault(place, []).append(row)
+        return {key: sum(rows) if self.kind == "tree" else sum(rows) / len(rows) for key, rows in found.items()}
+
+    @torch.no_grad()
+    def init_classes(self, known: dict[tuple, torch.Tensor]) -> int:
+        """Start from such :meth:`classifiers`, a class that is new as its parent; returns how many are not new."""
+        if self.kind == "tree":  # what is not known adds nothing
             self.weight.zero_()
             self.bias.zero_()
-        for position, row in enumerate(rows, first):
+        own: dict[tuple, torch.Tensor | None] = {(): None}
+        for key in self.hierarchy.node_keys():
+            own[key] = known.get(key, own[key[:-1]])
+        for position, key in enumerate(self._keys()):
+            row, above = own[key], own[key[:-1]]
             if row is not None:
-                self.weight[position] = weight[row].to(self.weight) / self.scale
-                self.bias[position] = 0 if bias is None else bias[row].to(self.bias) / self.scale
+                if self.kind == "tree":  # what it adds to its parent
+                    row = (row if above is None else row - above) / self.scale
+                self.weight[position], self.bias[position] = row[:-1], row[-1]
+        return len(known.keys() & own.keys())
+
+    def _keys(self) -> list[tuple]:
+        keys, counts = self.hierarchy.node_keys(), self.hierarchy.num_classes
+        leaves = [keys[sum(counts[:level]) + index] for level, index in self.hierarchy.leaves]
+        return leaves if self.kind == "flat" else keys
 
     def _sum_over_path(self, rows: torch.Tensor) -> torch.Tensor:
         """(nodes, ...) -> (leaves, ...): the sum of the rows on each leaf's path, scaled."""

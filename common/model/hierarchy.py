@@ -214,6 +214,12 @@ class Hierarchy:
                 found.setdefault(fold_name(name), []).append(position)
         return index
 
+    def node_keys(self) -> list[tuple[tuple[str, str], ...]]:
+        """Of every class, level after level: (level, folded name) along its path, which begins with its parent's."""
+        nodes = [(level, index) for level, column in enumerate(self.names) for index in range(len(column))]
+        paths = [zip(self.levels, self.path_names(*node), strict=True) for node in nodes]
+        return [tuple((level, fold_name(name)) for level, name in path if name) for path in paths]
+
     # ---- disk
 
     def to_dict(self) -> dict[str, Any]:

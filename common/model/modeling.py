@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,11 +22,13 @@ from transformers.utils import ModelOutput
 from .answers import Answers, answer_levels, path_probabilities, thresholds_for
 from .backbones import Backbone
 from .decoders import DECODERS, convolution, resize
-from .encoder_models import EncoderModel, LabelTreeConfig, LabelTreeFeatures, wants_dict
+from .encoder_models import EncoderModel, LabelTreeConfig, LabelTreeFeatures
 from .heads import LevelHeads
 from .hierarchy import Hierarchy
 from .pyramids import PyramidBackbone
 from .tree import IGNORE
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(init=False)
@@ -84,7 +87,7 @@ class LabelTreeModel(EncoderModel):
         config = LabelTreeConfig(backbone=backbone.spec, hierarchy=hierarchy.to_dict(), head=head, **names, **options)
         trained = {name: value.clone() for name, value in backbone.state_dict().items()}
         model = cls(config, backbone)
-        model.backbone.load_state_dict(trained)  # post_init may have initialised it anew
+        model.backbone.load_state_dict(trained, strict=False)  # post_init may have initialised it anew
         model.heads.reset_parameters()
         return model
 
@@ -98,6 +101,14 @@ class LabelTreeModel(EncoderModel):
         if content.get("architectures") != [cls.__name__]:
             raise ValueError(f"{folder} holds a {content.get('architectures')}, not a {cls.__name__}.")
         return Hierarchy.from_dict(content["hierarchy"])
+
+    def go_on_from(self, before: Any) -> None:
+        """Take what a model of other classes or another head knows, if ``before`` is one: decoder, classes by name."""
+        if isinstance(before, type(self)):
+            if hasattr(self, "decoder"):
+                self.decoder.load_state_dict(before.decoder.state_dict())
+            known, of = self.heads.init_classes(before.heads.classifiers()), sum(self.hierarchy.num_classes)
+            logger.warning("The saved model knows %d of %d classes by name; others start as their parents.", known, of)
 
     def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """The heads' logits, which the loss takes: see :meth:`LevelHeads.forward`."""
@@ -116,7 +127,7 @@ class LabelTreeModel(EncoderModel):
         if logits_only:
             return logits
         output = self.complete(logits, None if labels is None else self.compute_loss(logits, labels))
-        return output if wants_dict(self.config, return_dict) else output.to_tuple()
+        return self.as_wanted(output, return_dict)
 
     def complete(self, logits: torch.Tensor, loss: torch.Tensor | None = None) -> LabelTreeOutput:
         """All that follows from the heads' logits."""
@@ -162,11 +173,6 @@ class LabelTreeModel(EncoderModel):
                 open_ = open_ & ~known
         return total / count.clamp(min=1)
 
-    @property
-    def decoding(self) -> str:
-        """How the best path is found: ``leaf``: the most probable leaf's; ``levels``: most levels expected right."""
-        return (self.config.evaluation or {}).get("decoding", "leaf")
-
     def decode(
         self,
         output: LabelTreeOutput,
@@ -189,7 +195,8 @@ class LabelTreeModel(EncoderModel):
                 raise ValueError("The model has no calibration for target_precision; give thresholds instead.")
             _, thresholds = thresholds_for(self.config.calibration, target_precision)
         tree, chances = self.hierarchy, output.log_probs
-        scores = tree.path_scores([level.exp() for level in chances]) if self.decoding == "levels" else output.logits
+        by_levels = (self.config.evaluation or {}).get("decoding") == "levels"
+        scores = tree.path_scores([level.exp() for level in chances]) if by_levels else output.logits
         leaf = scores.argmax(1)
         labels = tree.lift(leaf)
         path, probabilities = torch.stack(labels, 1), path_probabilities(chances, labels)
@@ -219,7 +226,8 @@ class LabelTreeForImageClassification(LabelTreeModel):
         self.post_init()
 
     def compute_logits(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        return self.heads(self.dropout(self.backbone(pixel_values)))
+        known = pixel_values.shape[2:] == (1, 1)  # features that were computed before
+        return self.heads(self.dropout(pixel_values.flatten(1) if known else self.backbone(pixel_values)))
 
 
 class LabelTreeForSemanticSegmentation(LabelTreeModel):
@@ -235,6 +243,8 @@ class LabelTreeForSemanticSegmentation(LabelTreeModel):
     def __init__(self, config: LabelTreeConfig, backbone: PyramidBackbone | None = None) -> None:
         super().__init__(config)
         self.backbone = backbone if backbone is not None else PyramidBackbone(config.backbone)
+        if config.decoder == "linear":  # reads a ViT's maps as they are
+            self.backbone.resizers = nn.ModuleList()
         self.decoder = DECODERS[config.decoder](self.backbone.channels, config.decoder_channels)
         self.dropout = nn.Dropout2d(config.dropout)
         self.heads = LevelHeads(self.hierarchy, self.decoder.num_features, config.head, config.head_scale)
@@ -245,6 +255,10 @@ class LabelTreeForSemanticSegmentation(LabelTreeModel):
         height, width = (-(-side // self.stride) for side in pixel_values.shape[-2:])
         maps = self.backbone(pixel_values)
         logits = self.heads(self.dropout(self.decoder(maps)))
+        if logits.shape[2] < height:  # maps of a ViT
+            divisor = self.backbone.size_divisor
+            size = [-(-side // divisor) * divisor // self.stride for side in pixel_values.shape[-2:]]
+            logits = F.interpolate(logits, size, mode="bilinear", align_corners=False)
         if self.auxiliary is not None and self.training:
             logits = torch.cat([logits, resize(self.auxiliary(maps[2]), logits)])
         return logits[:, :, :height, :width]  # the backbone may have padded

@@ -45,12 +45,7 @@ def fit_weights(model: nn.Module, config: PretrainedConfig, build: Build) -> nn.
     """A model of another image size with this model's weights; where they are of positions, resampled.
 
     The positions are those that the model would interpolate in each forward pass for such images. That costs time, and
-    the gradient of bicubic interpolation is not deterministic on GPUs.
-
-    Args:
-        model: a loaded encoder.
-        config: from :func:`fit_config`.
-        build: makes a model of such a configuration.
+    the gradient of bicubic interpolation is not deterministic on GPUs. ``config`` is from :func:`fit_config`.
 
     Raises:
         ValueError: it cannot be done.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,6 @@ class PyramidBackbone(nn.Module):
             self.model.prune_intermediate_layers(sorted(set(spec["levels"])), prune_norm=True, prune_head=True)
         speed_up_bias(self.model)
         self.channels: list[int] = list(spec["channels"])
-        self.strides: list[int] = list(STRIDES)
         self.size_divisor: int = spec["size_divisor"]
         pairs = zip(self.channels, STRIDES, strict=True) if spec["stride"] else ()
         self.resizers = nn.ModuleList(_resizer(channels, spec["stride"] / stride) for channels, stride in pairs)
@@ -88,9 +88,9 @@ def load_pyramid(options: EncoderOptions) -> PyramidBackbone:
     config = encoders.read_config(options, known)
     if isinstance(config, SegformerConfig):
         config.reshape_last_stage = True
-    own, size = image_size_of(config), encoders.segformer_size(options.name)
+    own = image_size_of(config)
     config = fit_config(config, options.image_size, _from_config)
-    spec = _plan(encoders.transformers_spec(options, config, size, imagenet=bool(known), sized=False), options.name)
+    spec = _plan(encoders.transformers_spec(options, config, pyramid=True, imagenet=bool(known)), options.name)
     if not options.pretrained and not options.weights:
         return PyramidBackbone(spec)
     padded = math.ceil(spec["image_size"] / spec["size_divisor"]) * spec["size_divisor"]
@@ -109,9 +109,8 @@ def _feature_maps(model: nn.Module, pixels: torch.Tensor, levels: list[int] | No
     if hasattr(model, "forward_intermediates"):
         maps = model.forward_intermediates(pixels, indices=positions, intermediates_only=True)
         return [maps[positions.index(level)] for level in levels] if positions else maps
-    options: dict[str, Any] = (
-        {"interpolate_pos_encoding": True} if encoders.accepts(model, "interpolate_pos_encoding") else {}
-    )
+    takes = signature(model.forward).parameters
+    options = {"interpolate_pos_encoding": True} if "interpolate_pos_encoding" in takes else {}
     if type(model.config) in MODEL_FOR_BACKBONE_MAPPING:
         maps = model(pixels, **options).feature_maps
     else:

@@ -13,9 +13,10 @@ logger = logging.getLogger(__name__)
 BATCH_NORM_MODES = ("local", "sync", "frozen")
 
 
-def batch_norms(model: nn.Module) -> list[nn.Module]:
-    """The model's BatchNorm layers, those of timm and SyncBatchNorm included."""
-    return [module for module in model.modules() if isinstance(module, _NormBase) and module.running_mean is not None]
+def batch_norms(model: nn.Module, frozen: bool | None = None) -> list[nn.Module]:
+    """The model's BatchNorm layers, timm's and SyncBatchNorm included; if asked, only (or no) frozen ones."""
+    found = [module for module in model.modules() if isinstance(module, _NormBase) and module.running_mean is not None]
+    return [layer for layer in found if frozen in (None, layer.weight is not None and not layer.weight.requires_grad)]
 
 
 def prepare_batch_norm(model: nn.Module, mode: str, num_processes: int, accumulation_steps: int, size: int) -> None:
@@ -25,13 +26,12 @@ def prepare_batch_norm(model: nn.Module, mode: str, num_processes: int, accumula
         model: on its device.
         mode: ``local``: statistics of each forward pass of each process, as PyTorch has it; ``sync``: of all processes
             together; ``frozen``: running statistics stay what they are, in training too.
-        num_processes, accumulation_steps: in how many parts a global batch is computed.
-        size: images in a part.
+        num_processes, accumulation_steps, size: in how many parts a global batch is computed, of how many images.
 
     Raises:
         ValueError: ``sync`` with several processes on CPUs, where PyTorch has no SyncBatchNorm.
     """
-    if not batch_norms(model):
+    if not batch_norms(model, frozen=False):
         return
     if mode == "sync" and num_processes > 1:
         if next(model.parameters()).device.type != "cuda":
@@ -49,8 +49,10 @@ def prepare_batch_norm(model: nn.Module, mode: str, num_processes: int, accumula
 
 
 def set_train_mode(model: nn.Module, mode: str) -> None:
-    """``model.train()``, but for frozen BatchNorm layers."""
+    """``model.train()``, but for BatchNorm layers that are frozen, and the whole encoder if it is."""
     model.train()
-    if mode == "frozen":
-        for module in batch_norms(model):
-            module.eval()
+    encoder = getattr(getattr(model, "backbone", None), "model", None)
+    if encoder is not None and not any(value.requires_grad for value in encoder.parameters()):
+        encoder.eval()
+    for layer in batch_norms(model, frozen=None if mode == "frozen" else True):
+        layer.eval()

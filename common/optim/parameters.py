@@ -47,7 +47,7 @@ def parameter_groups(
         learning_rate: of the backbone's last layer; each group has its own as ``base_lr``.
         weight_decay: of matrices and filters.
         layer_decay: the rate of each layer relative to the next one, counted from the heads (BEiT uses 0.65 to 0.9).
-        head_lr_scale: the rate of what is new (heads, decoder) relative to the backbone's.
+        head_lr_scale: the rate of what is new (heads, decoder, LoRA) relative to the backbone's.
     """
     encoder = model.backbone.model
     excluded = set(getattr(encoder, "no_weight_decay", set)())
@@ -57,7 +57,8 @@ def parameter_groups(
         inner = name.removeprefix("backbone.model.")
         named = _NO_DECAY.match(inner) or any(inner.endswith(entry) for entry in excluded)
         plain = parameter.dim() <= 1 or (inner != name and named)
-        key = (0.0 if plain else weight_decay, scales.get(inner, 1.0) if inner != name else head_lr_scale)
+        old = inner != name and ".lora_" not in name
+        key = (0.0 if plain else weight_decay, scales.get(inner, 1.0) if old else head_lr_scale)
         base = learning_rate * key[1]
         group = groups.setdefault(key, {"params": [], "weight_decay": key[0], "base_lr": base, "lr": base})
         group["params"].append(parameter)

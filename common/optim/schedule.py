@@ -16,6 +16,7 @@ from ..model.hierarchy import Hierarchy
 logger = logging.getLogger(__name__)
 
 SCHEDULES = ("cosine", "linear", "onecycle", "constant", "plateau")
+SCHEDULE_SCOPES = ("span", "restart")
 
 
 def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_steps: int = 0) -> float:
@@ -45,9 +46,7 @@ def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_st
 class Plateau:
     """PyTorch's ReduceLROnPlateau as a factor of the learning rate, which a checkpoint can hold.
 
-    Args:
-        factor: what the rate is multiplied by.
-        patience: evaluations without a better loss before that.
+    The rate is multiplied by ``factor`` after more than ``patience`` evaluations without a better loss.
     """
 
     def __init__(self, factor: float, patience: int) -> None:
@@ -79,12 +78,6 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Give every parameter group its base rate times ``factor``."""
     for group in optimizer.param_groups:
         group["lr"] = group["base_lr"] * factor
-
-
-# ---- weights of the levels
-
-
-SCHEDULE_SCOPES = ("span", "restart")
 
 
 @dataclass(eq=False)

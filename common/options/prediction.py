@@ -62,6 +62,7 @@ class PredictArguments:
         None, "calibration.json of an --eval_only run for --target_precision; the model's own by default."
     )
     review: str | None = option(None, "CSV file for images that are probably mislabelled, and those to label next.")
+    features: str | None = option(None, "Parquet file for the backbone's features of each image, too.")
     group_by: str | None = option(
         None, "Column (observation): photographs with the same value are also classified together."
     )

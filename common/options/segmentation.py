@@ -50,7 +50,9 @@ class SegmentationArguments(CommonArguments):
         "timm/<name>, hf-hub:<org>/<timm model>, a Transformers id or folder, or a folder that this script wrote.",
         group="Model",
     )
-    decoder: Literal["upernet", "unet"] = option("upernet", "From the pyramid of feature maps to one at stride 4.")
+    decoder: Literal["upernet", "unet", "segformer", "linear"] = option(
+        "upernet", "From the pyramid of feature maps to one at stride 4."
+    )
     decoder_channels: int = option(256, "Its width.", "greater than 0")
 
     level_weights: list[str] = option(
@@ -121,6 +123,7 @@ class SegmentationArguments(CommonArguments):
             ("tversky_beta", "tversky" not in parts, other),
             ("ohem", not parts & {*PIXEL_PARTS}, other),
             ("dice_over", parts <= {*PIXEL_PARTS}, other),
+            ("decoder_channels", self.decoder == "linear", "the linear decoder has none of its own"),
             ("eval_stride", not self.eval_crop, "there is no --eval_crop"),
             ("resize_longer", not self.eval_crop, "there is no --eval_crop"),
             ("resize_mode", bool(self.eval_crop), "--eval_crop cuts windows"),

@@ -12,6 +12,7 @@ MISSING_VALUES = "Cells that mean blank, beside empty ones; by default NA N/A n/
 HEADS = Literal["tree", "independent", "flat"]
 CLASS_WEIGHTINGS = Literal["none", "inverse", "inverse_sqrt", "effective_number", "inverse_sqrt_log_scaled"]
 PLATEAU = ("plateau_factor", "plateau_patience")
+OF_THE_BACKBONE = ("drop_path_rate", "gradient_checkpointing")
 HUB_OPTIONS = ("hub_model_id", "hub_private", "hub_strategy")
 
 
@@ -91,6 +92,10 @@ class CommonArguments:
         None, "Stochastic depth of the backbone; its own by default.", "at least 0 and less than 1"
     )
     trust_remote_code: bool = option(False, "Allow code from the model's repository to run.")
+    tune: Literal["full", "head", "lora"] = option(
+        "full", "Train the whole model; heads (and decoder) alone; or those and low-rank additions to the backbone."
+    )
+    lora_rank: int = option(8, "--tune lora: width of the additions.", "greater than 0")
 
     level_weights: list[str] = option(
         ["auto"],
@@ -163,6 +168,9 @@ class CommonArguments:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "By default what accelerate launch says.")
     channels_last: bool = option(False, "Keep images channels-last; faster for most convolutional networks.")
     compile: bool = option(False, "torch.compile the model for training.")
+    gradient_checkpointing: bool = option(
+        False, "Compute the backbone's activations again in the backward pass: less memory, a third more time."
+    )
     dataloader_num_workers: int | None = option(
         None, "Per process; by default up to 8, as there are cores.", "at least 0"
     )
@@ -271,6 +279,10 @@ class CommonArguments:
         has_betas = info.has_betas and info.num_betas == 2
         return [
             ("head_scale", self.head != "tree", "only tree heads sum over paths"),
+            ("lora_rank", self.tune != "lora", f"--tune is {self.tune}"),
+            ("layer_decay", self.tune != "full", f"--tune is {self.tune}"),
+            *((name, self.tune == "head", "--tune head leaves the backbone as it is") for name in OF_THE_BACKBONE),
+            *((name, self.eval_only, "--eval_only trains nothing") for name in ("tune", "gradient_checkpointing")),
             ("curriculum_schedule", not self.curriculum, "there is no --curriculum"),
             ("num_train_epochs", bool(self.curriculum), "--curriculum has epochs of its own"),
             ("level_weights", bool(self.curriculum), "--curriculum has weights of its own"),

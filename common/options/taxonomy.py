@@ -8,6 +8,8 @@ from typing import Literal
 from .arguments import option
 from .shared import CommonArguments
 
+AUGMENTING = ("hflip", "vflip", "color_jitter", "crop_scale", "aspect_ratio", "auto_augment", "random_erasing")
+
 
 @dataclass
 class TaxonomyArguments(CommonArguments):
@@ -47,6 +49,8 @@ class TaxonomyArguments(CommonArguments):
         "Start the last level from the backbone's own classifier; FILE lists its class names, one a line.",
         group="Model",
     )
+    cache_features: str | None = option(None, "--tune head: keep features here, so that heads train in seconds.")
+    feature_views: int = option(1, "Augmented views to draw features from; 1: as in evaluation.", "greater than 0")
 
     logit_adjustment: float = option(
         0.0, "Multiple of the log-prior added to the logits in training; usually 0 or 1.", "at least 0", group="Loss"
@@ -70,6 +74,8 @@ class TaxonomyArguments(CommonArguments):
             problems.append("--sampling and --class_weighting or --logit_adjustment correct the same thing twice")
         if self.mixes and (self.per_device_train_batch_size or 2) % 2:
             problems.append("mixup and cutmix mix pairs: --per_device_train_batch_size must be even")
+        if self.cache_features and (self.tune != "head" or self.mixes or self.tta != "none"):
+            problems.append("--cache_features goes with --tune head, and with no mixup, cutmix or tta")
         return problems
 
     @property
@@ -78,8 +84,11 @@ class TaxonomyArguments(CommonArguments):
         return bool(self.mixup or self.cutmix)
 
     def idle(self) -> list[tuple[str, bool, str]]:
+        plain = bool(self.cache_features) and self.feature_views == 1
         return [
             *super().idle(),
+            ("feature_views", not self.cache_features, "there is no --cache_features"),
+            *((name, plain, "--feature_views is 1") for name in AUGMENTING),
             ("mix_probability", not self.mixes, "mixup and cutmix are off"),
             ("conflicts", bool(self.hierarchy) or self.eval_only, "the label tree comes from elsewhere"),
         ]

@@ -65,7 +65,7 @@ class ClassPredictor:
         size = shown_size(spec["image_size"], tta)
         self.transform = EvaluationTransform(size, interpolation=spec["interpolation"], **how)
         self.settings = {"--format": args.format, "--top_k": self.top_k, "--tta": tta, "--rank_by": args.rank_by}
-        self.settings["the thresholds of answers"] = thresholds
+        self.settings |= {"the thresholds of answers": thresholds, "--features": bool(args.features)}
         self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
         self.kept: list[tuple[int, torch.Tensor]] = []
 
@@ -80,6 +80,10 @@ class ClassPredictor:
         if self.groups is not None:
             self.kept += zip(rows, self.model.heads.normalized(logits).cpu(), strict=True)
             heads = [{**head, "group": self.groups[head["row"]]} for head in heads]
+        if self.args.features:
+            with self.accelerator.autocast():
+                vectors = self.model.backbone(pixels).float().tolist()
+            heads = [{**head, "features": vector} for head, vector in zip(heads, vectors, strict=True)]
         return [{**head, **line} for head, line in zip(heads, self.describe(logits, rows), strict=True)]
 
     def finish_part(self) -> list[dict[str, Any]]:
@@ -135,11 +139,14 @@ class ClassPredictor:
         """Write predictions.*, with groups also groups.*, and return what summary.json says about them."""
         kinds = ("image",) if self.groups is None else ("image", "group")
         counts: dict[str, Counts] = {kind: Counter() for kind in kinds}
+        vectors: list[dict[str, Any]] = []
         with ExitStack() as stack:
             files = {kind: [output_dir / f"{FILES[kind]}.{form}" for form in self.args.format] for kind in kinds}
             writers = {kind: [stack.enter_context(line_writer(path)) for path in files[kind]] for kind in kinds}
             doubts = []
             for line in lines:
+                if "features" in line:
+                    vectors.append({"image": line["image"], "features": line.pop("features")})
                 if self.args.review and line["kind"] == "image" and (found := doubt(line)):
                     doubts.append(found)
                 count_line(counts[line["kind"]], line)
@@ -149,6 +156,9 @@ class ClassPredictor:
             doubts.sort(key=lambda found: (found["reason"], -found["score"]))
             with atomic_write(self.args.review) as file:
                 pd.DataFrame(doubts).to_csv(file, index=False)
+        if self.args.features:
+            with atomic_write(self.args.features, "wb") as file:
+                pd.DataFrame(vectors).to_parquet(file, index=False)
         levels = self.hierarchy.levels
         used = {} if self.thresholds is None else {"thresholds": dict(zip(levels, self.thresholds, strict=True))}
         results = {FILES[kind]: shares(counts[kind], levels) for kind in kinds}

@@ -22,6 +22,7 @@ from ..model.modeling import (
     LabelTreeForSemanticSegmentation,
     LabelTreeModel,
 )
+from ..optim.tuning import merged
 
 MODEL_FILES = (
     *("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"),
@@ -47,7 +48,7 @@ def save_model(
     staging = folder / ".model.tmp"
     shutil.rmtree(staging, ignore_errors=True)
     with naming(folder / "model.safetensors"):
-        model.save_pretrained(staging)
+        merged(model).save_pretrained(staging)
         processor.save_pretrained(staging)
     mode = (staging / "config.json").stat().st_mode  # safetensors writes files that only the owner may read
     files = sorted(staging.iterdir())

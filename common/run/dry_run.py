@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from ..model.encoders import first_line
 from ..model.modeling import LabelTreeModel
+from ..optim.tuning import merged
 from ..options.shared import CommonArguments
 from .processes import on_main_process
 
@@ -73,7 +74,7 @@ def _check_saving(args: CommonArguments, model: LabelTreeModel, device: torch.de
         raise ValueError(_does_not_run(args, model, error)) from error
     try:
         with tempfile.TemporaryDirectory(prefix="label_tree_") as folder:
-            model.save_pretrained(folder)
+            merged(model).save_pretrained(folder)
             again = type(model).from_pretrained(folder).to(device).eval()
             found = again(pixels).logits
     except Exception as error:
@@ -100,8 +101,9 @@ def _check_step(
     reserved = []
     try:
         if device.type == "cuda":  # what the optimizer, and an average of the weights, will take
-            copies = 2 + bool(args.ema_decay)
-            reserved = [torch.empty_like(value) for value in model.parameters() for _ in range(copies)]
+            average = bool(args.ema_decay)
+            pairs = [(value, 2 * value.requires_grad + average) for value in model.parameters()]
+            reserved = [torch.empty_like(value) for value, copies in pairs for _ in range(copies)]
         loss = loss_of(_images(model, micro_batch_size, device))
         loss.backward()
         del loss

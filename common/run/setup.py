@@ -30,7 +30,7 @@ from ..data.splits import (
     read_groups,
 )
 from ..metrics.results import check_metric_name, flatten
-from ..model.backbones import Backbone, load_backbone
+from ..model.backbones import Backbone, load_backbone, resized
 from ..model.heads import default_scale
 from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeConfig, LabelTreeModel
@@ -238,42 +238,43 @@ def check_images(accelerator: Accelerator, parts: Sequence[Any], problems: Probl
 
 def start_from(
     args: CommonArguments, kind: type[LabelTreeModel], hierarchy: Hierarchy, *brought_along: str, pyramid: bool = False
-) -> tuple[LabelTreeModel | None, Backbone | None, nn.Linear | None]:
+) -> tuple[LabelTreeModel | None, Backbone | None, nn.Linear | LabelTreeModel | None]:
     """What ``--model_name_or_path`` names: a model that the script wrote, or a backbone to build one on.
 
     Args:
         args: the options.
         kind: the script's model class.
-        hierarchy: the data's label tree; a saved model with another one lends its backbone only.
+        hierarchy: the data's label tree.
         brought_along: options of the script that a saved model has settled.
         pyramid: whether the backbone has to give a pyramid of feature maps.
 
     Returns:
-        The complete model; or ``None``, its backbone, and the backbone's own classifier if it has a trained one.
+        The complete model; or ``None``, its backbone, and its trained classifier or the saved model of other classes.
     """
     name = args.model_name_or_path
     if kind.read_hierarchy(name) is None:
+        options = ("image_size", "drop_path_rate", "trust_remote_code", "image_mean", "image_std")
         return None, *load_backbone(
             name,
             pretrained=not args.no_pretrained,
             weights=args.backbone_weights,
-            image_size=args.image_size,
-            drop_path_rate=args.drop_path_rate,
-            trust_remote_code=args.trust_remote_code,
             pyramid=pyramid,
-            image_mean=args.image_mean,
-            image_std=args.image_std,
+            **{option: getattr(args, option) for option in options},
         )
     model = kind.from_pretrained(name, dtype=torch.float32)  # also one saved in half precision
     size = model.config.backbone["image_size"]
     if args.image_size not in (None, size):
-        raise ValueError(f"--image_size {args.image_size} differs from the saved model's {size}.")
+        if args.eval_only:
+            raise ValueError(f"--image_size {args.image_size} differs from the saved model's {size} (--eval_only).")
+        model.backbone = resized(model.backbone, args.image_size)
+        model.config.backbone = model.backbone.spec
     for line in args.without_effect_on_saved_models(*brought_along):
         logger.warning("%s", line)
     if model.hierarchy == hierarchy and (args.eval_only or model.config.head == args.head):
         return model, None, None
-    logger.warning("%s has other classes or another head: only its backbone is used.", name)
-    return None, model.backbone, None
+    for option in set(brought_along) & set(vars(model.config)):
+        setattr(args, option, getattr(model.config, option))
+    return None, model.backbone, model
 
 
 def settle(
@@ -286,7 +287,7 @@ def settle(
             setattr(args, name, kept.get(name, BEGUN_WITH[name]))
     if args.head_lr_scale is None:
         trained = bool(args.backbone_weights) or not args.no_pretrained
-        new = model is None and not getattr(args, "init_leaf_from_classifier", None)
+        new = model is None and not getattr(args, "init_leaf_from_classifier", None) or args.tune == "lora"
         flat = args.layer_decay == 1  # layer decay has lowered the backbone's rate already
         args.head_lr_scale = NEW_HEAD_LR_SCALE if trained and new and flat else 1.0
     if model is not None:
