@@ -58,9 +58,8 @@ def test_lists_of_names(photos):
     assert names(photos, inputs.names) == ["b.jpg", "sub/c.tif", "gone.jpg"]
     assert inputs.images.load(1, inputs.images.encoded([1])[0]).size == (4, 3)
     (photos / "list.txt").write_text("b\n")
-    assert names(photos, open_inputs([str(photos / "list.txt")], reading=Reading(image_suffix=".jpg")).names) == [
-        "b.jpg"
-    ]
+    inputs = open_inputs([str(photos / "list.txt")], reading=Reading(suffix=".jpg"))
+    assert names(photos, inputs.names) == ["b.jpg"]
     (photos / "list.txt").write_text("007\n")
     assert names(photos, open_inputs([str(photos / "list.txt")]).names) == ["007"]
     (photos / "list.txt").write_text("image\tplot\nb.jpg\t7\n")  # a table

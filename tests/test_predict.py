@@ -399,7 +399,7 @@ def test_images_larger_than_the_limit(photos, command, tmp_path, monkeypatch):
     assert predict.main([*words, "--max_image_pixels", "3000"])["num_broken"] == 0
 
 
-@pytest.mark.parametrize @ pytest.mark.parametrize(
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model": "/no/model"}, "Cannot load the model /no/model"),

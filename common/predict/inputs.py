@@ -118,7 +118,7 @@ def _read_list(name: str, image_root: str | None, reading: Reading | None) -> li
     """The images that a text file names, one a line; none if it is a table."""
     if Path(name).suffix.lower() != ".txt":
         return []
-    root, suffix = image_root or os.path.dirname(name), (reading and reading.image_suffix) or ""
+    root, suffix = image_root or os.path.dirname(name), (reading and reading.suffix) or ""
     lines = [line.strip() for line in Path(name).read_text("utf-8-sig", "surrogateescape").splitlines()]
     paths = [os.path.join(root, line if _is_image(line) else line + suffix) for line in lines if line]
     return paths if paths and (_is_image(paths[0]) or os.path.isfile(paths[0])) else []
