@@ -22,6 +22,7 @@ import pycocotools.mask as rle
 import torch
 from PIL import Image
 
+from common.data.folders import SPLIT_NAMES
 from common.files import atomic_write
 from common.images.mask_files import IGNORED_PIXEL
 from common.labels.annotation_files import annotation_kind
@@ -29,8 +30,6 @@ from common.model.hierarchy import Hierarchy
 from common.model.tree import fold_name
 from common.report.colours import leaf_colours
 from common.report.prediction_masks import save_mask
-
-from .row_set import SPLIT_NAMES
 
 Annotated = tuple[str, tuple[int, int], str, list[tuple[str, Any]]]
 """Of an image the name, (height, width), perhaps the split, and from back to front the class of each object with its
