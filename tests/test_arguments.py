@@ -328,7 +328,7 @@ def test_evaluation_alone_needs_no_training_file(tmp_path):
 def test_what_is_given_goes_before_what_a_model_saved(tmp_path):
     """Also where it is the default."""
     saved = {"tta": "hflip", "decoding": "levels", "crop_pct": 0.9}
-    LabelTreeConfig(evaluation=saved).save_pretrained(tmp_path)
+    LabelTreeConfig(hierarchy={}, evaluation=saved).save_pretrained(tmp_path)
     args = parse("--eval_only", f"--model_name_or_path={tmp_path}", config(tmp_path, "decoding: leaf"), "--tta=none")
     evaluated_as_saved(args, ("tta", "decoding", "crop_pct"))
     assert (args.tta, args.decoding, args.crop_pct) == ("none", "leaf", 0.9)
