@@ -134,7 +134,7 @@ def test_the_only_class_of_a_level_is_always_answered():
     chances[:, 0] = 1 - 1e-7 * np.random.default_rng(0).random(500)
     right = np.ones((500, 3), bool)
     right[:, 1:] = np.arange(500)[:, None] % 2
-    thresholds = calibrate(table_of(chances, right), "leaf").thresholds
+    thresholds = calibrate(table_of(chances, right), "leaf")["thresholds"]
     assert set(thresholds[0]) == {0.0} and thresholds[1][-1] is None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -21,6 +20,7 @@ import train_segmentation
 from common.labels.hierarchy_files import load_hierarchy
 from common.model.backbones import load_backbone
 from common.model.modeling import LabelTreeForSemanticSegmentation
+from common.options.prediction import PredictArguments
 from common.predict.masks import MaskPredictor, plain_stem
 from common.predict.parts import PredictionParts
 from common.publish.models import load_saved_model, save_model
@@ -122,8 +122,7 @@ def test_areas_and_overlays(tiles, model, tmp_path):
 
 def test_overlays_leave_the_background_as_it_is(tiles, model, tmp_path):
     loaded = load_saved_model(str(model))
-    names = ("eval_crop", "eval_stride", "resize_longer", "tta")
-    args = SimpleNamespace(output_dir=tmp_path, overlay_size=8, per_device_eval_batch_size=1, **dict.fromkeys(names))
+    args = PredictArguments(output_dir=tmp_path, overlay_size=8)
     predictor = MaskPredictor(args, Accelerator(cpu=True), [loaded])
     picture = np.full((4, 4, 3), 100, dtype=np.uint8)
     leaf = np.zeros((8, 8), dtype=np.uint8)
