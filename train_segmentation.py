@@ -20,7 +20,7 @@ from typing import Any
 
 from common.options.arguments import parse_arguments
 from common.options.segmentation import SegmentationArguments
-from common.run import command
+from common.run import command, setup
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "segmentation_demo.yaml"
 
@@ -37,13 +37,14 @@ from timm.utils import ModelEmaV3
 from torch.utils.data import DataLoader
 
 from common.checkpoint.state import TrainState
+from common.data.copy_paste import CopyPaste
 from common.data.masks import MaskedImageRows, MaskReader, masks_to_labels
 from common.data.parts import Data, Part
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import GlobalBatchSampler, evaluation_batches, seed_step
 from common.images.mask_transforms import Geometry, MaskEvaluationTransform, MaskTrainTransform
 from common.images.transforms import Normalize
-from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
+from common.labels.hierarchy_files import find_hierarchy, load_hierarchy, read_ignored
 from common.losses.class_weights import class_weights
 from common.losses.segmentation import SegmentationLoss
 from common.metrics.intervals import bootstrap_intervals
@@ -58,7 +59,7 @@ from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
 from common.optim.tuning import merged, prepare_tuning
 from common.predict.views import averaged
-from common.predict.windows import Resampler, dense_labels, image_logits, labels_at_stride
+from common.predict.windows import Resampler, dense_labels, image_logits, labels_at_stride, warn_of_scale
 from common.publish.models import load_weights, save_model
 from common.report.mask_examples import ExampleKeeper, MaskExample, draw_plots, keep_for_plots
 from common.report.prediction_masks import PredictionFolder
@@ -69,16 +70,6 @@ from common.run.identity import as_begun, run_facts, run_identity
 from common.run.mask_setup import cached_rows, look_at_masks
 from common.run.processes import backward, make_accelerator, num_workers, sync_buffers
 from common.run.run import Run
-from common.run.setup import (
-    check_images,
-    check_settings,
-    evaluated_as_saved,
-    make_sampler,
-    open_parts,
-    open_splits,
-    settle,
-    start_from,
-)
 from common.run.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -96,16 +87,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         Stopped: a signal or the time budget ended the run before its end; there is a checkpoint to resume from.
     """
     args = parse_arguments(SegmentationArguments, argv, __doc__, DEMO_CONFIG)
-    evaluated_as_saved(args, EVALUATION_OPTIONS)
+    setup.evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
     as_begun(args, accelerator)
     device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
 
     # ------------------------------------------------------------------------------------------------------------ data
     data = load_data(args, accelerator)
-    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train.rows))
+    sampler = None if args.eval_only else setup.make_sampler(args, accelerator, len(data.train.rows))
     curriculum = make_curriculum(args, data.hierarchy, sampler, normalize=False)
-    check_settings(args, accelerator, SegmentationMetrics(data.hierarchy, tolerance=args.boundary_tolerance))
+    setup.check_settings(args, accelerator, SegmentationMetrics(data.hierarchy, tolerance=args.boundary_tolerance))
 
     # ----------------------------------------------------------------------------------------------------------- model
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
@@ -119,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         dry_run(args, accelerator, model, partial(random_loss, args, accelerator, data, model), size)
 
     # ------------------------------------------------------------------------------------------------ files and masks
-    check_images(accelerator, [data.train, data.validation, data.test], problems)
+    setup.check_images(accelerator, [data.train, data.validation, data.test], problems)
     look_at_masks(args, accelerator, data, problems)
     loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device)
 
@@ -242,22 +233,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def load_data(args: SegmentationArguments, accelerator: Accelerator) -> Data:
     """Data set, label tree, and all checks that need no model and no pixel."""
-    splits, name = open_splits(args, accelerator, draw_demo)
+    splits, name = setup.open_splits(args, accelerator, draw_demo)
+    file = args.hierarchy or find_hierarchy(name, required=not args.eval_only)
     if args.eval_only:
         hierarchy = LabelTreeForSemanticSegmentation.read_hierarchy(args.model_name_or_path)
     else:
-        hierarchy, resolved = load_hierarchy(args.hierarchy or find_hierarchy(name))
+        hierarchy, resolved = load_hierarchy(file)
         for line in resolved:
             logger.warning("label tree: %s", line)
     if "last" not in hierarchy.levels:
         args.metric_for_best_model = args.metric_for_best_model.replace(".last.", f".{hierarchy.levels[-1]}.")
-    reader = MaskReader(hierarchy, args.mask_palette)
+    ignored = [*(args.ignore_values or ()), *(read_ignored(file) if file else ())]
+    reader = MaskReader(hierarchy, args.mask_palette, ignored, args.mask_orientation == "raw")
 
     def read(rows: Dataset, name: str, root: Path) -> tuple[MaskedImageRows, None]:
         columns = (ImageRows(rows, column, name, root) for column in (args.image_column, args.mask_column))
         return MaskedImageRows(*columns, reader), None
 
-    return open_parts(args, splits, hierarchy, read)
+    return setup.open_parts(args, splits, hierarchy, read)
 
 
 def draw_demo() -> Path:
@@ -275,8 +268,9 @@ def make_train_loader(
     sampler: GlobalBatchSampler,
 ) -> DataLoader:
     """Augmented batches with ``pixels`` (uint8), ``labels`` (masks) and ``problems``, in the sampler's order."""
-    transform = MaskTrainTransform(args, geometry(args, spec["image_size"]), spec["mean"])
     rows = cached_rows(args, accelerator, part.images)
+    paste = CopyPaste(rows, args.copy_paste, part.looked, part.pixels) if args.copy_paste else None
+    transform = MaskTrainTransform(args, geometry(args, spec["image_size"]), spec["mean"], part.pixels, paste)
     on_bad_sample = "replace" if args.on_bad_sample == "skip" else "error"
     images = Samples(rows, part.rows, transform, seed=args.seed, on_bad_sample=on_bad_sample)
     return make_loader(images, sampler, num_workers(args, accelerator), accelerator.device.type == "cuda")
@@ -319,10 +313,10 @@ def training_facts(args: SegmentationArguments, data: Data) -> dict[str, str]:
 
 def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeForSemanticSegmentation:
     """A backbone with fresh decoder and heads; or a model that this script wrote, with the classes it knows."""
-    model, backbone, before = start_from(
+    model, backbone, before = setup.start_from(
         args, LabelTreeForSemanticSegmentation, hierarchy, "decoder", "decoder_channels", pyramid=True
     )
-    settle(args, hierarchy, model, backbone)
+    setup.settle(args, hierarchy, model, backbone)
     evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
     if model is None:
         model = LabelTreeForSemanticSegmentation.build(
@@ -335,6 +329,8 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
             decoder_channels=args.decoder_channels,
         )
         model.go_on_from(before)
+    if args.eval_only:
+        warn_of_scale(model.config.evaluation or {}, args.eval_crop)
     model.config.evaluation = evaluation
     if args.aux_weight:
         model.add_auxiliary_head()
@@ -342,10 +338,7 @@ def build_model(args: SegmentationArguments, hierarchy: Hierarchy) -> LabelTreeF
 
 
 def make_loss(
-    args: SegmentationArguments,
-    data: Data,
-    model: LabelTreeForSemanticSegmentation,
-    level_weights: Sequence[float],
+    args: SegmentationArguments, data: Data, model: LabelTreeForSemanticSegmentation, level_weights: Sequence[float]
 ) -> SegmentationLoss:
     """The weighted parts of every level that has weight."""
     weights = None
@@ -467,12 +460,7 @@ def save_best(
         save_model(model, processor, args.output_dir)
 
 
-def save_evaluation(
-    args: SegmentationArguments,
-    accelerator: Accelerator,
-    part: Part,
-    evaluation: Evaluation,
-) -> None:
+def save_evaluation(args: SegmentationArguments, accelerator: Accelerator, part: Part, evaluation: Evaluation) -> None:
     """Write what belongs to an evaluation: predicted masks, data for plots and report."""
     folder = Path(args.output_dir)
     evaluation.masks.keep(accelerator)

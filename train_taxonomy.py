@@ -20,7 +20,7 @@ from typing import Any
 
 from common.options.arguments import parse_arguments
 from common.options.taxonomy import TaxonomyArguments
-from common.run import command
+from common.run import command, setup
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "taxonomy_demo.yaml"
 
@@ -69,16 +69,6 @@ from common.run.features import features_once, without_training
 from common.run.identity import as_begun, run_facts, run_identity
 from common.run.processes import backward, make_accelerator, num_workers, sync_buffers
 from common.run.run import Run
-from common.run.setup import (
-    check_images,
-    check_settings,
-    evaluated_as_saved,
-    make_sampler,
-    open_parts,
-    open_splits,
-    settle,
-    start_from,
-)
 from common.run.stopping import StopRequest
 
 logger = logging.getLogger(__name__)
@@ -95,16 +85,16 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         Stopped: a signal or the time budget ended the run before its end; there is a checkpoint to resume from.
     """
     args = parse_arguments(TaxonomyArguments, argv, __doc__, DEMO_CONFIG)
-    evaluated_as_saved(args, EVALUATION_OPTIONS)
+    setup.evaluated_as_saved(args, EVALUATION_OPTIONS)
     accelerator = make_accelerator(args)
     as_begun(args, accelerator)
     device, problems = accelerator.device, ProblemLog(args.on_bad_sample)
 
     # ------------------------------------------------------------------------------------------------------------ data
     data = load_data(args, accelerator)
-    sampler = None if args.eval_only else make_sampler(args, accelerator, len(data.train.rows), **sampling(args, data))
+    sampler = None if args.eval_only else make_sampler(args, accelerator, data)
     curriculum = make_curriculum(args, data.hierarchy, sampler)
-    check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy, top_k=args.top_k))
+    setup.check_settings(args, accelerator, TaxonomyMetrics(data.hierarchy, top_k=args.top_k))
 
     # ----------------------------------------------------------------------------------------------------------- model
     memory_format = torch.channels_last if args.channels_last else torch.contiguous_format
@@ -118,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         dry_run(args, accelerator, model, partial(random_loss, args, accelerator, data, model), size)
 
     # ------------------------------------------------------------------------------------------------ files and masks
-    check_images(accelerator, [data.train, data.validation, data.test], problems)
+    setup.check_images(accelerator, [data.train, data.validation, data.test], problems)
     loss_fn = make_loss(args, data, model, curriculum.stages[-1].weights).to(device)
 
     # ------------------------------------------------------------------------------------------------------ evaluation
@@ -248,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
     """Data set, label tree, labels of every level, and all checks that need no model."""
-    splits, _ = open_splits(args, accelerator, draw_demo)
+    splits, _ = setup.open_splits(args, accelerator, draw_demo)
     columns = LabelColumns(args.level_columns, args.label_column, args.hierarchy, args.conflicts)
     if args.eval_only:
         columns.trust_finest = True  # tables may have changed since
@@ -264,7 +254,7 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
     def read(rows: Dataset, name: str, root: Path) -> tuple[ImageRows, np.ndarray]:
         return ImageRows(rows, args.image_column, name, root), columns.read_labels(rows, hierarchy, name)
 
-    data = open_parts(args, splits, hierarchy, read)
+    data = setup.open_parts(args, splits, hierarchy, read)
     if data.train is not None:
         check_unseen(data.train.labels, data.validation.labels, hierarchy)
         empty = leaves_without_images(data.train.labels, hierarchy)
@@ -273,13 +263,14 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
     return data
 
 
-def sampling(args: TaxonomyArguments, data: Data) -> dict[str, Any]:
-    """How batches are drawn: pairs if neighbours are mixed, and rare classes more often if asked."""
+def make_sampler(args: TaxonomyArguments, accelerator: Accelerator, data: Data) -> GlobalBatchSampler:
+    """Order of the images and batch sizes: pairs if neighbours are mixed, and rare classes more often if asked."""
     labels = data.train.labels[data.train.rows]
     depth = np.where(labels >= 0, np.arange(labels.shape[1]), -1).max(1)  # an image's class: its finest label
     classes = np.stack([depth, labels[np.arange(len(labels)), depth]], 1)
     _, classes = np.unique(classes, axis=0, return_inverse=True)
-    return {"mix_pairs": args.mixes, "weights": sample_weights(classes.ravel(), args.sampling)}
+    weights = sample_weights(classes.ravel(), args.sampling)
+    return setup.make_sampler(args, accelerator, len(labels), args.mixes, weights)
 
 
 def draw_demo() -> Path:
@@ -290,11 +281,7 @@ def draw_demo() -> Path:
 
 
 def make_train_loader(
-    args: TaxonomyArguments,
-    accelerator: Accelerator,
-    part: Part,
-    spec: Mapping[str, Any],
-    sampler: GlobalBatchSampler,
+    args: TaxonomyArguments, accelerator: Accelerator, part: Part, spec: Mapping[str, Any], sampler: GlobalBatchSampler
 ) -> DataLoader:
     """Augmented batches with ``pixels`` (uint8), ``labels`` and ``problems``, in the sampler's order."""
     transform = TrainTransform(args, spec)
@@ -326,8 +313,10 @@ def make_eval_loader(
 
 def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForImageClassification:
     """A backbone with fresh heads; or a model that this script wrote, with the classes it knows."""
-    model, backbone, before = start_from(args, LabelTreeForImageClassification, hierarchy, "init_leaf_from_classifier")
-    settle(args, hierarchy, model, backbone)
+    model, backbone, before = setup.start_from(
+        args, LabelTreeForImageClassification, hierarchy, "init_leaf_from_classifier"
+    )
+    setup.settle(args, hierarchy, model, backbone)
     evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
     if model is not None:
         model.config.evaluation = evaluation
@@ -455,12 +444,7 @@ def save_best(
         save_model(model, image_processor(model.config.backbone, args.resize_mode, args.crop_pct), args.output_dir)
 
 
-def save_evaluation(
-    args: TaxonomyArguments,
-    accelerator: Accelerator,
-    part: Part,
-    evaluation: Evaluation,
-) -> None:
+def save_evaluation(args: TaxonomyArguments, accelerator: Accelerator, part: Part, evaluation: Evaluation) -> None:
     """Write what belongs to an evaluation: predictions, data for the report, thresholds that no model keeps."""
     folder = Path(args.output_dir)
     if not accelerator.is_main_process:

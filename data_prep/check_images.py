@@ -37,7 +37,7 @@ from PIL import Image
 from common.data.masks import MaskReader
 from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
-from common.images.files import BAD_IMAGE, explain, load_image
+from common.images.files import BAD_IMAGE, decoding, explain, load_image
 from common.run.command import run
 from data_prep.folder.images import BadRowError, find_file
 from data_prep.parts.inputs import input_parser, open_inputs, read_masks
@@ -104,7 +104,7 @@ class Checker:
 
     def _header(self, source: bytes | str, name: str) -> tuple[tuple[int, int], list[tuple[str, str]]]:
         problems = []
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        with decoding(), Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
             (width, height), kind = image.size, image.format.replace("MPO", "JPEG")
         ending = os.path.splitext(name)[1].lower()
         named = Image.registered_extensions().get(ending)
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     hierarchy, reader = read_masks(args)
     images, masks = inputs.images(), inputs.images(args.mask_column) if args.mask_column else {}
     output = Path(args.output_dir)
-    tree = reader and (hierarchy.to_dict(), reader.palette)
+    tree = reader and (hierarchy.to_dict(), reader.palette, reader.ignored)
     problems: list[Problem] = []
     with work_folder(output, inputs.settings("check", tree, args.min_side, args.max_megapixels)) as folder:
         for split, rows in images.items():

@@ -56,9 +56,11 @@ OPTIONS = {
         "feature_views",
     ],
     "train_segmentation.py": [
-        *SHARED, "tta", "mask_column", "mask_palette", "cache_decoded", "eval_crop", "eval_stride", "resize_longer",
-        "scale_jitter", "rare_crop", "rot90", "decoder", "decoder_channels", "loss", "dice_weight", "focal_weight",
-        "focal_gamma", "dice_over", "tversky_beta", "ohem", "aux_weight", "boundary_tolerance",
+        *SHARED, "tta", "mask_column", "mask_palette", "mask_orientation", "ignore_values", "cache_decoded",
+        "eval_crop", "eval_stride", "resize_longer", "scale_jitter", "rare_crop", "balanced_crop", "copy_paste",
+        "rot90", "decoder",
+        "decoder_channels", "loss", "dice_weight", "focal_weight", "focal_gamma", "dice_over", "tversky_beta",
+        "ohem", "aux_weight", "boundary_tolerance",
     ],
 }
 # fmt: on

@@ -121,7 +121,7 @@ def test_images_in_a_plain_struct_as_other_programs_write_them(fruit, tmp_path):
     assert not isinstance(plain.features["image"], datasets.Image)
     rows = ImageRows(plain, "image", "train")
     assert rows.encoded([1, 3]) == [cells[1]["bytes"], cells[3]["bytes"]]
-    assert rows.check_headers() == ["row 0 of the train split: the row has no image"]
+    assert rows.check_headers() == ["row 0 of the train split: the row names no file"]
 
 
 def test_images_may_be_missing_or_of_another_kind(fruit):
@@ -132,7 +132,7 @@ def test_images_may_be_missing_or_of_another_kind(fruit):
         {"image": [split.cast_column("image", datasets.Image(decode=False))[0]["image"], None]}
     )
     rows = ImageRows(holes.cast_column("image", datasets.Image()), "image", "train")
-    assert rows.check_headers() == ["row 1 of the train split: the row has no image"]
+    assert rows.check_headers() == ["row 1 of the train split: the row names no file"]
 
 
 def test_urls_are_said():

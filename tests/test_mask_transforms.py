@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from conftest import counted_randomness
 from torchvision.transforms import v2
 
+from common.data.copy_paste import CopyPaste
 from common.data.rows import Samples, make_loader
 from common.images.files import BadSampleError
 from common.images.mask_transforms import (
@@ -21,7 +22,8 @@ from common.images.mask_transforms import (
 
 MEAN = (0.5, 0.4, 0.3)
 FILL = torch.tensor([128, 102, 76], dtype=torch.uint8)
-PLAIN = {"scale_jitter": (1, 1), "rare_crop": 0.0, "hflip": 0.0, "vflip": 0.0, "rot90": 0.0, "color_jitter": 0.0}
+PLAIN = {"scale_jitter": (1, 1), "rare_crop": 0.0, "balanced_crop": False, "color_jitter": 0.0}
+PLAIN |= dict.fromkeys(("hflip", "vflip", "rot90"), 0.0)
 TURNED = {"hflip": 0.5, "vflip": 0.5, "rot90": 1.0}
 GEOMETRIES = [
     Geometry(32),
@@ -288,7 +290,7 @@ def test_classes_are_as_likely_whatever_their_size():
     counts = np.zeros(256, int)
     for index in range(300):
         with counted_randomness(0, 0, index):
-            row, column = MaskTrainTransform._rare_pixel(mask)
+            row, column = transform_of(Geometry(8))._rare_pixel(mask)
         counts[mask[row, column]] += 1
     assert counts[[1, 2, 4]].sum() == 300 and counts[[1, 2, 4]].min() > 70
 
@@ -299,7 +301,7 @@ def test_rare_pixels_are_drawn_evenly_within_a_class():
     found = []
     for index in range(120):
         with counted_randomness(0, 0, index):
-            found.append(MaskTrainTransform._rare_pixel(mask))
+            found.append(transform_of(Geometry(8))._rare_pixel(mask))
     assert set(found) == {(1, 1), (1, 7), (8, 8)} and min(map(found.count, found)) > 20
 
 
@@ -307,7 +309,60 @@ def test_one_class_alone_has_no_rare_pixel():
     for value in (0, 7, 254):
         mask = torch.full((5, 5), value, dtype=torch.uint8)
         mask[0] = 255
-        assert MaskTrainTransform._rare_pixel(mask) is None
+        assert transform_of(Geometry(8))._rare_pixel(mask) is None
+
+
+def test_balanced_crops_prefer_what_few_images_have():
+    """Class 1 is in 30 of 40 training images, class 2 in 10: three times as likely."""
+    pixels = np.zeros((40, 3), int)
+    pixels[:, 0], pixels[:30, 1], pixels[30:, 2] = 900, 5, 50
+    args = SimpleNamespace(**{**PLAIN, "balanced_crop": True})
+    transform = MaskTrainTransform(args, Geometry(8), MEAN, pixels)
+    mask = torch.zeros((30, 30), dtype=torch.uint8)
+    mask[3, 3], mask[20:24, 20:24] = 1, 2
+    found = []
+    for index in range(400):
+        with counted_randomness(0, 0, index):
+            found.append(int(mask[transform._rare_pixel(mask)]))
+    assert 0.68 < np.mean(np.array(found) == 2) < 0.82
+
+
+class Painted:
+    """Images whose colour is 10 * row + class; row 1 has two objects of class 2, row 3 one of class 1."""
+
+    def encoded(self, indices):
+        return list(indices)
+
+    def load(self, index, source):
+        mask = torch.zeros((12, 16), dtype=torch.uint8)
+        if index == 1:
+            mask[2:5, 3:9], mask[9, 1], mask[8, 2] = 2, 2, 2
+        elif index == 3:
+            mask[:, 4:6] = 1
+        return (10 * index + mask).expand(3, -1, -1).clone(), mask
+
+
+def test_copy_paste():
+    pixels = np.array([[int((Painted().load(row, None)[1] == leaf).sum()) for leaf in range(3)] for row in range(4)])
+    paste = CopyPaste(Painted(), 0.5, np.arange(4), pixels)
+    image, mask = torch.full((3, 7, 5), 200, dtype=torch.uint8), torch.zeros((7, 5), dtype=torch.uint8)
+    sizes = {1: [], 2: []}
+    for index in range(200):
+        with counted_randomness(0, 0, index):
+            new, labels = paste(image, mask)
+        with counted_randomness(0, 0, index):
+            assert torch.equal(paste(image, mask)[1], labels)  # by the position alone
+        classes = set(labels.unique().tolist()) - {0}
+        assert len(classes) < 2  # one object
+        for leaf in classes:
+            where = labels == leaf
+            assert (new[:, where] == {1: 31, 2: 12}[leaf]).all() and (new[:, ~where] == 200).all()
+            sizes[leaf].append(int(where.sum()))
+    assert set(sizes[1]) == {14} and set(sizes[2]) == {15, 2}  # cut to fit; objects that hang together
+    assert 70 < len(sizes[1]) + len(sizes[2]) < 130 and len(sizes[1]) > 25 < len(sizes[2])
+    assert (mask == 0).all() and (image == 200).all()
+    nothing = CopyPaste(Painted(), 1.0, np.arange(1), pixels[:1])
+    assert nothing(image, mask)[1] is mask
 
 
 def test_how_often_crops_are_placed():

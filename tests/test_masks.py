@@ -15,11 +15,12 @@ from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from common.data.masks import MaskedImageRows, MaskReader, read_palette
-from common.data.rows import ImageRows
+from common.data.rows import ImageRows, ProblemLog
 from common.images.files import BadSampleError
 from common.images.mask_files import IGNORED_PIXEL
-from common.labels.hierarchy_files import load_hierarchy
+from common.labels.hierarchy_files import load_hierarchy, read_ignored
 from common.model.hierarchy import Hierarchy
+from common.run.mask_setup import _check_labelled
 
 ARTEFACT = Path(__file__).parents[1] / "hierarchies" / "artefact.yaml"
 NAMES = ["Clean", "Material loss", "Peel", "Dust", "Scratch"]
@@ -150,8 +151,6 @@ def test_colours_without_a_palette():
         read(encode(colours))
     with pytest.raises(ValueError, match="--mask_palette"):
         read(encode(np.dstack([colours, np.full((2, 2), 255, np.uint8)])))
-    with pytest.raises(ValueError, match="--mask_palette"):
-        read(encode(np.zeros((2, 2), np.float32), "TIFF"))
 
 
 def test_values_that_mean_nothing():
@@ -160,7 +159,8 @@ def test_values_that_mean_nothing():
     with pytest.raises(ValueError) as caught:
         read(encode(values))
     assert str(caught.value) == (
-        "mask values [5, 99, 254] are neither a class (0 to 4) nor 255 for ignored, the first in row 2, column 5"
+        "mask values [5, 99, 254] are neither a class (0 to 4) nor 255 for ignored (see --ignore_values), the first "
+        "in row 2, column 5"
     )
     with pytest.raises(ValueError, match=r"row 2, column 5$"):
         read(palette_mask(values))
@@ -174,8 +174,9 @@ def test_many_values_that_mean_nothing_are_cut_short():
 def test_jpeg_hint():
     steps = np.zeros((16, 16), np.uint8)
     steps[:, 5:] = 255
-    with pytest.raises(ValueError, match=r"\(JPEG changes values; masks must be PNG\)"):
-        read(encode(steps, "JPEG", quality=50))
+    for content in (encode(steps, "JPEG", quality=50), encode(np.zeros((16, 16), np.uint8), "JPEG")):
+        with pytest.raises(ValueError, match="a JPEG file cannot be a mask"):  # by kind: also if values are right
+            read(content)
     with pytest.raises(ValueError) as caught:
         read(encode(np.full((2, 2), 77, np.uint8)))
     assert "JPEG" not in str(caught.value)
@@ -469,17 +470,68 @@ def test_rotation_told_behind_the_pixels():
 
 
 def test_headers_that_make_no_sense():
+    """Then nothing is turned."""
     note = PngInfo()
     note.add_text("Raw profile type exif", "\n\n\nno number")
-    broken = (
-        byte_rows([photo(2, 3, pnginfo=note)], [encode(MASK)]),
-        byte_rows([photo(2, 3)], [encode(MASK, pnginfo=note)]),
+    for contents in ((photo(2, 3, pnginfo=note), encode(MASK)), (photo(2, 3), encode(MASK, pnginfo=note))):
+        rows = byte_rows([contents[0]], [contents[1]])
+        assert rows.check_headers() == [] and load(rows, 0)[1].tolist() == MASK.tolist()
+
+
+def test_masks_drawn_on_images_as_they_lie(caplog):
+    """The image's orientation turns both, unless the mask has one of its own."""
+    for orientation, stored in [(3, MASK[::-1, ::-1]), (6, MASK.T[::-1]), (8, MASK.T[:, ::-1])]:
+        stored = np.ascontiguousarray(stored)
+        for own, values in ((None, stored), (rotated(orientation), stored), (rotated(1), stored)):
+            image = photo(*stored.shape, exif=rotated(orientation))
+            rows = byte_rows([image], [encode(values, **({"exif": own} if own else {}))], MaskReader(TREE, raw=True))
+            assert rows.check_headers() == [] and load(rows, 0)[1].tolist() == MASK.tolist()
+    assert not caplog.records
+    rows = byte_rows([photo(2, 3, exif=rotated(3))], [encode(MASK[::-1, ::-1].copy())])
+    assert rows.check_headers() == []
+    assert (
+        "EXIF turns 1 images, such as row 0 of the train split" in caplog.text
+        and "mask_orientation raw" in caplog.text
     )
-    for rows in broken:
-        with pytest.raises(BadSampleError, match="row 0 of the train split"):
-            load(rows, 0)
-        (problem,) = rows.check_headers()
-        assert "row 0 of the train split" in problem
+
+
+def test_values_that_are_ignored(tmp_path):
+    reader = MaskReader(TREE, ignored=[11, 2])
+    assert reader(encode(np.array([[0, 11], [2, 255]], np.uint8))).tolist() == [[0, 255], [255, 255]]
+    with pytest.raises(ValueError, match=r"mask values \[12\] are"):
+        reader(encode(np.array([[12]], np.uint8)))
+    for name, text in (
+        ("tree.yaml", "levels: [a]\ntree: [x, y]\nignore: [11]"),
+        ("tree.yml", "levels: [a]\nclasses: [x, y]"),
+    ):
+        (tmp_path / name).write_text(text)
+        assert load_hierarchy(tmp_path / name)[0].leaf_names() == ["x", "y"]
+    assert read_ignored(tmp_path / "tree.yaml") == [11] and read_ignored(tmp_path / "tree.yml") == []
+    flat_tree(["x", "y"]).save(tmp_path / "tree.json")
+    content = json.loads((tmp_path / "tree.json").read_text())
+    (tmp_path / "tree.json").write_text(json.dumps({**content, "ignore": [0]}))
+    assert load_hierarchy(tmp_path / "tree.json")[0].num_leaves == 2 and read_ignored(tmp_path / "tree.json") == [0]
+    (tmp_path / "tree.yaml").write_text("levels: [a]\ntree: [x]\nignore: eleven")
+    with pytest.raises(ValueError, match="'ignore' must be a list of mask values, not 'eleven'"):
+        read_ignored(tmp_path / "tree.yaml")
+
+
+def test_floats_with_whole_values():
+    assert read(encode(MASK.astype(np.float32), "TIFF")) == MASK.tolist()
+    for wrong in (0.5, np.nan, np.inf):
+        with pytest.raises(ValueError, match="fractions"):
+            read(encode(np.array([[0, wrong]], np.float32), "TIFF"))
+
+
+def test_ignored_pixels_are_told(caplog):
+    caplog.set_level("INFO")
+    _check_labelled("training", np.array([3, 0, 5]), 2, ["a", "b", "c"])
+    assert "training masks: 20 % of the pixels are ignored" in caplog.text
+    with pytest.raises(ValueError, match="No pixel of the validation masks is labelled"):
+        _check_labelled("validation", np.zeros(3), 9, ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"values 0 \(a\) and 255.*is 255 the foreground\?.*'b: \"#ffffff\"'"):
+        _check_labelled("training", np.array([90, 0]), 10, ["a", "b"])
+    _check_labelled("training", np.array([90, 0]), 0, ["a", "b"])
 
 
 def test_missing_masks():
@@ -488,7 +540,7 @@ def test_missing_masks():
         load(rows, 1)
     (problem,) = rows.check_headers()
     assert problem.startswith("mask in row 1 of the train split: ")
-    counts, problems = rows.count_pixels(np.arange(2), 1)
+    counts, _, problems = rows.count_pixels(np.arange(2), 1)
     assert len(problems) == 1 and counts[1].sum() == 0
 
 
@@ -518,7 +570,7 @@ def test_damage_that_the_file_end_does_not_show():
     rows = byte_rows([photo(40, 40)], [bytes(content)])
     with pytest.raises(BadSampleError, match="^mask in row 0 of the train split, file masks/0.png: "):
         load(rows, 0)
-    assert len(rows.count_pixels(np.arange(1), 1)[1]) == 1
+    assert len(rows.count_pixels(np.arange(1), 1)[-1]) == 1
 
 
 def test_paths_start_at_the_root(tmp_path):
@@ -531,7 +583,7 @@ def test_paths_start_at_the_root(tmp_path):
     rows = path_rows(["photos/0.png", "photos/1.png"], masks, tmp_path / "data")
     assert rows.check_headers() == []
     assert all(load(rows, row)[1].tolist() == MASK.tolist() for row in range(2))
-    assert rows.count_pixels(np.arange(2), 2)[1] == []
+    assert rows.count_pixels(np.arange(2), 2)[-1] == []
 
 
 def test_paths_that_leave_the_root(tmp_path):
@@ -549,14 +601,16 @@ def test_paths_that_leave_the_root(tmp_path):
         assert str(caught.value).startswith(f"mask in row {row} of the train split, file {mask}: ")
     problems = rows.check_headers()
     assert len(problems) == 4 and all("mask" in line and "outside of the folder" in line for line in problems)
-    assert len(rows.count_pixels(np.arange(4), 2)[1]) == 4
+    assert len(rows.count_pixels(np.arange(4), 2)[-1]) == 4
 
 
 def test_paths_to_nothing(tmp_path):
     (tmp_path / "image.png").write_bytes(photo(2, 3))
     rows = path_rows(["image.png"], ["gone.png"], tmp_path)
     (problem,) = rows.check_headers()
-    assert problem.startswith("mask in row 0 of the train split, file gone.png: ")
+    assert problem == "mask in row 0 of the train split, file gone.png: No such file"
+    with pytest.raises(BadSampleError, match=r"^Missing mask: mask in row 0 .*--on_bad_sample skip"):
+        ProblemLog("error").add([problem])
     with pytest.raises(BadSampleError, match="^mask in row 0 of the train split, file gone.png: "):
         load(rows, 0)
 
@@ -572,18 +626,20 @@ def test_count_pixels(num_threads):
     encoded[40], encoded[7] = b"no image at all", encode(np.full((2, 2), 9, np.uint8))
     rows = byte_rows([photo(1, 1)] * 75, encoded)
     wanted = np.concatenate([np.arange(3, 75), [0]])  # not all, and not in order
-    counts, problems = rows.count_pixels(wanted, num_threads)
+    counts, ignored, problems = rows.count_pixels(wanted, num_threads)
     expected = [np.bincount(masks[row].ravel(), minlength=256)[:5] for row in wanted]
     for row in (40, 7):
         expected[row - 3] = np.zeros(5, np.int64)
     assert counts.dtype == np.int64 and counts.shape == (73, 5)
     np.testing.assert_array_equal(counts, expected)
+    unlabelled = [0 if row in (40, 7) else (masks[row] == 255).sum() for row in wanted]
+    np.testing.assert_array_equal(ignored, unlabelled)
     assert [line.split(",")[0] for line in problems] == [f"mask in row {row} of the train split" for row in (40, 7)]
 
 
 def test_count_nothing():
-    counts, problems = byte_rows([photo(2, 3)], [encode(MASK)]).count_pixels(np.arange(0), 2)
-    assert counts.shape == (0, 5) and problems == []
+    counts, ignored, problems = byte_rows([photo(2, 3)], [encode(MASK)]).count_pixels(np.arange(0), 2)
+    assert counts.shape == (0, 5) and ignored.shape == (0,) and problems == []
 
 
 # ---- the tree of ARTeFACT

@@ -103,6 +103,34 @@ def test_quotes_enclose_fields_but_not_between_tabs(tmp_path):
     assert cells(tmp_path / "b.csv", "place") == places
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        'a,b,c\n1,"oak 5 cm,x\n2,beech,y\n3,elm,z\n4,5",x\n5,fir,y\n',  # up to the next stray one
+        'a,b,c\n1,"oak,x\n2,beech,y\n3,elm,z\n',  # up to the end
+        'a,b\n1,x\n2,"y\n3,"z"\n',  # up to an honest one
+    ],
+)
+def test_a_stray_quote_does_not_swallow_rows(tmp_path, text):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(
+        ValueError, match=r't.csv: a quote \("\) in line [23] opens a cell that goes on to line [3456]'
+    ):
+        read_table(tmp_path / "t.csv")
+
+
+def test_quotes_that_are_no_mistake(tmp_path):
+    (tmp_path / "t.csv").write_text('a,b,c\n1,"two\nlines, and\nmore",x\n2,5" pipe,"say ""hi"""\n')
+    assert read_table(tmp_path / "t.csv").columns["b"].to_pylist() == ["two\nlines, and\nmore", '5" pipe']
+
+
+def test_a_folder_of_tables_is_text_too(tmp_path):
+    for split, code in (("train", "007"), ("test", "1.10")):
+        (tmp_path / f"{split}.csv").write_text(f"image;code\na.jpg;{code}\n")
+    splits = load_splits(str(tmp_path), None, {})
+    assert {split: rows["code"][0] for split, rows in splits.items()} == {"train": "007", "test": "1.10"}
+
+
 def test_rows_that_do_not_fit_are_named_by_their_lines(tmp_path):
     path = write(tmp_path / "t.tsv", [("a", "b"), ("1", "2"), (), ("3",), ("4", "5", "6"), ("7", "8")], "\t")
     rows, table = open_table(path, Reading())

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from common.images.mask_transforms import Geometry, MaskEvaluationTransform
-from common.predict.windows import Resampler, dense_labels, image_logits, window_starts
+from common.predict.windows import Resampler, dense_labels, image_logits, warn_of_scale, window_starts
 
 
 def noise(*shape, seed=0):
@@ -300,3 +300,29 @@ def test_a_mask_survives_the_way_through_windows():
         assert not wrong[9:23, 21:39].any() and wrong.float().mean() < 0.03
         centres = [part[:30, :50].nonzero().float().mean(0) for part in (truth, labels)]
         torch.testing.assert_close(*centres, rtol=0, atol=0.05)
+
+
+def test_blending_is_seamless():
+    """On a smooth image, windows that disagree as a whole leave no edge: neighbours differ by little anywhere."""
+    ramp = torch.linspace(0, 1, 1000).expand(3, 700, 1000)
+    offsets = iter(torch.rand(100, generator=torch.Generator().manual_seed(0)))
+
+    def model(windows):
+        return torch.stack([F.avg_pool2d(window[:1], 4) + next(offsets) for window in windows])
+
+    scores = sliding_logits(model, ramp, 256, 168, 2)[0, 0]
+    for axis in (0, 1):
+        assert scores.diff(dim=axis).abs().max() < 0.06  # the windows differ by up to 1
+    assert scores.diff(dim=1).mean() * 249 > 0.3
+
+
+def test_windows_for_models_trained_on_squashed_images(caplog):
+    for evaluation, crop in (
+        ({"resize_mode": "fit"}, 64),
+        ({"resize_mode": "squash", "eval_crop": 64}, 32),
+        ({}, None),
+    ):
+        warn_of_scale(evaluation, crop)
+    assert not caplog.records
+    warn_of_scale({"resize_mode": "squash", "eval_crop": None}, 64)
+    assert "Train with --eval_crop" in caplog.text

@@ -1,14 +1,14 @@
-"""Images and masks decoded once into a file that all processes of a node map into memory."""
+"""Images and masks decoded once, into a folder of files that all processes of a node share."""
 
 from __future__ import annotations
 
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
+import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,69 +26,55 @@ from .rows import Samples
 
 logger = logging.getLogger(__name__)
 
-VERSION = 3
+VERSION = 4
 """Of the file format and of how images are decoded; caches of other versions are not used."""
-
-CHUNK = 256
-"""Rows after which a cache that is being made is safe on the disk"""
 
 
 class DecodedCache(MaskedImageRows):
-    """Images and masks from the cache. Rows that do not decode are read from the files, which gives the messages."""
+    """Images and masks from the cache, a file each; rows that do not decode are read from where they come from."""
 
     def __init__(self, folder: Path, rows: MaskedImageRows) -> None:
         super().__init__(rows.images, rows.masks, rows.reader)
         self.folder = folder
-        self.index = _read_index(folder)
-        self._pixels: np.ndarray | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_pixels": None}  # a worker maps the file itself instead of receiving a copy
+    def file(self, index: int) -> Path:
+        """Where a row's pixels are: two arrays, uint8 (height, width, 3) and (height, width)."""
+        return self.folder / str(index // 1000) / f"{index}.npy"
 
     def encoded(self, indices: Sequence[int]) -> list[Any]:
-        """``None`` for rows in the cache, otherwise what :class:`MaskedImageRows` returns."""
-        encoded = super().encoded
-        return [None if self.index[index, 0] >= 0 else encoded([index])[0] for index in indices]
+        """Nothing: :meth:`load` knows where to look."""
+        return [None] * len(indices)
 
     def load(self, index: int, source: Any) -> tuple[torch.Tensor, torch.Tensor]:
         """The same pixels as from the files."""
-        if source is not None:
-            return super().load(index, source)
-        if self._pixels is None:
-            self._pixels = np.memmap(self.folder / "pixels.bin", dtype=np.uint8, mode="r")
-        start, height, width = self.index[index].tolist()
-        middle, end = start + 3 * height * width, start + 4 * height * width
-        image = self._pixels[start:middle].reshape(height, width, 3)
-        mask = self._pixels[middle:end].reshape(height, width)
-        return torch.from_numpy(image.copy()).permute(2, 0, 1), torch.from_numpy(mask.copy())
+        with suppress(FileNotFoundError, EOFError, ValueError), self.file(index).open("rb") as file:
+            image, mask = np.load(file), np.load(file)
+            return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(mask)
+        return super().load(index, super().encoded([index])[0])  # broken, or cut short by a power cut
 
 
 def open_cache(root: Path, rows: MaskedImageRows, num_workers: int) -> DecodedCache:
     """The cache of these rows, which is made if it does not exist; one process of a node at a time should call this.
 
     It keeps pixels at their own size, so that training is the same with and without it. Its name is a hash of the
-    encoded files and of how masks are read, so that a change of any makes another one. It appears when it is complete;
-    making one that was interrupted goes on where it stopped. Runs and nodes that share ``root`` wait for each other.
-    ``num_workers`` processes decode.
+    encoded files and of how masks are read, so that a change of any makes another one. Making one that was
+    interrupted goes on where it stopped. Runs and nodes that share ``root`` wait for each other, where the file system
+    has locks. ``num_workers`` processes decode.
     """
-    folder = root / _key(rows)
-    if not (folder / "done.json").is_file():
-        with RunLock(folder, wait=True) as lock, naming(folder):
-            if (folder / "done.json").is_file():  # another process was at work
-                pass
-            elif lock.exclusive:
-                _write(folder, rows, num_workers)
-            else:  # each makes its own, and one wins
-                staging = Path(tempfile.mkdtemp(prefix=".making-", dir=root))
-                _write(staging, rows, num_workers)
-                shutil.rmtree(folder, ignore_errors=True)
-                os.replace(staging, folder)
-    return DecodedCache(folder, rows)
+    cache = DecodedCache(root / _key(rows), rows)
+    done = cache.folder / "done.json"
+    if not done.is_file():
+        with RunLock(cache.folder, wait=True), naming(done):
+            if not done.is_file():  # another process may have been at work
+                _write(cache, rows, num_workers)
+                write_json(done, {"rows": len(rows)})
+    return cache
 
 
 def _key(rows: MaskedImageRows) -> str:
-    digest = xxhash.xxh3_128(json.dumps([VERSION, rows.reader.num_leaves]).encode())
-    digest.update(json.dumps(sorted((rows.reader.palette or {}).items())).encode())
+    reader = rows.reader
+    how = [VERSION, reader.num_leaves, sorted((reader.palette or {}).items()), reader.ignored, reader.raw]
+    digest = xxhash.xxh3_128(json.dumps(how).encode())
     digest.update(json.dumps([rows.images.root, rows.masks.root]).encode())  # they decide which paths are allowed
     for start in range(0, len(rows), 64):
         for sources in rows.encoded(range(start, min(start + 64, len(rows)))):
@@ -106,51 +92,33 @@ def _file_state(path: str | None) -> bytes:
     return f"{path} {state.st_size} {state.st_mtime_ns}".encode()
 
 
-def _read_index(folder: Path) -> np.ndarray:
-    """int64 (rows so far, 3): where a row's pixels start, height and width; -1 for rows that do not decode."""
-    file = folder / "index.bin"
-    numbers = np.fromfile(file, dtype=np.int64) if file.is_file() else np.empty(0, np.int64)
-    return numbers[: len(numbers) // 3 * 3].reshape(-1, 3)
-
-
-def _write(folder: Path, rows: MaskedImageRows, num_workers: int) -> None:
-    """Make a cache, or go on where an earlier call was interrupted."""
+def _write(cache: DecodedCache, rows: MaskedImageRows, num_workers: int) -> None:
+    """Write what is not there yet."""
 
     def pack(image: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
         return {"pixels": image.permute(1, 2, 0).contiguous(), "mask": mask.contiguous()}
 
-    index, pixels = _read_index(folder), folder / "pixels.bin"
-    start, height, width = max(index.tolist(), default=(-1, 0, 0))
-    position = start + 4 * height * width if start >= 0 else 0
-    if not pixels.is_file() or pixels.stat().st_size < position:
-        index, position = index[:0], 0
-    for file, size in ((folder / "index.bin", index.nbytes), (pixels, position)):
-        file.touch()
-        os.truncate(file, size)
+    missing = [row for row in range(len(rows)) if not cache.file(row).is_file()]
     # Its own generator: a loader draws a seed for its workers, which must not change the run that makes the cache.
     decoded = DataLoader(
         Samples(rows, np.arange(len(rows)), pack, on_bad_sample="drop"),
         batch_size=None,
-        sampler=[(0, row) for row in range(len(index), len(rows))],
+        sampler=[(0, row) for row in missing],
         num_workers=num_workers,
         generator=torch.Generator(),
         worker_init_fn=start_worker,
     )
-    quiet = not sys.stderr.isatty()
-    bar = tqdm(decoded, desc="decoding", unit="image", disable=quiet, total=len(rows), initial=len(index))
-    entries: list[tuple[int, ...]] = []
-    with pixels.open("ab") as file, (folder / "index.bin").open("ab") as index_file:
-        for row, sample in enumerate(bar, start=len(index)):
-            entries.append((-1, 0, 0))
-            if sample["pixels"] is not None:
-                entries[-1] = position, *sample["mask"].shape
-                position += sum(file.write(sample[name].numpy().tobytes()) for name in ("pixels", "mask"))
-            if len(entries) == CHUNK or row == len(rows) - 1:
-                file.flush()
-                os.fsync(file.fileno())  # the index never names what is not there
-                index_file.write(np.array(entries, dtype=np.int64).tobytes())
-                index_file.flush()
-                entries.clear()
-        file.write(b"\0")  # an empty file cannot be mapped
-    write_json(folder / "done.json", {"rows": len(rows), "bytes": position})
-    logger.info("decoded %d images into %s, %.1f GB", len(rows), folder.parent, position / 1e9)
+    quiet, written = not sys.stderr.isatty(), 0
+    for row, sample in zip(missing, tqdm(decoded, desc="decoding", unit="image", disable=quiet), strict=True):
+        if sample["pixels"] is None:
+            continue
+        cache.file(row).parent.mkdir(exist_ok=True)
+        temporary = cache.folder / f".making-{uuid.uuid4()}"
+        with temporary.open("wb") as file:
+            for name in ("pixels", "mask"):
+                np.save(file, sample[name].numpy())
+            written += file.tell()
+        os.replace(temporary, cache.file(row))
+    for left in cache.folder.glob(".making-*"):  # by a run that was killed
+        left.unlink(missing_ok=True)
+    logger.info("decoded %d images into %s, %.1f GB", len(missing), cache.folder.parent, written / 1e9)

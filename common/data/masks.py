@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,45 +15,39 @@ from PIL import ImageColor
 
 from ..files import StrictLoader
 from ..images.encoded import EncodedImage
-from ..images.files import BAD_IMAGE, BadSampleError, explain
-from ..images.mask_files import IGNORED_PIXEL, read_mask, read_mask_file
+from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain
+from ..images.mask_files import IGNORED_PIXEL, read_mask
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE, fold_name, repeated
 from .rows import ImageRows
 
+logger = logging.getLogger(__name__)
+
 
 class MaskReader:
-    """Mask files -> leaves: pixel value v is leaf v, or with a palette (:func:`read_palette`) colours count.
+    """Mask files -> uint8 leaves (height, width), 255 where there is none.
+
+    Args:
+        hierarchy: the label tree. Without a palette, pixel value v is its leaf v.
+        palette: file that gives each leaf a colour (see :func:`read_palette`); colours then count.
+        ignored: values that stand for no class, beside 255.
+        raw: on images as they lie in their files: masks are turned with them.
 
     Raises:
         ValueError: if there are more leaves than a byte can tell apart, or the palette does not fit the tree.
     """
 
-    def __init__(self, hierarchy: Hierarchy, palette: str | Path | None = None) -> None:
-        self.num_leaves = hierarchy.num_leaves
+    def __init__(
+        self, hierarchy: Hierarchy, palette: str | Path | None = None, ignored: Sequence[int] = (), raw: bool = False
+    ) -> None:
+        self.num_leaves, self.ignored, self.raw = hierarchy.num_leaves, sorted(set(ignored)), raw
         if self.num_leaves > IGNORED_PIXEL:
             raise ValueError(f"Masks tell up to {IGNORED_PIXEL} classes apart; the label tree has {self.num_leaves}.")
         self.palette = read_palette(palette, hierarchy) if palette else None
 
-    def __call__(self, source: bytes | str) -> np.ndarray:
-        """uint8 (height, width): a leaf, or 255 where there is none.
-
-        Raises:
-            ValueError: if a value is neither, or the file is of a kind that does not say.
-            OSError, SyntaxError, EOFError: from Pillow, if the file is broken.
-        """
-        if self.palette is None:
-            return read_mask(source, self.num_leaves)
-        return read_mask_file(source, lambda image, _: self._by_colour(np.asarray(image.convert("RGB"))))
-
-    def _by_colour(self, colours: np.ndarray) -> np.ndarray:
-        codes, known = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32), self.palette
-        found, inverse = np.unique(codes, return_inverse=True)
-        unknown = [code for code in found.tolist() if code not in known]
-        if unknown:
-            shown = ", ".join(f"#{code:06x}" for code in unknown[:5])
-            raise ValueError(f"mask colours {shown} are not in the palette (--mask_palette)")
-        return np.array([known[code] for code in found.tolist()], dtype=np.uint8)[inverse].reshape(codes.shape)
+    def __call__(self, source: bytes | str, turned: int = 1) -> np.ndarray:
+        """The mask of an image whose EXIF orientation is ``turned``."""
+        return read_mask(source, self.num_leaves, self.palette, self.ignored, turned if self.raw else 1)
 
 
 def read_palette(path: str | Path, hierarchy: Hierarchy) -> dict[int, int]:
@@ -117,7 +112,7 @@ class MaskedImageRows:
     def load(self, index: int, source: tuple[Any, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """uint8 image (3, height, width) and mask (height, width); BadSampleError names row and file."""
         image = self.images.apply(EncodedImage.pixels, index, source[0])
-        mask = self.load_mask(index, source[1])
+        mask = self.load_mask(index, source[1], check_file(source[0])[2] if self.reader.raw else 1)
         if image.shape[1:] != mask.shape:
             raise BadSampleError(self._sizes_differ(index, image.shape[:0:-1], mask.shape[::-1]))
         return image, mask
@@ -126,10 +121,10 @@ class MaskedImageRows:
         """What a transform returns for the image and the mask."""
         return transform(*self.load(index, source))
 
-    def load_mask(self, index: int, source: Any) -> torch.Tensor:
-        """The mask alone."""
+    def load_mask(self, index: int, source: Any, turned: int = 1) -> torch.Tensor:
+        """The mask alone, of an image whose EXIF orientation is ``turned``."""
         try:
-            return torch.from_numpy(self.reader(self.masks.checked(source)))
+            return torch.from_numpy(self.reader(self.masks.checked(source), turned))
         except BAD_IMAGE as error:
             raise BadSampleError(f"mask in {self.masks.describe(index)}: {explain(error)}") from error
 
@@ -139,38 +134,50 @@ class MaskedImageRows:
 
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
         """A message for each broken mask or image (see :meth:`ImageRows.headers`), or for each pair of two sizes."""
-        broken_masks, broken_images, differ = [], [], []
+        broken_masks, broken_images, differ, turned = [], [], [], []
         for image, mask in zip(self.images.headers(num_rows), self.masks.headers(num_rows), strict=True):
-            row, size, problem = image
-            broken_masks += [f"mask in {mask[2]}"] if mask[2] else []
+            row, size, how, problem = image
+            broken_masks += [f"mask in {mask[3]}"] if mask[3] else []
             broken_images += [problem] if problem else []
-            if None in (size, mask[1]) or size == mask[1]:
+            if None in (size, mask[1]):
+                continue
+            if how != 1 == mask[2]:
+                turned.append(row)
+            swapped = self.reader.raw and how >= 5 and mask[2] == 1
+            if size == (mask[1][::-1] if swapped else mask[1]):
                 continue
             try:  # the header may not tell the orientation
-                sizes = self.images.size(row), self.masks.size(row)
+                sizes = self.images.size(row), self.masks.size(row)[:: -1 if swapped else 1]
                 if sizes[0] != sizes[1]:
                     differ.append(self._sizes_differ(row, *sizes))
             except BAD_IMAGE as error:
                 differ.append(f"image or mask in {self.masks.describe(row)}: {explain(error)}")
+        if turned and not self.reader.raw:
+            where = f"{len(turned)} images, such as {self.images.describe(turned[0])}"
+            logger.warning("EXIF turns %s, and not their masks: if drawn unturned, add --mask_orientation raw.", where)
         return [*broken_masks, *broken_images] or differ
 
-    def count_pixels(self, rows: np.ndarray, num_threads: int) -> tuple[np.ndarray, list[str]]:
-        """Decode masks and count: int64 (len(rows), leaves), and a message for each mask that does not decode."""
+    def count_pixels(self, rows: np.ndarray, num_threads: int) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """Decode masks and count pixels.
+
+        Returns:
+            int64 (len(rows), leaves); int64 (len(rows),) without a label; messages about masks that do not decode.
+        """
         problems: list[str] = []
 
         def count(part: np.ndarray) -> np.ndarray:
-            counts = np.zeros((len(part), self.reader.num_leaves), dtype=np.int64)
+            counts = np.zeros((len(part), 256), dtype=np.int64)
             for position, (row, source) in enumerate(zip(part, self.masks.encoded(part), strict=True)):
                 try:
-                    values = self.load_mask(int(row), source).numpy().ravel()
-                    counts[position] = np.bincount(values, minlength=256)[: self.reader.num_leaves]
+                    counts[position] = np.bincount(self.load_mask(int(row), source).numpy().ravel(), minlength=256)
                 except BadSampleError as error:
                     problems.append(str(error))
             return counts
 
         with ThreadPoolExecutor(num_threads) as pool:  # decoding lets other threads run
             parts = list(pool.map(count, np.array_split(rows, max(1, -(-len(rows) // 32)))))
-        return np.concatenate(parts), sorted(problems)
+        counts = np.concatenate(parts)
+        return counts[:, : self.reader.num_leaves], counts[:, IGNORED_PIXEL], sorted(problems)
 
 
 def masks_to_labels(masks: torch.Tensor) -> torch.Tensor:

@@ -12,27 +12,16 @@ from ..model.hierarchy import Hierarchy
 
 @dataclass
 class Part:
-    """One split.
+    """One split."""
 
-    Args:
-        images: an :class:`common.data.rows.ImageRows` or :class:`common.data.masks.MaskedImageRows`.
-        labels: int64 (all rows, levels); ``None`` where masks are the labels.
-        rows: the row numbers in use.
-        groups: int64, of each row; ``None`` if each is one of its own.
-        suffix: of names of files.
-        observations: int64, of each row: which images are evaluated together, too.
-        looked: rows whose masks were looked at before training.
-        pixels: int64 (of these, leaves), what was found in them.
-    """
-
-    images: Any
-    labels: np.ndarray | None
-    rows: np.ndarray
-    groups: np.ndarray | None = None
-    suffix: str = ""
-    observations: np.ndarray | None = None
-    looked: np.ndarray | None = None
-    pixels: np.ndarray | None = None
+    images: Any  # ImageRows or MaskedImageRows
+    labels: np.ndarray | None  # int64 (all rows, levels); none where masks are the labels
+    rows: np.ndarray  # the row numbers in use
+    groups: np.ndarray | None = None  # int64, of each row; none if each is one of its own
+    suffix: str = ""  # of names of files
+    observations: np.ndarray | None = None  # int64, of each row: which images are evaluated together, too
+    looked: np.ndarray | None = None  # rows whose masks were looked at before training
+    pixels: np.ndarray | None = None  # int64 (of these, leaves), what was found in them
 
 
 @dataclass

@@ -64,8 +64,8 @@ def leave_out(
             where, dataset = f"{path} lists row {row} of the {split} split", splits[split]
             if not 0 <= row < len(dataset):
                 raise ValueError(f"{where}, which has {len(dataset)} rows: it was made for other data.")
-            found = image and image_column in dataset.column_names
-            found = found and image_names(dataset.select([row]), image_column)[0]
+            known = image and image_column in dataset.column_names
+            found = known and image_names(dataset.select([row]), image_column)[0]
             if found and found != image:
                 raise ValueError(f"{where} as {image}, but there it is {found}: it was made for other data.")
             listed[split].add(row)

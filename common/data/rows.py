@@ -17,8 +17,9 @@ from PIL import Image as PILImage
 from torch.utils.data import DataLoader, default_collate
 
 from ..files import retried
+from ..images import files
 from ..images.encoded import EncodedImage
-from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain, find_form, lies_in, load_image, upright_size
+from ..images.files import BAD_IMAGE, BadSampleError
 from ..workers import start_worker
 from .sampling import Key, generators_kept, seed_sample
 from .splits import check_columns
@@ -31,8 +32,7 @@ class ImageRows:
 
     Args:
         dataset: holds ``column`` as HF ``Image`` feature, as plain struct of bytes and path, or as path strings.
-        column: the image column.
-        split: named in messages.
+        column, split: named in messages.
         root: folder that paths must lie in; relative ones start there.
     """
 
@@ -57,13 +57,13 @@ class ImageRows:
 
     def _source(self, cell: Any) -> bytes | str | None:
         if isinstance(cell, str):
-            return find_form(self.root, cell)
+            return files.find_form(self.root, cell)
         return None if cell is None else cell["bytes"] or cell["path"]
 
     def load(self, index: int, source: bytes | str | None) -> PILImage.Image:
         """Decode; BadSampleError names row and file."""
         with self._named(index):
-            return load_image(self.checked(source))
+            return files.load_image(self.checked(source))
 
     def apply(self, transform: Callable[[EncodedImage], Any], index: int, source: bytes | str | None) -> Any:
         """What a transform returns for the image; BadSampleError names row and file if it does not decode."""
@@ -75,13 +75,13 @@ class ImageRows:
         try:
             yield
         except BAD_IMAGE as error:
-            raise BadSampleError(f"{self.describe(index)}: {explain(error)}") from error
+            raise BadSampleError(f"{self.describe(index)}: {files.explain(error)}") from error
 
     def checked(self, source: bytes | str | None) -> bytes | str:
         """The source itself; ValueError if there is none, or it is a path to outside of the folder."""
         if not source:
-            raise ValueError("the row has no image")
-        if isinstance(source, str) and self.root and not lies_in(self.root, source):
+            raise ValueError(files.NO_FILE[0])
+        if isinstance(source, str) and self.root and not files.lies_in(self.root, source):
             raise ValueError(f"it lies outside of the folder {self.root}")
         return source
 
@@ -97,26 +97,27 @@ class ImageRows:
         return row if name == row else f"{row}, file {name}"
 
     @retried
+    @files.decoding()
     def size(self, index: int) -> tuple[int, int]:
         """Width and height as a person would see the image, without decoding it."""
         source = self.encoded([index])[0]
         with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return upright_size(image, thorough=True)
+            return files.upright_size(image, thorough=True)
 
-    def headers(self, num_rows: int) -> Iterator[tuple[int, tuple[int, int] | None, str]]:
+    def headers(self, num_rows: int) -> Iterator[tuple[int, tuple[int, int] | None, int, str]]:
         """Open up to ``num_rows`` images spread evenly, and decode those whose file seems to be cut short.
 
         Yields:
-            Row, width and height, and a message if the image is broken (then without a size).
+            Row, width and height, EXIF orientation, and a message if the image is broken (then without a size).
         """
         rows = np.unique(np.linspace(0, len(self) - 1, min(num_rows, len(self))).astype(int)).tolist()
         for start in range(0, len(rows), 256):
             part = rows[start : start + 256]
             for row, source in zip(part, self.encoded(part), strict=True):
                 try:
-                    yield row, check_file(self.checked(source))[1], ""
+                    yield row, *files.check_file(self.checked(source))[1:], ""
                 except BAD_IMAGE as error:
-                    yield row, None, f"{self.describe(row)}: {explain(error)}"
+                    yield row, None, 1, f"{self.describe(row)}: {files.explain(error)}"
 
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
         """A message for each broken image among those that :meth:`headers` looks at."""
@@ -223,9 +224,10 @@ class ProblemLog:
         """Remember problems; BadSampleError unless they are to be skipped."""
         for message in problems:
             if self.on_bad_sample == "error":
-                raise BadSampleError(
-                    f"Broken image: {message}. Fix or remove it, or skip it with --on_bad_sample skip."
-                )
+                how = "Missing" if message.endswith(files.NO_FILE) else "Broken"
+                what = "mask" if message.startswith("mask") else "image"
+                advice = "Fix or remove it, or skip it with --on_bad_sample skip."
+                raise BadSampleError(f"{how} {what}: {message}. {advice}")
             if message not in self.found:
                 self.found[message] = None
                 logger.warning("skipped: %s", message)

@@ -25,12 +25,9 @@ SAMPLINGS = ("natural", "sqrt", "balanced", "repeat_factor")
 def sample_weights(classes: np.ndarray, sampling: str, threshold: float = 1e-3) -> np.ndarray | None:
     """How often each sample is to be drawn, relative to the others: float64 (samples,); ``None`` for equally often.
 
-    Args:
-        classes: int (samples,) class of each sample.
-        sampling: ``natural``; ``sqrt`` (classes by the square root of their size, Mahajan et al., ECCV 2018);
-            ``balanced`` (every class as often); ``repeat_factor`` (max(1, sqrt(threshold / frequency)), Gupta et al.,
-            LVIS, CVPR 2019).
-        threshold: frequency of a class below which ``repeat_factor`` repeats it.
+    ``classes`` are those of the samples. ``sqrt``: classes by the square root of their size (Mahajan et al., ECCV
+    2018); ``balanced``: every class as often; ``repeat_factor``: max(1, sqrt(threshold / frequency)) (Gupta et al.,
+    LVIS, CVPR 2019).
     """
     if sampling == "natural":
         return None

@@ -8,14 +8,18 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, DatasetDict, Image, Value, concatenate_datasets, load_dataset, load_from_disk
+from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets, load_dataset, load_from_disk
 from datasets.fingerprint import Hasher
+from datasets.packaged_modules.csv.csv import CsvConfig
 
 from ..files import retried
 from ..labels.annotation_files import refuse_annotations
@@ -85,6 +89,13 @@ def load_splits(
             raise ValueError(f"No data set at {name} (--dataset_name).")
         else:
             splits = None if config else _load_image_folder(folder)
+            about = datasets.load_dataset_builder(name, config).config if folder.is_dir() and not splits else None
+            tables = about.data_files if isinstance(about, CsvConfig) else {}
+            names = list(chain.from_iterable(tables.values()))
+            if names and all(name.endswith((".csv", ".tsv", ".txt")) for name in names):
+                read = partial(_load_file, reading=reading)  # datasets would guess types: text is text
+                parts = {str(split): [read(split, file) for file in files] for split, files in tables.items()}
+                return DatasetDict({split: concatenate_datasets(part) for split, part in parts.items()})
             checks = "no_checks" if folder.is_dir() else None  # only some of the shards may be here
             splits = splits or load_dataset(name, config, verification_mode=checks)
     except (OSError, RuntimeError, ConnectionError) as error:
@@ -236,7 +247,7 @@ def read_cells(dataset: Dataset, column: str) -> list[str | None]:
         raise ValueError(f"Column {column!r} holds {feature}, not one value a row.")
     encoded = cells.combine_chunks().dictionary_encode()
     words: list[Any] = encoded.dictionary.to_pylist()
-    if isinstance(feature, ClassLabel):
+    if isinstance(feature, datasets.ClassLabel):
         words = [None if value < 0 else feature.int2str(value) for value in words]
     known = np.array([*map(text_of, words), None], dtype=object)
     return known[encoded.indices.fill_null(len(known) - 1).to_numpy(zero_copy_only=False)].tolist()

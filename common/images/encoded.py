@@ -20,11 +20,10 @@ from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
 from ..files import retried
-from .files import ORIENTATION, load_image, plain_jpeg_size
+from .files import decoding, load_image, orientation, plain_jpeg_size
 
 # Bytes of pixels that are decoded into reused memory; for larger images new memory costs little in comparison.
 SCRATCH_LIMIT = 2**24
-
 
 _read_file = retried(Path.read_bytes)
 
@@ -32,11 +31,7 @@ _read_file = retried(Path.read_bytes)
 class EncodedImage:
     """An image file that is decoded when it is known which part of it is needed, and how large.
 
-    Args:
-        source: the file's content, or its path.
-
-    Attributes:
-        shape: height and width, as a person would see the image.
+    Its ``shape`` is height and width, as a person would see the image.
 
     Raises:
         OSError, ValueError, SyntaxError, Image.DecompressionBombError: here and in the methods, from Pillow, if the
@@ -53,15 +48,16 @@ class EncodedImage:
         else:
             self._read_header()
 
+    @decoding()
     def _read_header(self) -> None:
         """The size of any other file, from Pillow; files other than JPEGs are decoded at once."""
         with Image.open(io.BytesIO(self.content)) as image:
             self.is_jpeg = image.format in ("JPEG", "MPO")
-            orientation = image.getexif().get(ORIENTATION, 1) if self.is_jpeg else 1
-            self.is_upright = orientation == 1
+            turned = orientation(image) if self.is_jpeg else 1
+            self.is_upright = turned == 1
             self.is_plain = self.is_jpeg and image.mode in ("RGB", "L") and self.is_upright
             self.size = image.size
-        self.shape = self.size if orientation in (5, 6, 7, 8) else self.size[::-1]
+        self.shape = self.size if turned >= 5 else self.size[::-1]
         if not self.is_jpeg:
             self.decoded = as_pixels(load_image(self.content))
             self.shape = tuple(self.decoded.shape[1:])
@@ -75,8 +71,9 @@ class EncodedImage:
             return self.decoded
         return as_pixels(self._decode())
 
-    def _decode(self, reduction: int = 1, memory: np.ndarray | None = None) -> np.ndarray | Image.Image:
-        """A JPEG's pixels (height, width, 3), at this fraction of its size; into ``memory`` if given."""
+    def _decode(self, reduction: int = 1, reuse: bool = False) -> np.ndarray | Image.Image:
+        """A JPEG's pixels (height, width, 3), at this fraction of its size; in memory that the next image may take."""
+        memory = _scratch.memory if reuse and 3 * math.prod(self.size) <= SCRATCH_LIMIT else None
         width, height = (side // reduction for side in self.size)
         if self.is_plain:
             with suppress(ValueError):  # Pillow may still decode it, or gives the better message
@@ -96,19 +93,14 @@ class EncodedImage:
 
         Args:
             box: top, left, height and width of the part.
-            size: height and width of the result.
+            size: height and width of the result, uint8 (3, height, width).
             how: the filter.
             leaves: how many times as large as the result the part must still be when it is decoded smaller.
-
-        Returns:
-            uint8 (3, height, width).
         """
         reduction = self.reduction_for(box[2:], size, leaves)
         if reduction == 1:
             top, left, height, width = box
-            whole = self.decoded
-            if whole is None:
-                whole = as_pixels(self._decode(memory=_scratch.of(3 * math.prod(self.size))))
+            whole = as_pixels(self._decode(reuse=True)) if self.decoded is None else self.decoded
             return resize_part(whole[:, top : top + height, left : left + width], size, how)
         decoded = self._decode(reduction)
         image = Image.fromarray(decoded) if isinstance(decoded, np.ndarray) else decoded
@@ -125,17 +117,10 @@ class EncodedImage:
 
 
 class _Scratch(threading.local):
-    """Memory that is reused for one decoded image after the other, per thread."""
+    """Memory that is reused for one small image after the other, per thread."""
 
-    memory = np.empty(0, np.uint8)
-
-    def of(self, num_bytes: int) -> np.ndarray | None:
-        """At least this much memory, not initialised; ``None`` above the limit."""
-        if num_bytes > SCRATCH_LIMIT:
-            return None
-        if num_bytes > len(self.memory):
-            self.memory = np.empty(num_bytes, np.uint8)
-        return self.memory
+    def __init__(self) -> None:
+        self.memory = np.empty(SCRATCH_LIMIT, np.uint8)
 
 
 _scratch = _Scratch()

@@ -6,38 +6,97 @@ This file imports neither torch nor timm, so that the many processes that prepar
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
-from contextlib import suppress
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from unicodedata import normalize
 
 import numpy as np
+import pillow_heif
 import simplejpeg
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from ..files import retried
+from ..files import StorageError, retried
+
+logger = logging.getLogger(__name__)
+
+pillow_heif.register_heif_opener()  # HEIC of telephones
 
 # What a complete file ends with; a file with another end may be complete too, so it is then decoded to find out.
 FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}
 
 HEAD = 2**14  # bytes that hold the header of most files
 
+NO_FILE = ("the row names no file", "No such file")
+"""How messages end about files that are missing"""
+
+_told: set[str] = set()  # warnings that were given
+
 BAD_IMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 ORIENTATION = 0x0112  # the EXIF tag; 5 to 8 swap width and height
+
+TURNS = dict(zip(range(2, 9), [Image.Transpose(turn) for turn in (0, 3, 1, 5, 4, 6, 2)], strict=True))
+"""What makes an image of an orientation upright"""
 
 
 class BadSampleError(ValueError):
     """An image that does not decode, found by the process that needed it."""
 
 
+@contextmanager
+def decoding() -> Iterator[None]:
+    """Whatever a decoder raises inside, of any kind, is a ValueError or another one of BAD_IMAGE."""
+    try:
+        yield
+    except (StorageError, MemoryError, *BAD_IMAGE):
+        raise
+    except Exception as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+
+
+def _warn_once(message: str, *values: object) -> None:
+    if message not in _told:
+        _told.add(message)
+        logger.warning(message, *values)
+
+
+def orientation(image: Image.Image, getexif: Callable[[Image.Image], Image.Exif] = Image.Image.getexif) -> int:
+    """The EXIF orientation of an open image, 1 to 8; 1 if there is none, or none that can be read."""
+    try:
+        found = getexif(image).get(ORIENTATION, 1)
+    except OSError:
+        raise
+    except Exception:  # whatever the parser of a damaged block says
+        found = None
+    if type(found) is not int or not 1 <= found <= 8:
+        _warn_once("An image has EXIF data that cannot be read: such images are shown as they lie in their files.")
+        return 1
+    return found
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A decoded image, turned as its EXIF orientation says."""
+    turn = TURNS.get(orientation(image))
+    if turn is None:
+        return image
+    turned = image.transpose(turn)
+    turned.info = {name: turned.info[name] for name in ("transparency",) if name in turned.info}  # not turned again
+    return turned
+
+
 @retried
+@decoding()
 def load_image(source: bytes | str | Path, at_least: tuple[int, int] | None = None) -> Image.Image:
     """Decode an image file to RGB as a person would see it.
 
     EXIF rotation is applied, transparent pixels are blended with white, palettes and CMYK are converted, 16-bit and
-    floating-point grey values are scaled (not clipped) to 8 bits, and of several frames the first is used.
+    floating-point grey values are scaled (not clipped) to 8 bits, by the depth that a file names if it does, and of
+    several frames the first is used.
 
     Args:
         source: the file's content, or its path.
@@ -49,32 +108,45 @@ def load_image(source: bytes | str | Path, at_least: tuple[int, int] | None = No
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         if at_least is not None:
             image.draft(None, at_least)
+        highest = _highest_value(source, image) if image.mode.startswith("I;16") else None
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)  # otherwise it copies upright images too
+        image = upright(image)
         if image.mode.startswith("I") or image.mode == "F":
-            return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+            return Image.fromarray(_to_8_bits(np.asarray(image), highest)).convert("RGB")
         if image.mode in {"RGBA", "LA", "PA", "RGBa", "La"} or "transparency" in image.info:
             rgba = image.convert("RGBA")
             return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
         return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_8_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of more than 8 bits: a file's nominal range (1, 255 or 65,535) is mapped to 0..255."""
+def _highest_value(source: bytes | str | Path, image: Image.Image) -> int | None:
+    """The highest value that a 16-bit PNG or TIFF can have, where it says that its pixels have fewer bits."""
+    if image.format == "TIFF":
+        return image.tag_v2.get(281, (None,))[0]  # MaxSampleValue
+    bits = re.search(rb"\0\0\0\x01sBIT(.)", _ends(source)[0], re.DOTALL)
+    return (1 << bits[1][0]) - 1 if bits and bits[1][0] <= 16 else None
+
+
+def _to_8_bits(values: np.ndarray, highest: int | None = None) -> np.ndarray:
+    """Grey values of more than 8 bits: a file's nominal range (1, 255, 65,535 or 0..``highest``) becomes 0..255."""
     fractions = values.dtype.kind == "f"
     values = np.nan_to_num(values.astype(np.float64))
     top = values.max(initial=0)
     scale = 255.0 if fractions and top <= 1 else 1.0
-    if top > 255:
+    if highest and top <= highest:
+        scale = 255.0 / highest
+    elif top > 255:
         scale = 255.0 / max(65535.0, top)
+        if top < 4096 and not fractions:
+            told = "A 16-bit image has no value above %d and names no depth: it is shown dark, as of 0 to 65535."
+            _warn_once(told, top)
     return np.clip(values * scale + 0.5, 0, 255).astype(np.uint8)
 
 
 def plain_jpeg_size(content: bytes) -> tuple[int, int] | None:
     """Width and height of a plain JPEG (RGB or grey, not rotated), faster than Pillow; ``None`` for other files.
 
-    Args:
-        content: the file, or as much of it as holds its header.
+    The header is enough.
     """
     if not content.startswith(b"\xff\xd8\xff") or _may_be_turned(content):
         return None
@@ -102,7 +174,8 @@ def _may_be_turned(jpeg: bytes) -> bool:
 
 
 @retried
-def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str, tuple[int, int]]:
+@decoding()
+def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str, tuple[int, int], int]:
     """Check an image file's header and end, and decode the image only if the file seems to be cut short.
 
     Args:
@@ -110,7 +183,7 @@ def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str,
         max_pixels: ValueError for images of more, before anything is decoded; no limit but Pillow's by default.
 
     Returns:
-        The format as Pillow names it; width and height as a person would see the image.
+        The format as Pillow names it; width and height as a person would see the image; its EXIF orientation.
 
     Raises:
         OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError: it is broken or too large.
@@ -118,29 +191,25 @@ def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str,
     head, tail = _ends(source)
     size = plain_jpeg_size(head)
     if size and tail.endswith(FILE_ENDS["JPEG"]) and (max_pixels is None or math.prod(size) <= max_pixels):
-        return "JPEG", size
+        return "JPEG", size, 1
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
         kind, (width, height) = image.format, image.size
         if max_pixels is not None and width * height > max_pixels:
             raise ValueError(f"{width} x {height} pixels are more than {max_pixels / 1e6:g} megapixels")
-        size = upright_size(image)
-        early = kind == "TIFF" and _reaches(image) > _length(source)
+        size, turned = upright_size(image), orientation(image)
+        length = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+        early = kind == "TIFF" and _reaches(image) > length
     if early or not tail.endswith(FILE_ENDS.get(kind, b"")):
         load_image(source)
-    return kind, size
+    return kind, size, turned
 
 
 def upright_size(image: Image.Image, thorough: bool = False) -> tuple[int, int]:
-    """Width and height of an open image as a person would see it.
-
-    Args:
-        image: opened, not decoded yet.
-        thorough: decode a PNG if need be: its orientation may stand behind the pixels.
-    """
+    """Width and height of an open image as people see it; ``thorough`` decodes a PNG, which may tell its turn last."""
     if image.format == "TIFF":  # Pillow has swapped its size already
         return image.size
-    exif = image.getexif() if thorough else Image.Image.getexif(image)
-    return image.size[::-1] if exif.get(ORIENTATION, 1) >= 5 else image.size
+    found = orientation(image, type(image).getexif if thorough else Image.Image.getexif)
+    return image.size[::-1] if found >= 5 else image.size
 
 
 def find_form(root: str | None, name: str) -> str:
@@ -166,13 +235,9 @@ def _reaches(image: Image.Image) -> int:
     return 0
 
 
-def _length(source: bytes | str) -> int:
-    return len(source) if isinstance(source, bytes) else os.path.getsize(source)
-
-
-def _ends(source: bytes | str) -> tuple[bytes, bytes]:
+def _ends(source: bytes | str | Path) -> tuple[bytes, bytes]:
     """The first and the last bytes of a file, without padding at its end."""
-    if isinstance(source, str):
+    if not isinstance(source, bytes):
         with open(source, "rb") as file:
             head = file.read(HEAD)
             file.seek(max(os.fstat(file.fileno()).st_size - 64, 0))
@@ -184,4 +249,6 @@ def explain(error: BaseException) -> str:
     """Why an image does not decode, for messages."""
     if isinstance(error, UnidentifiedImageError):
         return "not an image, or of an unknown format"
+    if isinstance(error, FileNotFoundError):
+        return NO_FILE[1]
     return str(error) or type(error).__name__

@@ -6,12 +6,13 @@ Like files.py, this imports no torch.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Collection, Mapping
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from ..files import retried
+from .files import TURNS, decoding, orientation, upright
 
 IGNORED_PIXEL = 255
 """Value of a pixel without a label, in mask files and in the masks that data loaders return."""
@@ -20,32 +21,42 @@ SPREAD = {"L;2": 85, "L;4": 17}
 """Factor with which Pillow scales grey values of 2 or 4 bits to 0..255"""
 
 
-def read_mask(source: bytes | str, num_classes: int) -> np.ndarray:
+@retried
+@decoding()
+def read_mask(
+    source: bytes | str,
+    num_classes: int,
+    palette: Mapping[int, int] | None = None,
+    ignored: Collection[int] = (),
+    turned: int = 1,
+) -> np.ndarray:
     """uint8 (height, width): the values of a palette, grey or grey-in-RGB file, a class or 255 where there is none.
 
-    Raises:
-        ValueError: if a value is neither, or the file's colours are not class numbers.
-        OSError, SyntaxError, EOFError: from Pillow, if the file is broken.
-    """
-    return read_mask_file(source, lambda image, raw_mode: _checked(image, raw_mode, num_classes))
-
-
-@retried
-def read_mask_file(source: bytes | str, interpret: Callable[[Image.Image, str], np.ndarray]) -> np.ndarray:
-    """Decode a mask, apply its EXIF orientation, and call ``interpret`` with it and Pillow's raw mode of the file.
+    Args:
+        source: the file's content, or its path.
+        num_classes: values are less.
+        palette: class of each colour 0xRRGGBB; colours then count, whatever the kind of the file.
+        ignored: values that stand for no class, beside 255.
+        turned: EXIF orientation of the image that the mask was drawn on as it lies in its file.
 
     Raises:
-        ValueError: if it is partly transparent.
+        ValueError: if a value is neither, the file's colours are not class numbers, or it is of a kind that cannot be.
         OSError, SyntaxError, EOFError: from Pillow, if the file is broken.
     """
     with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
+        if image.format in ("JPEG", "MPO"):
+            raise ValueError("a JPEG file cannot be a mask: it changes values; masks must be PNG or TIFF")
         raw_mode = _raw_mode(image)
         image.load()
-        ImageOps.exif_transpose(image, in_place=True)
+        if orientation(image) == 1 and turned in TURNS:
+            image = image.transpose(TURNS[turned])
+        image = upright(image)
         alpha = image.getchannel("A") if image.mode in {"LA", "PA", "RGBA"} else None
         if alpha is not None and alpha.getextrema()[0] < 255:
             raise ValueError("the mask is partly transparent; save it without transparency")
-        return interpret(image, raw_mode)
+        if palette is not None:
+            return _by_colour(np.asarray(image.convert("RGB")), palette)
+        return _checked(_plain_values(image, raw_mode), num_classes, ignored)
 
 
 def is_spread(image: Image.Image) -> bool:
@@ -53,16 +64,25 @@ def is_spread(image: Image.Image) -> bool:
     return _raw_mode(image) in SPREAD
 
 
-def _checked(image: Image.Image, raw_mode: str, num_classes: int) -> np.ndarray:
-    values = _plain_values(image, raw_mode)
+def _by_colour(colours: np.ndarray, palette: Mapping[int, int]) -> np.ndarray:
+    codes = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    found, inverse = np.unique(codes, return_inverse=True)
+    unknown = [f"#{code:06x}" for code in found.tolist() if code not in palette]
+    if unknown:
+        raise ValueError(f"mask colours {', '.join(unknown[:5])} are not in the palette (--mask_palette)")
+    return np.array([palette[code] for code in found.tolist()], dtype=np.uint8)[inverse].reshape(codes.shape)
+
+
+def _checked(values: np.ndarray, num_classes: int, ignored: Collection[int]) -> np.ndarray:
+    if ignored:
+        values = np.where(np.isin(values, list(ignored)), IGNORED_PIXEL, values)
     wrong = ((values < 0) | (values >= num_classes)) & (values != IGNORED_PIXEL)
     if wrong.any():
         found = np.unique(values[wrong])[:5].tolist()
         row, column = np.argwhere(wrong)[0].tolist()
-        hint = " (JPEG changes values; masks must be PNG)" if image.format == "JPEG" else ""
         raise ValueError(
-            f"mask values {found} are neither a class (0 to {num_classes - 1}) nor {IGNORED_PIXEL} for "
-            f"ignored, the first in row {row}, column {column}{hint}"
+            f"mask values {found} are neither a class (0 to {num_classes - 1}) nor {IGNORED_PIXEL} for ignored "
+            f"(see --ignore_values), the first in row {row}, column {column}"
         )
     return values.astype(np.uint8)
 
@@ -75,14 +95,17 @@ def _raw_mode(image: Image.Image) -> str:
 
 def _plain_values(image: Image.Image, raw_mode: str) -> np.ndarray:
     """The values of a mask file with a palette, in grey or in grey stored as RGB."""
-    if image.mode in {"1", "L", "P", "I", "I;16", "I;16B", "I;16L"}:
-        values = np.asarray(image).astype(np.int64 if image.mode.startswith("I") else np.uint8)
+    if image.mode in {"1", "L", "P", "I", "I;16", "I;16B", "I;16L", "F"}:
+        values = np.asarray(image)
+        if image.mode == "F" and not (np.isfinite(values) & (values == np.round(values))).all():
+            raise ValueError("the mask has fractions; its values must be whole numbers")
+        values = values.astype(np.int64 if image.mode[0] in "IF" else np.uint8)
         return values // SPREAD.get(raw_mode, 1) if image.mode == "L" else values
     if ";16" in raw_mode:  # Pillow keeps the upper 8 bits alone
         raise ValueError(f"the mask has 16 bits a channel ({raw_mode}); save it with 8")
     bands = [np.asarray(band) for band in image.split()]
     if image.mode in {"LA", "PA", "RGBA"}:
         bands.pop()
-    if image.mode == "F" or any((band != bands[0]).any() for band in bands[1:]):
+    if any((band != bands[0]).any() for band in bands[1:]):
         raise ValueError(f"the mask has colours ({image.mode}); say what they mean with --mask_palette FILE")
     return bands[0]

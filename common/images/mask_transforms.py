@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
@@ -18,19 +19,12 @@ MASK_RESIZE_MODES = ("squash", "fit")
 
 @dataclass(frozen=True)
 class Geometry:
-    """The size at which an image is shown to the model.
+    """The size at which an image is shown to the model."""
 
-    Attributes:
-        size: side of the model's square input, pixels.
-        resize_mode: ``squash`` gives the whole image both sides of the input; ``fit`` keeps its shape and pads.
-        windows: cut windows of ``size`` out of the image instead of showing the whole of it.
-        resize_longer: longer side of an image before windows are cut, in pixels; ``None`` to keep the image's own.
-    """
-
-    size: int
-    resize_mode: str = "squash"
-    windows: bool = False
-    resize_longer: int | None = None
+    size: int  # side of the model's square input, pixels
+    resize_mode: str = "squash"  # gives the whole image both sides of the input; "fit" keeps its shape and pads
+    windows: bool = False  # cut windows of this size out of the image instead of showing the whole of it
+    resize_longer: int | None = None  # longer side of the image before that, in pixels; by default the image's own
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of an image of this size as evaluation shows it, before padding."""
@@ -60,19 +54,28 @@ class MaskTrainTransform:
     Args:
         args: the options ``scale_jitter`` (smallest and largest multiple of the scale that evaluation uses, drawn
             evenly in its logarithm), ``hflip``, ``vflip``, ``rot90``, ``color_jitter``, and ``rare_crop``: the
-            probability that the square is placed around a pixel of one of the image's classes, drawn with equal
-            probability from all but the most common one. Otherwise the square is placed anywhere.
+            probability that the square is placed around a pixel of one of the image's classes, drawn from all but the
+            most common one, evenly or with ``balanced_crop`` the more often the fewer images have it. Otherwise the
+            square is placed anywhere.
         geometry: the scale that evaluation uses, and the size of the square.
         mean: the model's mean colour, in 0..1.
+        pixels: int64 (images, classes), how many training masks have; for ``balanced_crop``.
+        paste: changes image and mask first, see :class:`common.data.copy_paste.CopyPaste`.
     """
 
-    def __init__(self, args: Any, geometry: Geometry, mean: Sequence[float]) -> None:
-        self.geometry, self.fill = geometry, [round(255 * value) for value in mean]
+    def __init__(
+        self, args: Any, geometry: Geometry, mean: Sequence[float], pixels: np.ndarray | None = None, paste: Any = None
+    ) -> None:
+        self.paste, self.geometry, self.fill = paste, geometry, [round(255 * value) for value in mean]
         self.scale_jitter, self.rare_crop = args.scale_jitter, args.rare_crop
         self.flips, self.rot90 = {-1: args.hflip, -2: args.vflip}, args.rot90
+        images = (pixels > 0).sum(0) if pixels is not None and args.balanced_crop else np.ones(IGNORED_PIXEL)
+        self.chances = torch.from_numpy(1 / np.maximum(images, 1))
         self.jitter = v2.ColorJitter(*[args.color_jitter] * 3) if args.color_jitter else torch.nn.Identity()
 
     def __call__(self, image: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        if self.paste is not None:
+            image, mask = self.paste(image, mask)
         (top, height, above, tall), (left, width, before, wide) = self._place(mask)
         size, part = self.geometry.size, (..., slice(top, top + height), slice(left, left + width))
         padding = [before, above, size - wide - before, size - tall - above]
@@ -103,15 +106,16 @@ class MaskTrainTransform:
             places.append((start, window, int(torch.randint(size - inner + 1, ())), inner))
         return places
 
-    @staticmethod
-    def _rare_pixel(mask: torch.Tensor) -> tuple[int, int] | None:
+    def _rare_pixel(self, mask: torch.Tensor) -> tuple[int, int] | None:
         """Row and column of a pixel of a class other than the most common one; ``None`` if there is no other."""
         counts = torch.bincount(mask.flatten(), minlength=IGNORED_PIXEL + 1)[:IGNORED_PIXEL]
         present = counts.nonzero().flatten()
         if len(present) < 2:
             return None
         present = present[present != counts.argmax()]
-        chosen = present[torch.randint(len(present), ())]
+        chances = self.chances[present]
+        even = bool((chances == chances[0]).all())
+        chosen = present[torch.randint(len(present), ()) if even else torch.multinomial(chances, 1)[0]]
         places = (mask.flatten() == chosen).nonzero().flatten()
         return divmod(int(places[torch.randint(len(places), ())]), mask.shape[-1])
 
@@ -123,12 +127,8 @@ def _pad(pixels: torch.Tensor, padding: list[int], fill: list[int] | int) -> tor
 class ImageEvaluationTransform:
     """uint8 image (3, height, width) -> what the model is shown, without randomness.
 
-    Returns a dict: ``pixels`` uint8 (3, h, w), and ``resized``, the height and width of the image in them (the rest is
-    padding).
-
-    Args:
-        geometry: the size.
-        mean: the model's mean colour, in 0..1; fills the padding.
+    Returns a dict: ``pixels`` uint8 (3, h, w), and ``resized``, the height and width of the image in them; the rest is
+    padding in the mean colour (in 0..1).
     """
 
     def __init__(self, geometry: Geometry, mean: Sequence[float]) -> None:

@@ -19,6 +19,9 @@ from .encoded import EncodedImage, as_pixels
 
 IMAGE_RESIZE_MODES = ("center", "squash")
 
+LONGEST = 16
+"""Longer side over the shorter of what is resized before the centre is cut out"""
+
 
 class TrainTransform:
     """Image -> uint8 tensor (3, size, size), augmented with timm's recipe; draws from the global generators.
@@ -72,11 +75,8 @@ class TrainTransform:
 class EvaluationTransform:
     """Image -> uint8 tensor (3, size, size), without randomness, as timm does for evaluation.
 
-    Args:
-        size: side of the output, pixels.
-        resize_mode: ``center`` resizes the shorter side and crops the centre, ``squash`` resizes both sides.
-        crop_pct: share of the resized image's side that is kept.
-        interpolation: of the resize.
+    ``center`` resizes the shorter side and crops the centre, ``squash`` resizes both sides; ``crop_pct`` is the share
+    of the resized image's side that is kept.
     """
 
     def __init__(self, size: int, *, resize_mode: str, crop_pct: float, interpolation: str) -> None:
@@ -86,19 +86,16 @@ class EvaluationTransform:
         self.crop = v2.CenterCrop(size)
 
     def __call__(self, image: EncodedImage) -> torch.Tensor:
-        sides = [self.side, self.side]
-        if self.keep_shape:
-            sides = [int(self.side * length / min(image.shape)) for length in image.shape]
-        return self.crop(image.resized((0, 0, *image.shape), sides, self.how, leaves=6))
+        lengths, sides = image.shape, [self.side, self.side]
+        if self.keep_shape:  # of ribbons, the middle alone, not to enlarge a thousand times what is cut away
+            lengths = [min(length, LONGEST * min(image.shape)) for length in image.shape]
+            sides = [int(self.side * length / min(lengths)) for length in lengths]
+        start = [(length - kept) // 2 for length, kept in zip(image.shape, lengths, strict=True)]
+        return self.crop(image.resized((*start, *lengths), sides, self.how, leaves=6))
 
 
 class Normalize(torch.nn.Module):
-    """uint8 (batch, 3, height, width) on the device -> float32, normalised with the model's mean and deviation.
-
-    Args:
-        mean, std: of each colour, in 0..1.
-        memory_format: of the result.
-    """
+    """uint8 (batch, 3, height, width) on the device -> float32, normalised with mean and deviation of each colour."""
 
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], memory_format: torch.memory_format = torch.contiguous_format
@@ -121,13 +118,9 @@ class MixImages:
     """mixup (Zhang et al., ICLR 2018) and cutmix (Yun et al., ICCV 2019) of neighbours: images 0 and 1, 2 and 3, ...
 
     Both images of a pair are in one micro-batch however the global batch is divided, and the random numbers are a
-    function of (seed, step), so runs on any number of processes mix the same pixels.
-
-    Args:
-        mixup: alpha of mixup's Beta distribution, 0 for none.
-        cutmix: alpha of cutmix's, 0 for none; with both, each step tosses a coin.
-        probability: share of the steps that mix at all.
-        seed: of the draws.
+    function of (seed, step), so runs on any number of processes mix the same pixels. ``mixup`` and ``cutmix`` are the
+    alphas of Beta distributions, 0 for none; with both, each step tosses a coin. ``probability`` is the share of the
+    steps that mix at all.
     """
 
     def __init__(self, mixup: float, cutmix: float, probability: float, seed: int) -> None:

@@ -159,10 +159,7 @@ def encode_names(
 
 
 def _encode(
-    tree: Hierarchy,
-    cells: Sequence[Any],
-    find: Callable[[Any], Sequence[int] | None],
-    text: Callable[[Any], str],
+    tree: Hierarchy, cells: Sequence[Any], find: Callable[[Any], Sequence[int] | None], text: Callable[[Any], str]
 ) -> np.ndarray:
     """Labels int64 (rows, levels) of cells; ValueError, with rows, for those that ``find`` returns ``None`` for."""
     known = {cell: find(cell) for cell in dict.fromkeys(cells)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ import yaml
 
 from ..files import read_yaml, retried
 from ..model.hierarchy import Hierarchy
-from ..model.tree import fold_name
-from .encoding import LabelPath, clean_column, encode_path
+from ..model.tree import fold_name, repeated
+from .encoding import LabelPath, clean_column, encode_path, path_text
 from .table import hierarchy_from_paths, hierarchy_from_table
 from .table_files import TEXT_ENDINGS, blank_note, blank_words, read_table
 
@@ -40,7 +40,7 @@ def load_hierarchy(
     """
     path = _find(path)
     suffix = path.suffix.lower()
-    keyed = False
+    keyed = suffix == ".json"  # what Hierarchy.save wrote may come from level columns: paths tell leaves apart
     try:
         if suffix in TEXT_ENDINGS:
             columns, report = _read_columns(path)
@@ -59,11 +59,21 @@ def load_hierarchy(
             raise ValueError(f"its ending is none of .json, .yaml, .yml, {', '.join(TEXT_ENDINGS)}.")
     except (ValueError, yaml.YAMLError) as error:
         raise ValueError(f"Hierarchy file {path}: {error}") from error
-    if (
-        suffix != ".json" and not keyed
-    ):  # what Hierarchy.save wrote may come from level columns, whose leaves are paths
+    if not keyed:
         _refuse_ambiguous_leaves(tree, path)
     return tree, report
+
+
+def read_ignored(path: str | Path) -> list[int]:
+    """Values of masks that stand for no class beside 255, as a YAML or JSON file says: ``ignore: [11]``."""
+    path = _find(path)
+    if path.suffix.lower() not in (".json", ".yaml", ".yml"):
+        return []
+    content = yaml.safe_load(path.read_text(encoding="utf-8-sig").replace("\t", " "))
+    values = (content.get("ignore") if isinstance(content, Mapping) else None) or []
+    if not isinstance(values, list) or not all(type(value) is int and 0 <= value < 65536 for value in values):
+        raise ValueError(f"Hierarchy file {path}: 'ignore' must be a list of mask values, not {values!r}.")
+    return values
 
 
 def key_labels(path: str | Path, key: str, tree: Hierarchy) -> dict[str, Sequence[int]]:
@@ -96,11 +106,13 @@ def _find(path: str | Path) -> Path:
     return found
 
 
-def find_hierarchy(folder: str | Path) -> Path:
-    """The file with the label tree in a prepared folder; ValueError if there is none."""
+def find_hierarchy(folder: str | Path, required: bool = True) -> Path | None:
+    """The file with the label tree in a prepared folder; ``None`` or ValueError if there is none."""
     for name in ("hierarchy.yaml", "hierarchy.yml", "hierarchy.json", "hierarchy.csv"):
         if (Path(folder) / name).is_file():
             return Path(folder) / name
+    if not required:
+        return None
     raise ValueError(f"Say what the labels are: --hierarchy FILE (there is no hierarchy.yaml or .json in {folder}).")
 
 
@@ -121,16 +133,18 @@ def _read_columns(path: Path) -> tuple[dict[str, list[str | None]], list[str]]:
 
 
 def _from_yaml(content: Any) -> Hierarchy:
+    if isinstance(content, Mapping) and {"levels", "classes"} <= set(content) and len(content["levels"]) == 1:
+        content = {"tree": content["classes"], **content}  # of one level, the list of classes is the tree
     if not isinstance(content, Mapping) or not {"levels", "tree"} <= set(content):
         raise ValueError("a YAML hierarchy needs the keys 'levels' (a list) and 'tree' (nested names).")
-    unknown = set(content) - {"levels", "tree", "classes"}
+    unknown = set(content) - {"levels", "tree", "classes", "ignore"}
     if unknown:
-        raise ValueError(f"unknown keys {sorted(map(str, unknown))}; 'levels', 'tree' and 'classes' are known.")
+        raise ValueError(f"unknown keys {sorted(map(str, unknown))}; known: levels, tree, classes and ignore.")
     levels = _names_in(content, "levels")
     paths = list(_walk(content["tree"], (), len(levels)))
     if content.get("classes") is not None:
         paths = _in_order(paths, _names_in(content, "classes"), levels[-1])
-    twice = sorted(" > ".join(name or "-" for name in path) for path, count in Counter(paths).items() if count > 1)
+    twice = sorted(map(path_text, repeated(paths)))
     if twice:
         raise ValueError(f"listed twice: {twice}.")
     return hierarchy_from_paths(levels, paths, sort=False)
@@ -162,18 +176,14 @@ def _in_order(paths: list[LabelPath], order: list[str], last_level: str) -> list
         raise ValueError(
             f"'classes' are those of level {last_level!r}, but the tree has nothing there for {unfinished}."
         )
-    by_leaf = defaultdict(list)
-    for path in paths:
-        by_leaf[path[-1]].append(path)
-    missing = [name for name in order if name not in by_leaf]
-    extra = sorted(set(by_leaf) - set(order))
-    twice = [name for name, count in Counter(order).items() if count > 1]
-    twice += [name for name, found in by_leaf.items() if len(found) > 1]
+    leaves = [path[-1] for path in paths]
+    missing, extra = [name for name in order if name not in leaves], sorted(set(leaves) - set(order))
+    twice = sorted(repeated(order) | repeated(leaves))
     if missing or extra or twice:
         raise ValueError(
             f"'classes' and 'tree' differ: not in the tree {missing}, not in 'classes' {extra}, listed twice {twice}."
         )
-    return [by_leaf[name][0] for name in order]
+    return [paths[leaves.index(name)] for name in order]
 
 
 def _name(value: Any) -> str:
@@ -191,5 +201,5 @@ def _refuse_ambiguous_leaves(tree: Hierarchy, path: Path) -> None:
         places[fold_name(tree.names[level][index])].append(tree.path_names(level, index))
     twice = [found for found in places.values() if len(found) > 1]
     if twice:
-        shown = "; ".join(" and ".join(" > ".join(str(part or "-") for part in path) for path in f) for f in twice[:5])
+        shown = "; ".join(" and ".join(map(path_text, found)) for found in twice[:5])
         raise ValueError(f"Hierarchy file {path} is not a tree: a leaf stands under two parents: {shown}.")

@@ -30,9 +30,8 @@ def hierarchy_from_table(
 
     Args:
         columns: level name -> cells, coarse to fine; all of one length. Blank, ``None`` and NaN cells are missing.
-        first_row: the number of the first row in messages (2 for a CSV file with a header).
-        conflicts: what becomes of rows with odd parents, see :func:`common.labels.doubts.find_odd_parents`.
-        moves: gets what was moved, for :func:`common.labels.doubts.move_rows`.
+        first_row: its number in messages (2 for a CSV file with a header).
+        conflicts, moves: what becomes of odd parents, and gets what was moved; see :mod:`common.labels.doubts`.
 
     Returns:
         The tree, and the report (see the module's docstring), one sentence per entry.

@@ -84,6 +84,8 @@ def _read_delimited(path: Path, fill_short: bool) -> TextTable:
     delimiter = _delimiter(text, path.suffix.lower())
     dialect = {"delimiter": delimiter, "quoting": csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL}
     csv.field_size_limit(2**31 - 1)
+    if delimiter != "\t" and '"' in text:
+        _check_quotes(text, delimiter)
     header = next((row for row in csv.reader(io.StringIO(text, newline=""), **dialect) if row), [])
     if fill_short:
         rows = [row + [""] * (len(header) - len(row)) for row in csv.reader(io.StringIO(text, newline=""), **dialect)]
@@ -119,6 +121,28 @@ def _read_delimited(path: Path, fill_short: bool) -> TextTable:
             told = f"it has {count} fields, the first line {len(header)}"
             malformed[row] = f"{told} (it ends in line {ends[row + 1]})"
     return TextTable(columns.rename_columns(_unique(header)), numbers, malformed, notes)
+
+
+def _check_quotes(text: str, delimiter: str) -> None:
+    """ValueError if a quote that stands alone makes one cell of several rows."""
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    width = 0
+    while True:
+        first, wrong = lines.line_num + 1, False
+        try:
+            row = next(lines)
+            width = width or len(row)
+            inner = [line for cell in row for line in cell.splitlines()[1:-1]]
+            wrong = width > 1 and any(line.count(delimiter) == width - 1 for line in inner)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            wrong = lines.line_num > first or "end of data" in str(error)
+        if wrong:
+            where = (
+                f'a quote (") in line {first} opens a cell that goes on to line {lines.line_num}, over what look like'
+            )
+            raise ValueError(f"{where} rows: take it out, or double it and put the cell in quotes")
 
 
 def _decode(path: Path) -> tuple[str, list[str]]:

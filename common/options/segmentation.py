@@ -17,9 +17,14 @@ class SegmentationArguments(CommonArguments):
         "mask", "Column with the masks, or their paths; pixel value v is class v, 255 ignored.", group="Data"
     )
     mask_palette: str | None = option(None, "YAML file with a colour per class, for masks that are coded by colour.")
+    mask_orientation: Literal["upright", "raw"] = option(
+        "upright", "Where EXIF turns images: masks are as people see these, or drawn on the files as they lie (raw)."
+    )
+    ignore_values: list[int] | None = option(
+        None, "Values in masks that stand for no class, beside 255 and those under ignore: in the hierarchy file."
+    )
     cache_decoded: bool = option(
-        False,
-        "Decode once, into a file of 4 bytes a pixel that all processes of a node share; changes nothing but time.",
+        False, "Decode once, into files of 4 bytes a pixel that all processes of a node share; changes only the time."
     )
 
     resize_mode: Literal["squash", "fit"] = option(
@@ -29,9 +34,7 @@ class SegmentationArguments(CommonArguments):
         "none", "Answer from several views of each image in evaluation, by mean probabilities; slower by their number."
     )
     eval_crop: int | None = option(
-        None,
-        "Show windows of this many pixels, at the image's own resolution, instead of the whole.",
-        "greater than 0",
+        None, "Show windows of this many pixels, at the image's own scale, instead of the whole.", "greater than 0"
     )
     eval_stride: int | None = option(
         None, "Distance from window to window in evaluation; two thirds of a window by default.", "greater than 0"
@@ -42,6 +45,12 @@ class SegmentationArguments(CommonArguments):
     scale_jitter: list[float] = option([0.5, 2.0], "Smallest and largest random scale in training.")
     rare_crop: float = option(
         0.5, "Probability that a crop is placed on a class other than the image's commonest.", "from 0 up to 1"
+    )
+    balanced_crop: bool = option(
+        False, "Choose that class the more often the fewer training images have it, instead of evenly."
+    )
+    copy_paste: float = option(
+        0.0, "Probability that an object of another class than the commonest is pasted in.", "from 0 up to 1"
     )
     rot90: float = option(0.5, "Probability of a random turn by multiples of 90 degrees.", "from 0 up to 1")
 
@@ -124,6 +133,8 @@ class SegmentationArguments(CommonArguments):
             ("ohem", not parts & {*PIXEL_PARTS}, other),
             ("dice_over", parts <= {*PIXEL_PARTS}, other),
             ("decoder_channels", self.decoder == "linear", "the linear decoder has none of its own"),
+            ("ignore_values", bool(self.mask_palette), "--mask_palette says which colours to ignore"),
+            ("balanced_crop", not self.rare_crop, "--rare_crop is 0"),
             ("eval_stride", not self.eval_crop, "there is no --eval_crop"),
             ("resize_longer", not self.eval_crop, "there is no --eval_crop"),
             ("resize_mode", bool(self.eval_crop), "--eval_crop cuts windows"),

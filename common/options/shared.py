@@ -188,8 +188,7 @@ class CommonArguments:
     )
     keep_last: int = option(2, "How many checkpoints to keep, at least 2.", "at least 2")
     resume_from_checkpoint: str = option(
-        "auto",
-        "auto (the newest in output_dir), none, or a checkpoint or output folder to start from.",
+        "auto", "auto (the newest in output_dir), none, or a checkpoint or output folder to start from."
     )
     max_train_minutes: float | None = option(None, "Stop after this time, with a checkpoint.", "greater than 0")
     max_skipped_steps: int = option(

@@ -25,7 +25,7 @@ from ..report.colours import leaf_colours
 from ..report.prediction_masks import save_mask
 from .objects import write_objects
 from .views import averaged
-from .windows import Resampler, dense_labels, image_logits
+from .windows import Resampler, dense_labels, image_logits, warn_of_scale
 
 logger = logging.getLogger(__name__)
 
@@ -70,6 +70,7 @@ class MaskPredictor:
         self.formats, self.mm_per_pixel = set(args.format) - {"csv"}, args.mm_per_pixel
         given = {name: getattr(args, name) for name in ("eval_crop", "eval_stride", "resize_longer", "tta")}
         given = {name: value for name, value in given.items() if value is not None}
+        warn_of_scale(self.model.config.evaluation, given.get("eval_crop"))
         self.evaluation = {**self.model.config.evaluation, **given}
         self.answer = averaged(models, self.evaluation.get("tta", "none"))
         self.colours = leaf_colours(self.hierarchy)

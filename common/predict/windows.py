@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from ..model.tree import IGNORE
+
+logger = logging.getLogger(__name__)
 
 # Scores enlarged at a time, (CPU, GPU): what fits into a CPU's cache, or keeps every processor of a GPU busy.
 STRIP = (2**20, 2**24)
@@ -18,6 +21,13 @@ def window_starts(length: int, size: int, stride: int) -> list[int]:
     """Starts of windows that cover ``length``, the last one up to its end; [0] if one window covers it."""
     last = max(length - size, 0)
     return [*range(0, last, stride), last]
+
+
+def warn_of_scale(evaluation: Mapping[str, Any], eval_crop: int | None) -> None:
+    """Warn about windows for a model whose evaluation settings say that it was trained on squashed images."""
+    if eval_crop and not evaluation.get("eval_crop") and evaluation.get("resize_mode", "squash") == "squash":
+        told = "--eval_crop shows windows at the image's own scale to a model that was trained on squashed images"
+        logger.warning("%s: expect specks. Train with --eval_crop as well.", told)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +25,49 @@ def look_at_masks(args: Any, accelerator: Accelerator, data: Any, problems: Prob
     """Read masks before any training: for values that are no class, and to know how common the classes are."""
     train, validation = data.train, data.validation
     if train is not None:
-        looked = train.rows if args.class_weighting != "none" else spread(train.rows, MASKS_LOOKED_AT)
+        everything = args.class_weighting != "none" or args.copy_paste or args.balanced_crop
+        train.looked = train.rows if everything else spread(train.rows, MASKS_LOOKED_AT)
     validation.looked = spread(validation.rows, MASKS_LOOKED_AT)
     if data.test is not None:  # its pictures are not drawn, its masks are checked as they are read
         data.test.looked, data.test.pixels = data.test.rows[:0], np.zeros((0, data.hierarchy.num_leaves), dtype=int)
     threads = max(1, num_workers(args, accelerator))
 
-    def count() -> tuple[Any, ...]:
-        found = (None, []) if train is None else train.images.count_pixels(looked, threads)
-        return *found, *validation.images.count_pixels(validation.looked, threads)
+    def count() -> list[tuple[Any, ...]]:
+        found = [] if train is None else [train.images.count_pixels(train.looked, threads)]
+        return [*found, validation.images.count_pixels(validation.looked, threads)]
 
-    counts, train_problems, validation.pixels, eval_problems = on_main_process(accelerator, count, share=True)
-    problems.add([*train_problems, *eval_problems])
-    if counts is None:
+    found = on_main_process(accelerator, count, share=True)
+    problems.add([problem for *_, some in found for problem in some])
+    names, parts = data.hierarchy.leaf_names(), ("training", "validation")[-len(found) :]
+    for part, (counts, ignored, _) in zip(parts, found, strict=True):
+        _check_labelled(part, counts.sum(0), ignored.sum(), names)
+    counts, validation.pixels = found[0][0], found[-1][0]
+    if train is None:
         return
-    data.train_pixels = counts.sum(0)
+    train.pixels, data.train_pixels = counts, counts.sum(0)
     unseen = np.flatnonzero((data.train_pixels == 0) & (validation.pixels.sum(0) > 0))
-    names = data.hierarchy.leaf_names()
     if len(unseen) and len(train.rows) == len(counts):
         logger.warning("validation has classes that training lacks: %s.", ", ".join(names[leaf] for leaf in unseen))
-    missing = np.flatnonzero(data.train_pixels == 0)
-    if len(missing):
-        logger.warning(
-            "label tree: %d leaves have no pixel in the %d training masks looked at: %s.",
-            len(missing),
-            len(counts),
-            ", ".join(names[leaf] for leaf in missing[:5]),
+    missing = [names[leaf] for leaf in np.flatnonzero(data.train_pixels == 0)]
+    if missing:
+        told = "label tree: %d leaves have no pixel in the %d training masks looked at: %s."
+        logger.warning(told, len(missing), len(counts), ", ".join(missing[:5]))
+
+
+def _check_labelled(part: str, pixels: np.ndarray, ignored: int, names: Sequence[str]) -> None:
+    """Tell how many pixels are ignored; ValueError if all are, or if they are probably the foreground."""
+    share = 100 * ignored / max(1, ignored + pixels.sum())
+    logger.info("%s masks: %.3g %% of the pixels are ignored.", part, share)
+    present = np.flatnonzero(pixels)
+    if not len(present) and ignored:
+        raise ValueError(f"No pixel of the {part} masks is labelled: all are ignored (255, --ignore_values).")
+    if len(present) == 1 < len(names) and ignored:
+        name, other = names[present[0]], names[int(present[0] == 0)]
+        black = f"{present[0] * 0x010101:06x}"
+        raise ValueError(
+            f"The {part} masks hold the values {present[0]} ({name}) and 255, which is ignored ({share:.3g} % of the "
+            "pixels): is 255 the foreground? Then add --mask_palette FILE, a YAML file with a line for each class: "
+            f"'{name}: \"#{black}\"' and '{other}: \"#ffffff\"'."
         )
 
 

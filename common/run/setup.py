@@ -56,12 +56,8 @@ def open_splits(
 ) -> tuple[DatasetDict, str]:
     """The data set's splits, and its name or folder; the demo is drawn if it is asked for and not there yet.
 
-    Rows to exclude are not in them.
-
-    Args:
-        args: ``--dataset_name`` or the files.
-        accelerator: one process of a node draws, the others wait.
-        draw_demo: draws the demo data if they are not there yet, and returns their folder.
+    Rows to exclude are not in them. ``draw_demo`` draws the demo data if they are not there yet, and returns their
+    folder; one process of a node draws, the others wait.
     """
     with local_main_first(accelerator):
         files = {args.train_split: args.train_file, args.validation_split: args.validation_file}
@@ -105,18 +101,13 @@ def open_parts(
     hierarchy: Hierarchy,
     read: Callable[[Dataset, str, Path], tuple[Any, np.ndarray | None]],
 ) -> Data:
-    """The splits that the options name.
+    """The splits that the options name; ``read`` returns images and labels of rows, split name and image root.
 
-    Args:
-        args: the options.
-        splits: of the data set.
-        hierarchy: the label tree.
-        read: returns images and labels of rows, given them, their split's name, and the folder of image paths.
-
-    Raises:
-        ValueError: a split is missing, or a group is in training and validation.
+    ValueError if a split is missing, or a group is in training and validation.
     """
-    test = test_split(args, splits)
+    test = None if args.eval_only else TEST if args.test_file else args.test_split
+    if test is None and not args.eval_only and TEST in set(splits) - {args.train_split, args.validation_split}:
+        logger.info("The data have a split %s: --test_split %s scores the best model on it, at the end.", TEST, TEST)
 
     def part(name: str, option: str, file: str | None, num_samples: int | None) -> Part:
         rows = get_split(splits, name, option)
@@ -139,22 +130,8 @@ def open_parts(
     return data
 
 
-def test_split(args: CommonArguments, splits: DatasetDict) -> str | None:
-    """Name of the split to score once at the end, if any; a line names one that is there and not asked for."""
-    if args.eval_only:
-        return None
-    asked = TEST if args.test_file else args.test_split
-    if asked is None and TEST in set(splits) - {args.train_split, args.validation_split}:
-        logger.info("The data have a split %s: --test_split %s scores the best model on it, at the end.", TEST, TEST)
-    return asked
-
-
 def image_root(args: CommonArguments, file: str | None) -> Path:
-    """The folder that image paths of a table, or of a prepared folder that holds paths, are relative to.
-
-    Raises:
-        ValueError: a prepared folder says where its images are, and there is no such folder.
-    """
+    """The folder that image paths of a table, or of a prepared folder, are relative to; ValueError if it is gone."""
     if args.image_root:
         return Path(args.image_root)
     file = file or args.train_file  # validation may be drawn from training
@@ -168,17 +145,10 @@ def make_sampler(
     mix_pairs: bool = False,
     weights: np.ndarray | None = None,
 ) -> GlobalBatchSampler:
-    """Batch sizes that fit together, the number of optimizer steps, and the order of the samples.
+    """Batch sizes that fit together (or ValueError), the number of optimizer steps, and the order of the samples.
 
-    Args:
-        args: the options.
-        accelerator: knows the processes.
-        num_samples: of the training set.
-        mix_pairs: whether neighbours in a batch are mixed.
-        weights: how often samples are drawn, see :func:`common.data.sampling.epoch_order`.
-
-    Raises:
-        ValueError: the sizes do not fit together.
+    ``mix_pairs`` says whether neighbours in a batch are mixed; ``weights`` how often samples are drawn, see
+    :func:`common.data.sampling.epoch_order`.
     """
     processes = accelerator.num_processes
     micro = args.per_device_train_batch_size or (args.global_batch_size or 0) // processes
@@ -202,12 +172,9 @@ def make_sampler(
 
 
 def check_settings(args: CommonArguments, accelerator: Accelerator, metrics: Any) -> None:
-    """What can be known to be wrong before a model is loaded.
+    """What can be known to be wrong before a model is loaded; a warning names options without effect.
 
-    Args:
-        args: the options; a warning names those without effect.
-        accelerator: one process asks the Hub.
-        metrics: whose ``compute`` names what ``--metric_for_best_model`` may be.
+    ``metrics.compute`` names what ``--metric_for_best_model`` may be. One process asks the Hub.
     """
     for line in args.without_effect():
         logger.warning("%s", line)
@@ -223,13 +190,7 @@ def check_settings(args: CommonArguments, accelerator: Accelerator, metrics: Any
 
 
 def check_images(accelerator: Accelerator, parts: Sequence[Any], problems: ProblemLog) -> None:
-    """Look for broken image files before hours of training; one process of a node looks.
-
-    Args:
-        accelerator: knows the processes.
-        parts: splits with ``images``; ``None`` is passed over.
-        problems: gets what is wrong.
-    """
+    """Look for broken image files before hours of training; one process of a node looks, ``None`` is passed over."""
     if accelerator.is_local_main_process:
         for part in parts:
             if part is not None:
@@ -242,8 +203,7 @@ def start_from(
     """What ``--model_name_or_path`` names: a model that the script wrote, or a backbone to build one on.
 
     Args:
-        args: the options.
-        kind: the script's model class.
+        args, kind: the options, and the script's model class.
         hierarchy: the data's label tree.
         brought_along: options of the script that a saved model has settled.
         pyramid: whether the backbone has to give a pyramid of feature maps.

@@ -19,7 +19,7 @@ from common.data.prepared import SelectionSource
 from common.data.problems import image_names, leave_out
 from common.data.rows import ImageRows
 from common.data.splits import LabelColumns, Reading, check_columns, check_names, load_splits, read_cells, read_groups
-from common.labels.hierarchy_files import find_hierarchy, load_hierarchy
+from common.labels.hierarchy_files import find_hierarchy, load_hierarchy, read_ignored
 from common.model.hierarchy import Hierarchy
 from common.run.setup import image_root
 
@@ -85,8 +85,9 @@ def read_masks(args: argparse.Namespace) -> tuple[Hierarchy, MaskReader] | tuple
     """The label tree of the masks, and what reads them; nothing without ``--mask_column``."""
     if not args.mask_column:
         return None, None
-    hierarchy, _ = load_hierarchy(args.hierarchy or find_hierarchy(args.dataset_name or ""))
-    return hierarchy, MaskReader(hierarchy, args.mask_palette)
+    file = args.hierarchy or find_hierarchy(args.dataset_name or "")
+    hierarchy, _ = load_hierarchy(file)
+    return hierarchy, MaskReader(hierarchy, args.mask_palette, read_ignored(file))
 
 
 def read_group_file(path: str | None) -> dict[tuple[str, int, str], str] | None:
