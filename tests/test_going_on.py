@@ -98,7 +98,8 @@ def test_another_size(name, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(config))
         backbone, _ = load_backbone(f"local-dir:{tmp_path}")
         sized = {} if "resnet" in name else {"img_size": 64}
-        expected = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=0, **sized)
+        expected = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3, **sized)
+        expected.reset_classifier(0)
     found, pixels = resized(backbone, 64), torch.randn(2, 3, 64, 64)
     assert found.spec["image_size"] == 64
     torch.testing.assert_close(found.eval()(pixels), expected.eval()(pixels), rtol=1e-4, atol=1e-5)
