@@ -93,10 +93,11 @@ def test_another_size(name, tmp_path):
         assert resized(backbone, 64).spec == expected.spec
     else:
         architecture, small = name.removeprefix("timm/"), {"depth": 1} if "beit" in name else {}
-        save_file(timm.create_model(architecture, num_classes=3, **small).state_dict(), tmp_path / "model.safetensors")
+        model = timm.create_model(architecture, num_classes=3, **small)
+        save_file(model.state_dict(), tmp_path / "model.safetensors")
         config = {"architecture": architecture, "pretrained_cfg": {"num_classes": 3}, "model_args": small}
         (tmp_path / "config.json").write_text(json.dumps(config))
-        backbone, _ = load_backbone(f"local-dir:{tmp_path}")
+        backbone, _ = load_backbone(f"local-dir:{tmp_path}", image_size=model.default_cfg["input_size"][-1])
         sized = {} if "resnet" in name else {"img_size": 64}
         expected = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=3, **sized)
         expected.reset_classifier(0)
