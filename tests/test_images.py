@@ -275,7 +275,7 @@ def test_ribbons_are_not_enlarged_whole():
     middle = (35 * 45 - 32) // 2
     assert (transform(image).int() - whole[:, 1:33, middle : middle + 32].int()).abs().float().mean() < 6
     seen = []
-    image.resized = lambda box, size, how: seen.append(size) or torch.zeros(3, *size, dtype=torch.uint8)
+    image.resized = lambda box, size, how, leaves: seen.append(size) or torch.zeros(3, *size, dtype=torch.uint8)
     transform(image)
     assert max(seen[0]) == 35 * LONGEST
 

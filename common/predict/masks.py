@@ -98,7 +98,7 @@ class MaskPredictor:
                 eval_stride=self.evaluation["eval_stride"],
                 batch_size=self.window_batch_size,
             )
-        heads, decoding = self.model.heads, self.model.decoding
+        heads, decoding = self.model.heads, self.evaluation["decoding"]
         scores = heads.path_scores(logits, heads.log_probs(logits) if decoding == "levels" else [], decoding)
         lines = []
         for index, (row, name) in enumerate(zip(batch["rows"].tolist(), names, strict=True)):
