@@ -20,7 +20,7 @@ from typing import Any
 
 from common.options.arguments import parse_arguments
 from common.options.segmentation import SegmentationArguments
-from common.run import command, setup
+from common.run import command
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "segmentation_demo.yaml"
 
@@ -64,6 +64,7 @@ from common.publish.models import load_weights, save_model
 from common.report.mask_examples import ExampleKeeper, MaskExample, draw_plots, keep_for_plots
 from common.report.prediction_masks import PredictionFolder
 from common.report.summary import RunSummary
+from common.run import setup
 from common.run.dry_run import dry_run
 from common.run.evaluation import interruptible_batches
 from common.run.identity import as_begun, run_facts, run_identity

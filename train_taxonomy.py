@@ -20,7 +20,7 @@ from typing import Any
 
 from common.options.arguments import parse_arguments
 from common.options.taxonomy import TaxonomyArguments
-from common.run import command, setup
+from common.run import command
 
 DEMO_CONFIG = Path(__file__).parent / "configs" / "taxonomy_demo.yaml"
 
@@ -63,6 +63,7 @@ from common.predict.views import averaged, shown_size
 from common.publish.models import image_processor, load_weights, save_model
 from common.report.image_examples import load_pictures
 from common.report.summary import RunSummary
+from common.run import setup
 from common.run.dry_run import dry_run
 from common.run.evaluation import interruptible_batches
 from common.run.features import features_once, without_training

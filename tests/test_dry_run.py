@@ -104,7 +104,7 @@ def test_backbones_that_cannot_be_trained_here(options, name, message):
 @pytest.mark.parametrize("script, make_words", [(train_taxonomy, "options"), (train_segmentation, "dense_options")])
 def test_scripts_do_it_before_they_scan_data(script, make_words, request, monkeypatch):
     monkeypatch.setattr(script, "dry_run", lambda *args: (_ for _ in ()).throw(ValueError("first")))
-    monkeypatch.setattr(script, "check_images", lambda *args: pytest.fail("scanned"))
+    monkeypatch.setattr(script.setup, "check_images", lambda *args: pytest.fail("scanned"))
     with pytest.raises(ValueError, match="first"):
         script.main(request.getfixturevalue(make_words)(max_train_steps=1))
 

@@ -435,6 +435,7 @@ def test_inputs_with_gradients_and_inference_mode(small):
     tracked = []
     metric.reduce(lambda tensor: tracked.append(tensor.requires_grad) or tensor)
     assert tracked == [False, False]
+    metric = TaxonomyMetrics(small)
     with torch.inference_mode():
         metric.add_batch(predictions=predictions, references=references)
     assert_same(metric.compute(), expected)

@@ -406,7 +406,7 @@ def test_images_larger_than_the_limit(photos, command, tmp_path, monkeypatch):
         ({"model": "{photos}"}, "Cannot load the model|holds no model"),
         ({"min_confidence": 0.5, "target_precision": 0.5}, "choose one"),
         ({"min_confidence": 1.5}, "from 0 up to 1"),
-        ({"format": ["xml"]}, "csv or jsonl, not xml"),
+        ({"format": ["xml"]}, "csv, jsonl, coco, geojson, not xml"),
         ({"group_by": "tree"}, "no column 'tree': the inputs are image files"),
         ({"level_columns": ["a"]}, "a column for each of the levels order, family, species"),
         ({"target_precision": 0.999}, "up to 0.99, not 0.999"),

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
 from ..model.modeling import LabelTreeModel
@@ -33,16 +31,18 @@ def prepare_tuning(model: LabelTreeModel, tune: str, rank: int, gradient_checkpo
         names = sorted(set(found[0] or found[1]).difference(passed_over))
         if not names:
             raise ValueError(f"--tune lora: {type(encoder).__name__} has no linear layer or convolution; use head.")
+        from peft import LoraConfig, inject_adapter_in_model  # takes seconds
+
         inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), encoder)
 
 
 @torch.no_grad()
 def merged(model: nn.Module) -> nn.Module:
     """A copy with LoRA's additions in the weights, as the model is saved; without LoRA the model itself."""
-    if any(isinstance(module, BaseTunerLayer) for module in model.modules()):
+    if any(hasattr(module, "get_base_layer") for module in model.modules()):
         model = copy.deepcopy(model)
     for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
+        if hasattr(module, "get_base_layer"):
             module.merge()
             model.set_submodule(name, module.get_base_layer())
     return model

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import xxhash
 from accelerate import Accelerator
-from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from torch.utils.data import DataLoader
 
 from ..data.rows import Samples, make_loader
@@ -78,6 +77,8 @@ def features_once(
 
 def without_training(train: Samples, other: Samples, hierarchy: Hierarchy) -> str:
     """What features say by themselves, in words: accuracy of every level by neighbours' vote and by nearest mean."""
+    from sklearn.neighbors import KNeighborsClassifier, NearestCentroid  # takes a second
+
     found = []
     for level, name in enumerate(hierarchy.levels):
         known = []
