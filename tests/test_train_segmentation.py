@@ -458,7 +458,7 @@ def test_a_model_of_the_other_script_is_refused(dense_options, options, tmp_path
 
 def test_all_ignored_masks_train_to_nothing(dense_options, tiles, tmp_path, monkeypatch):
     """A batch without a labelled pixel: a finite zero, and weights that stay what they were."""
-    monkeypatch.setattr(train_segmentation, "look_at_masks", lambda *args: None)  # it refuses such a split
+    monkeypatch.setattr("common.run.mask_setup._check_labelled", lambda *args: None)  # it refuses such a split
     mask = np.asarray(datasets.load_from_disk(tiles)["train"][0]["mask"])
     splits = datasets.load_from_disk(tiles)
     train = splits["train"].select([0] * 8).remove_columns("mask")
