@@ -48,13 +48,13 @@ class FolderImages:
         first = sorted({name.split(os.sep)[0] for name in self.names if os.sep in name})
         exact, likely = name_splits(first)
         if exact and len(exact) + len(likely) == len(first):
-            self.notes += [f"The folder {name} was taken for {split}." for name, split in likely.items()]
+            self.notes += [f"The folder {name} is read as {split}." for name, split in likely.items()]
             return exact | likely
         if len(exact) > 1:
             others = ", ".join([name for name in first if name not in exact][:5])
             self.notes.append(
                 f"The folders {' and '.join(exact)} look like splits, but {others} beside them no further one: all "
-                "were taken for classes. If they are splits, move the others away."
+                "are read as classes. If they are splits, move the others away."
             )
         return {}
 

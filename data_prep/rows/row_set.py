@@ -99,7 +99,7 @@ def read_splits(rows: RowSet, column: str) -> None:
     exact, likely = name_splits(cells.dropna().unique())
     if set(cells.dropna()) == {"0", "1"}:  # as CUB and others write "is it a training image?"
         likely = {"1": "train", "0": "test"}
-    rows.notes += [f"{column} {name!r} was taken for {split}." for name, split in likely.items()]
+    rows.notes += [f"{column} {name!r} is read as {split}." for name, split in likely.items()]
     known = exact | likely
     rows.frame[SPLIT] = text_column(known.get(cell, "") for cell in cells)
     rows.leave_out(rows.frame[SPLIT] == "", "no split", lambda at: f"{column} is {cells.iloc[at]!r}")
