@@ -1,4 +1,4 @@
 """Losses per level of the label tree, and weights of classes.
 
-May import common.model.
+May import common.images and common.model.
 """

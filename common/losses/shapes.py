@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..morphology import dilate, inner_boundary, skeleton
+from ..images.morphology import dilate, inner_boundary, skeleton
 from .pixel_softmax import enlarge
 
 BOUNDARY_TOLERANCE = 2  # pixels

@@ -6,8 +6,8 @@ import numpy as np
 import scipy.ndimage
 import torch
 
+from ..images.morphology import dilate, inner_boundary, skeleton
 from ..model.hierarchy import Hierarchy
-from ..morphology import dilate, inner_boundary, skeleton
 
 NUM_COUNTS = 16
 SKELETON_STEPS = 20  # half of the width in pixels of the widest line
