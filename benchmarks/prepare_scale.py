@@ -4,15 +4,21 @@ Draws a few thousand small JPEGs, which the rows of a table share through hard l
 the table by paths and by encoding anew, and starts train_taxonomy.py on the results for one step. Memory is what Linux
 counts as proportional share (PSS) over all processes of a command, sampled, and its peak.
 
+``--modes memory`` trains for three epochs instead, and samples the training process and its loader's workers: it must
+not grow. A worker shares the memory of the training until either writes to it, and Python writes to objects it reads.
+
     python benchmarks/prepare_scale.py --folder scale --sizes 43370 433702 --num_proc 2
+    python benchmarks/prepare_scale.py --folder scale --sizes 20000 --modes memory
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -27,6 +33,7 @@ from side_by_side import RANKS, REPOSITORY, command_line, drawn
 
 NUM_SPECIES = 2786
 DIVISORS = (400, 99, 29.3, 9, 3, 1)  # species per class of each level
+BATCH, EPOCHS = 64, 3  # of --modes memory
 
 
 def main() -> None:
@@ -36,14 +43,17 @@ def main() -> None:
     )
     parser.add_argument("--sizes", type=int, nargs="+", default=[43_370, 433_702])
     parser.add_argument("--num_proc", type=int, default=2)
-    parser.add_argument("--modes", nargs="+", choices=("paths", "encode"), default=["paths", "encode"])
+    parser.add_argument("--modes", nargs="+", choices=("paths", "encode", "memory"), default=["paths", "encode"])
     parser.add_argument("--keep", action="store_true", help="leave the folder as it is")
     options = parser.parse_args()
     print("| rows | images | prepare, s | images/s | memory, MB | first step, s | the second time, s | trainer, MB |")
     print("|---|---|--:|--:|--:|--:|--:|--:|")
-    for mode in options.modes:
-        for size in options.sizes:
-            table = write_table(options.folder, size)
+    for mode, size in itertools.product(options.modes, options.sizes):
+        table = write_table(options.folder, size)
+        if mode == "memory":
+            print("", "| epoch | training process, MB | each worker, MB |", "|---|--:|--:|", sep="\n")
+            print(*by_epoch(options.folder, table, size), sep="\n", flush=True)
+        else:
             print(
                 f"| {size:,} | {mode} | {measure(options.folder, options.num_proc, mode, size, table)} |", flush=True
             )
@@ -94,6 +104,24 @@ def measure(folder: Path, num_proc: int, mode: str, size: int, table: Path) -> s
     shutil.rmtree(model, ignore_errors=True)
     cells = [seconds, size / seconds, memory, *(first_step for *_, first_step in starts), starts[-1][1]]
     return " | ".join(f"{cell:.0f}" for cell in cells)
+
+
+def by_epoch(folder: Path, table: Path, size: int) -> Iterator[str]:
+    """Rows of median memory: epoch, training process, each worker; sampled twenty times an epoch."""
+    words = f"train_taxonomy.py --train_file {table} --validation_file {table} --max_eval_samples 64 --no_report "
+    words += f"--image_column file --level_columns {' '.join(RANKS)} --model_name_or_path timm/test_vit "
+    words += f"--no_pretrained --image_size 32 --num_train_epochs {EPOCHS} --logging_steps 20 "
+    words += f"--per_device_train_batch_size {BATCH} --dataloader_num_workers 2 --resume_from_checkpoint none "
+    words += f"--output_dir {folder}/memory"
+    seen, epochs = 0, [[] for _ in range(EPOCHS)]
+    for log, (first, *workers) in watched(words.split(), 0.05):
+        step = max(map(int, re.findall(r"step (\d+)/", log)), default=0)
+        if step > seen:
+            seen = step
+            # The two workers of the evaluation have seen next to nothing, and come last.
+            epochs[min((step - 1) // -(-size // BATCH), EPOCHS - 1)].append((first, statistics.mean(workers[:2])))
+    for epoch, samples in enumerate(epochs, 1):
+        yield "| {} | {:.0f} | {:.0f} |".format(epoch, *map(statistics.median, zip(*samples, strict=True)))
 
 
 def run(words: str, pattern: str | None = None) -> tuple[float, float, float]:

@@ -12,5 +12,4 @@ folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 echo "## prepare_scale"
 python benchmarks/prepare_scale.py --folder "$folder" --modes paths --keep
-echo "## memory"
-python benchmarks/memory.py --folder "$folder"
+python benchmarks/prepare_scale.py --folder "$folder" --sizes 20000 --modes memory

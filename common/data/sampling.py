@@ -19,9 +19,6 @@ Key = tuple[int, int]
 """(epoch, index of the sample in the data set)"""
 
 
-SAMPLINGS = ("natural", "sqrt", "balanced", "repeat_factor")
-
-
 def sample_weights(classes: np.ndarray, sampling: str, threshold: float = 1e-3) -> np.ndarray | None:
     """How often each sample is to be drawn, relative to the others: float64 (samples,); ``None`` for equally often.
 

@@ -14,8 +14,6 @@ from torchvision.transforms.v2 import functional as F
 from .encoded import resize_part
 from .mask_files import IGNORED_PIXEL
 
-MASK_RESIZE_MODES = ("squash", "fit")
-
 
 @dataclass(frozen=True)
 class Geometry:

@@ -17,8 +17,6 @@ from torchvision.transforms import InterpolationMode, v2
 
 from .encoded import EncodedImage, as_pixels
 
-IMAGE_RESIZE_MODES = ("center", "squash")
-
 LONGEST = 16
 """Longer side over the shorter of what is resized before the centre is cut out"""
 

@@ -10,8 +10,6 @@ from torch.nn.modules.batchnorm import _NormBase
 
 logger = logging.getLogger(__name__)
 
-BATCH_NORM_MODES = ("local", "sync", "frozen")
-
 
 def batch_norms(model: nn.Module, frozen: bool | None = None) -> list[nn.Module]:
     """The model's BatchNorm layers, timm's and SyncBatchNorm included; if asked, only (or no) frozen ones."""

@@ -16,7 +16,6 @@ from ..model.hierarchy import Hierarchy
 logger = logging.getLogger(__name__)
 
 SCHEDULES = ("cosine", "linear", "onecycle", "constant", "plateau")
-SCHEDULE_SCOPES = ("span", "restart")
 
 
 def learning_rate_factor(schedule: str, step: int, num_steps: int, num_warmup_steps: int = 0) -> float:
