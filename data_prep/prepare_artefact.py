@@ -32,13 +32,14 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 
 from common.data.splits import check_names, load_splits
 from common.images.files import BAD_IMAGE
-from common.images.mask_files import IGNORED_PIXEL
+from common.images.mask_files import IGNORED_PIXEL, colour_codes
 from common.labels.hierarchy_files import load_hierarchy
 from common.run.command import run
 from data_prep.folder.card import Content
+from data_prep.folder.images import Palette
 from data_prep.folder.options import add_options, check_options, parse, refuse
 from data_prep.folder.prepared import check_output, write_prepared
-from data_prep.folder.scans import Palette, ScanStore, colour_codes
+from data_prep.folder.scans import ScanStore
 from data_prep.parts.columns import AUGMENTED, IMAGE, SPLIT
 from data_prep.rows.row_set import RowSet, check_paths, exclude_listed, leave_shared, split_randomly, text_column
 from data_prep.rows.tables import from_dataset, join, read_tables

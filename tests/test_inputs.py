@@ -44,8 +44,8 @@ def test_links_are_followed_and_results_are_not_images(photos, tmp_path, caplog)
         (photos / name / state).write_text("{}")
         shutil.copy(photos / "b.jpg", photos / name / "plots" / "mask.png")
     assert names(photos, list_images([str(photos)])) == ["a.PNG", "b.jpg", "linked/far.jpg", "sub/c.tif"]
-    assert "passed over 1 files that are no images by their endings: 1 .txt" in caplog.text
-    assert f"folders of results: {photos}/predictions, {photos}/run" in caplog.text
+    assert "files that are no images: 1 .txt, 1 .jpg" in caplog.text  # a hidden one
+    assert "folders of results: predictions, run" in caplog.text and "back to where they are: sub/up" in caplog.text
     assert names(photos, list_images([str(photos / "run")])) == [
         "run/plots/mask.png"
     ]  # unless it is what was asked for

@@ -19,7 +19,7 @@ from common.data.problems import read_problems
 from common.images.files import check_file, load_image
 from common.labels.hierarchy_files import load_hierarchy
 from data_prep.folder.images import BadRowError, ImageFile
-from data_prep.folder.scans import load_mask, load_reduced, rows_of
+from data_prep.folder.scans import ScanStore, load_reduced, rows_of
 from data_prep.prepare_artefact import COLOURS, HIERARCHY, main, palette_of
 
 REPOSITORY = Path(train_segmentation.__file__).parent
@@ -333,13 +333,19 @@ def test_masks_of_every_kind(streamed):
         encode(Image.fromarray(mask.astype(np.uint16))),
         encode(Image.fromarray(mask), "TIFF"),
     ]
+    store = ScanStore("image", "mask", num_classes=len(NAMES), palette=palette_of(NAMES))
+    picture = encode(draw(3)[0])
+
+    def stored(content: bytes) -> np.ndarray:
+        (row,) = store(ImageFile(picture, "a.png"), ImageFile(content, "b.png"))
+        return np.asarray(Image.open(io.BytesIO(row["mask"]["bytes"])))
+
     for content in kinds:
-        found = load_mask(content, (60, 40), PALETTE)
-        assert found.mode == "L" and (np.asarray(found) == mask).all()
-    with pytest.raises(ValueError, match="#010203"):
-        load_mask(encode(Image.new("RGB", (60, 40), (1, 2, 3))), (60, 40), PALETTE)
-    with pytest.raises(ValueError, match="transparent"):
-        load_mask(encode(Image.new("RGBA", (60, 40), (0, 0, 0, 9))), (60, 40), PALETTE)
+        assert (stored(content) == mask).all()
+    with pytest.raises(BadRowError, match="#010203"):
+        stored(encode(Image.new("RGB", (60, 40), (1, 2, 3))))
+    with pytest.raises(BadRowError, match="transparent"):
+        stored(encode(Image.new("RGBA", (60, 40), (0, 0, 0, 9))))
 
 
 @pytest.mark.slow

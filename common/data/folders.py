@@ -1,7 +1,8 @@
 """Trees of folders with images: which files are images, which folders are splits and classes, and what is left out.
 
-Every script reads folders here. Splits are told by whole names of the first folders. What other programs leave behind
-is nobody's class. Links to folders are followed inside of the root, and passed over where they lead out of it.
+Every script reads folders here. Splits are told by whole names of the first folders. What other programs leave behind,
+and results of our own scripts, are nobody's class. Links to folders are followed inside of the root, and passed over
+where they lead out of it, unless they are asked for.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ IMAGE_ENDINGS = (
 
 FOREIGN = {"@eaDir", "__MACOSX", "$RECYCLE.BIN", "System Volume Information", "lost+found", "Thumbs.db", "desktop.ini"}
 """Files and folders of other programs, beside those whose names begin with a dot"""
+
+RESULTS = {"prediction_state.json", "run_status.json"}
+"""Files by which folders are known that our scripts wrote their results into"""
 
 SPLIT_NAMES = {
     "train": "train", "training": "train",
@@ -71,33 +75,38 @@ def name_splits(names: Iterable[str]) -> tuple[dict[str, str], dict[str, str]]:
     return exact, {name: split for name, split in first.items() if split and count[split] == 1}
 
 
-def find_images(root: str | Path) -> FolderImages:
-    """All images below a folder, by their endings."""
+def find_images(root: str | Path, outside: bool = False) -> FolderImages:
+    """All images below a folder, by their endings; also behind links that lead ``outside`` of it if that is wanted."""
     root = os.path.realpath(root)
-    found, foreign, outside = FolderImages(), [], []
+    found, foreign, elsewhere, results = FolderImages(), [], [], []
     trail = {root: (root,)}  # of each folder, the folders above it, so that links cannot lead round in circles
     for folder, folders, files in os.walk(root, followlinks=True):
+        if folder != root and not RESULTS.isdisjoint(files):
+            results.append(os.path.relpath(folder, root))
+            folders.clear()
+            continue
         below = []
         for name in sorted(folders):
             path = os.path.join(folder, name)
             real = os.path.realpath(path)
             if _is_foreign(name):
                 foreign.append(os.path.relpath(path, root))
-            elif not lies_in(root, path) or real in trail[folder]:
-                outside.append(os.path.relpath(path, root))
+            elif real in trail[folder] or not (outside or lies_in(root, path)):
+                elsewhere.append(os.path.relpath(path, root))
             else:
                 trail[path] = (*trail[folder], real)
                 below.append(name)
         folders[:] = below
         for name in sorted(files):
-            is_image = name.lower().endswith(IMAGE_ENDINGS) and not _is_foreign(name)
-            (found.names if is_image else found.others).append(os.path.relpath(os.path.join(folder, name), root))
+            place = shown_name(os.path.relpath(os.path.join(folder, name), root))
+            (found.names if is_image(name) else found.others).append(place)
     endings = Counter(os.path.splitext(name)[1].lower() or os.path.basename(name) for name in found.others)
     counted = ", ".join(f"{count} {ending}" for ending, count in endings.most_common(10))
     told = {
         "files that are no images": counted,
         "folders of other programs": ", ".join(foreign[:10]),
-        "links to folders outside of it, or back to where they are": ", ".join(outside[:10]),
+        "folders of results": ", ".join(results[:10]),
+        "links to folders outside of it, or back to where they are": ", ".join(elsewhere[:10]),
     }
     found.notes += [f"Left out of {root}: {what}: {which}." for what, which in told.items() if which]
     return found
@@ -105,6 +114,17 @@ def find_images(root: str | Path) -> FolderImages:
 
 def _is_foreign(name: str) -> bool:
     return name.startswith(".") or name in FOREIGN
+
+
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its name."""
+    name = os.path.basename(path)
+    return name.lower().endswith(IMAGE_ENDINGS) and not _is_foreign(name)
+
+
+def shown_name(path: str) -> str:
+    """A path as text; of a name in no known encoding as far as it can be shown, by which no file is found."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
 def read_image_folder(root: str | Path, found: FolderImages) -> DatasetDict:

@@ -20,6 +20,9 @@ IGNORED_PIXEL = 255
 SPREAD = {"L;2": 85, "L;4": 17}
 """Factor with which Pillow scales grey values of 2 or 4 bits to 0..255"""
 
+BAND = 256
+"""Rows of a mask in colours that are looked up at a time"""
+
 
 @retried
 @decoding()
@@ -55,36 +58,41 @@ def read_mask(
         if alpha is not None and alpha.getextrema()[0] < 255:
             raise ValueError("the mask is partly transparent; save it without transparency")
         if palette is not None:
-            return _by_colour(np.asarray(image.convert("RGB")), palette)
+            return _by_colour(image, palette)
         return _checked(_plain_values(image, raw_mode), num_classes, ignored)
 
 
-def is_spread(image: Image.Image) -> bool:
-    """Whether Pillow will scale the values of a grey file; to be called before it is decoded."""
-    return _raw_mode(image) in SPREAD
+def colour_codes(colours: np.ndarray) -> np.ndarray:
+    """uint32 (height, width): RGB pixels as the numbers 0xRRGGBB."""
+    return colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
 
 
-def _by_colour(colours: np.ndarray, palette: Mapping[int, int]) -> np.ndarray:
-    codes = colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    found, inverse = np.unique(codes, return_inverse=True)
-    unknown = [f"#{code:06x}" for code in found.tolist() if code not in palette]
-    if unknown:
-        raise ValueError(f"mask colours {', '.join(unknown[:5])} are not in the palette (--mask_palette)")
-    return np.array([palette[code] for code in found.tolist()], dtype=np.uint8)[inverse].reshape(codes.shape)
+def _by_colour(image: Image.Image, palette: Mapping[int, int]) -> np.ndarray:
+    values = np.empty(image.size[::-1], np.uint8)
+    for top in range(0, image.height, BAND):  # codes take eight times the memory
+        band = image.crop((0, top, image.width, min(top + BAND, image.height))).convert("RGB")
+        found, inverse = np.unique(colour_codes(np.asarray(band)), return_inverse=True)
+        unknown = [f"#{code:06x}" for code in found.tolist() if code not in palette]
+        if unknown:
+            raise ValueError(f"mask colours {', '.join(unknown[:5])} are not in the palette (--mask_palette)")
+        part = np.array([palette[code] for code in found.tolist()], dtype=np.uint8)[inverse]
+        values[top : top + band.height] = part.reshape(band.height, -1)
+    return values
 
 
 def _checked(values: np.ndarray, num_classes: int, ignored: Collection[int]) -> np.ndarray:
     if ignored:
         values = np.where(np.isin(values, list(ignored)), IGNORED_PIXEL, values)
-    wrong = ((values < 0) | (values >= num_classes)) & (values != IGNORED_PIXEL)
-    if wrong.any():
-        found = np.unique(values[wrong])[:5].tolist()
-        row, column = np.argwhere(wrong)[0].tolist()
+    counted = values.dtype == np.uint8  # as most are, and then in little memory
+    present = np.flatnonzero(Image.fromarray(values).histogram()) if counted else np.unique(values)
+    wrong = [value for value in present.tolist() if not 0 <= value < num_classes and value != IGNORED_PIXEL]
+    if wrong:
+        row, column = np.argwhere(np.isin(values, wrong))[0].tolist()
         raise ValueError(
-            f"mask values {found} are neither a class (0 to {num_classes - 1}) nor {IGNORED_PIXEL} for ignored "
+            f"mask values {wrong[:5]} are neither a class (0 to {num_classes - 1}) nor {IGNORED_PIXEL} for ignored "
             f"(see --ignore_values), the first in row {row}, column {column}"
         )
-    return values.astype(np.uint8)
+    return np.array(values, np.uint8)  # Pillow's memory must not be written to
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -100,7 +108,7 @@ def _plain_values(image: Image.Image, raw_mode: str) -> np.ndarray:
         if image.mode == "F" and not (np.isfinite(values) & (values == np.round(values))).all():
             raise ValueError("the mask has fractions; its values must be whole numbers")
         values = values.astype(np.int64 if image.mode[0] in "IF" else np.uint8)
-        return values // SPREAD.get(raw_mode, 1) if image.mode == "L" else values
+        return values // SPREAD[raw_mode] if raw_mode in SPREAD else values
     if ";16" in raw_mode:  # Pillow keeps the upper 8 bits alone
         raise ValueError(f"the mask has 16 bits a channel ({raw_mode}); save it with 8")
     bands = [np.asarray(band) for band in image.split()]

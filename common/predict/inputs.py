@@ -6,30 +6,21 @@ import glob
 import hashlib
 import logging
 import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from datasets import Dataset
 
+from ..data.folders import IMAGE_ENDINGS, find_images, is_image, shown_name
 from ..data.prepared import find_image_root
 from ..data.problems import image_names
 from ..data.rows import ImageRows
 from ..data.splits import Reading, check_columns, get_split, load_splits, read_cells
 from ..labels.table_files import TABLE_ENDINGS
-from .parts import STATE_FILE
 
 logger = logging.getLogger(__name__)
-
-STATUS_FILE = "run_status.json"
-"""In the folders of training runs"""
-
-IMAGE_SUFFIXES = (
-    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".tif", ".tiff", ".bmp", ".dib", ".gif", ".jp2", ".j2k"),
-    *(".avif", ".ppm", ".pgm", ".pbm", ".pnm", ".tga"),
-)
-"""File name extensions of images in folders and patterns; a file that is given by its name may have any"""
 
 SPLIT = "input"
 """Name of the data in messages"""
@@ -94,8 +85,7 @@ def open_inputs(
     special = [entry for entry in inputs if _is_table(entry) or _is_prepared(entry)]
     listed = _read_list(special[0], image_root, reading) if len(inputs) == 1 and special else []
     if not special or listed:
-        # Names in no known encoding are shown as far as they can be; no file is found by what is shown.
-        paths = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in listed or list_images(inputs)]
+        paths = [shown_name(path) for path in listed or list_images(inputs)]
         return ImageInputs(ImageRows(Dataset.from_dict({"image": paths}), "image", SPLIT), paths)
     name = special[0]
     if len(inputs) > 1:
@@ -120,8 +110,8 @@ def _read_list(name: str, image_root: str | None, reading: Reading | None) -> li
         return []
     root, suffix = image_root or os.path.dirname(name), (reading and reading.suffix) or ""
     lines = [line.strip() for line in Path(name).read_text("utf-8-sig", "surrogateescape").splitlines()]
-    paths = [os.path.join(root, line if _is_image(line) else line + suffix) for line in lines if line]
-    return paths if paths and (_is_image(paths[0]) or os.path.isfile(paths[0])) else []
+    paths = [os.path.join(root, line if is_image(line) else line + suffix) for line in lines if line]
+    return paths if paths and (is_image(paths[0]) or os.path.isfile(paths[0])) else []
 
 
 def _is_prepared(name: str) -> bool:
@@ -129,50 +119,29 @@ def _is_prepared(name: str) -> bool:
 
 
 def list_images(inputs: Sequence[str]) -> list[str]:
-    """Paths of image files, those of a folder or pattern in sorted order; no path twice, no hidden file.
+    """Paths of image files, those of a folder or pattern in sorted order; no file twice, no hidden file.
+
+    In folders and patterns images are told by their endings; a file that is given by its name may have any.
 
     Raises:
         ValueError: if an input does not exist, or there is no image in it.
     """
-    found: dict[str, None] = {}
+    real, known = cache(os.path.realpath), {}
     for entry in inputs:
         if os.path.isfile(entry):
             here = [entry]
         elif os.path.isdir(entry):
-            here = _images_below(entry)
+            found = find_images(entry, outside=True)
+            here = [os.path.join(entry, name) for name in found.names]
+            for note in found.notes:
+                logger.info("%s", note)
         elif glob.has_magic(entry):
             matches = sorted(glob.glob(entry, recursive=True))
-            here = [path for path in matches if os.path.isfile(path) and _is_image(path)]
+            here = [path for path in matches if os.path.isfile(path) and is_image(path)]
         else:
             raise ValueError(f"There is no file or folder {entry}.")
         if not here:
-            raise ValueError(f"There is no image in {entry} (no file name ends in {', '.join(IMAGE_SUFFIXES)}).")
-        found.update(dict.fromkeys(here))
-    return list(found)
-
-
-def _images_below(folder: str) -> list[str]:
-    """Images in a folder and all below it, linked ones too, but not what our scripts wrote there."""
-    found, seen, others, results = [], set(), Counter(), []
-    for root, folders, files in os.walk(folder, followlinks=True):
-        is_result = root != folder and not {STATE_FILE, STATUS_FILE}.isdisjoint(files)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        if is_result or (real := os.path.realpath(root)) in seen:
-            results += [root] * is_result
-            folders.clear()
-            continue
-        seen.add(real)
-        plain = sorted(name for name in files if not name.startswith("."))
-        found += [os.path.join(root, name) for name in plain if _is_image(name)]
-        others.update(Path(name).suffix.lower() or "of none" for name in plain if not _is_image(name))
-    if others:
-        counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common(10))
-        logger.info("%s: passed over %d files that are no images by their endings: %s", folder, others.total(), counts)
-    if results:
-        logger.info("%s: passed over folders of results: %s", folder, ", ".join(results[:5]))
-    return found
-
-
-def _is_image(path: str) -> bool:
-    name = os.path.basename(path)
-    return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+            raise ValueError(f"There is no image in {entry} (no file name ends in {', '.join(IMAGE_ENDINGS)}).")
+        for path in here:
+            known.setdefault((real(os.path.dirname(path)), os.path.basename(path)), path)
+    return list(known.values())

@@ -23,35 +23,33 @@ MASKS_LOOKED_AT = 2_000  # before training, for values that mean nothing; all of
 
 def look_at_masks(args: Any, accelerator: Accelerator, data: Any, problems: ProblemLog) -> None:
     """Read masks before any training: for values that are no class, and to know how common the classes are."""
-    train, validation = data.train, data.validation
-    if train is not None:
-        everything = args.class_weighting != "none" or args.copy_paste or args.balanced_crop
-        train.looked = train.rows if everything else spread(train.rows, MASKS_LOOKED_AT)
-    validation.looked = spread(validation.rows, MASKS_LOOKED_AT)
-    if data.test is not None:  # its pictures are not drawn, its masks are checked as they are read
-        data.test.looked, data.test.pixels = data.test.rows[:0], np.zeros((0, data.hierarchy.num_leaves), dtype=int)
+    every = {"training": data.train, "validation": data.validation, "test": data.test}
+    parts = {name: part for name, part in every.items() if part is not None}
+    counted = args.class_weighting != "none" or args.copy_paste or args.balanced_crop
+    for name, part in parts.items():
+        part.looked = part.rows if name == "training" and counted else spread(part.rows, MASKS_LOOKED_AT)
     threads = max(1, num_workers(args, accelerator))
 
     def count() -> list[tuple[Any, ...]]:
-        found = [] if train is None else [train.images.count_pixels(train.looked, threads)]
-        return [*found, validation.images.count_pixels(validation.looked, threads)]
+        return [part.images.count_pixels(part.looked, threads) for part in parts.values()]
 
     found = on_main_process(accelerator, count, share=True)
     problems.add([problem for *_, some in found for problem in some])
-    names, parts = data.hierarchy.leaf_names(), ("training", "validation")[-len(found) :]
-    for part, (counts, ignored, _) in zip(parts, found, strict=True):
-        _check_labelled(part, counts.sum(0), ignored.sum(), names)
-    counts, validation.pixels = found[0][0], found[-1][0]
+    names = data.hierarchy.leaf_names()
+    for (name, part), (counts, ignored, _) in zip(parts.items(), found, strict=True):
+        part.pixels = counts
+        _check_labelled(name, counts.sum(0), ignored.sum(), names)
+    train, validation = data.train, data.validation
     if train is None:
         return
-    train.pixels, data.train_pixels = counts, counts.sum(0)
+    data.train_pixels = train.pixels.sum(0)
     unseen = np.flatnonzero((data.train_pixels == 0) & (validation.pixels.sum(0) > 0))
-    if len(unseen) and len(train.rows) == len(counts):
+    if len(unseen) and len(train.rows) == len(train.pixels):
         logger.warning("validation has classes that training lacks: %s.", ", ".join(names[leaf] for leaf in unseen))
     missing = [names[leaf] for leaf in np.flatnonzero(data.train_pixels == 0)]
     if missing:
         told = "label tree: %d leaves have no pixel in the %d training masks looked at: %s."
-        logger.warning(told, len(missing), len(counts), ", ".join(missing[:5]))
+        logger.warning(told, len(missing), len(train.pixels), ", ".join(missing[:5]))
 
 
 def _check_labelled(part: str, pixels: np.ndarray, ignored: int, names: Sequence[str]) -> None:

@@ -18,6 +18,9 @@ from common.files import retried
 from common.images.files import BAD_IMAGE, check_file, explain, find_form, lies_in, load_image
 from common.images.mask_files import read_mask
 
+Palette = tuple[tuple[int, int], ...]
+"""(0xRRGGBB, value) of every class, and of what is to be ignored"""
+
 DEFAULT_MAX_MEGAPIXELS = 180.0
 """Pillow's own limit, above which an image is an error: twice 89.5 megapixels, rounded"""
 
@@ -80,6 +83,9 @@ class Store:
             masks as PNG (by nearest neighbour).
         max_megapixels: larger images are refused before they are decoded.
         num_classes: masks hold these classes or 255.
+        palette: colours that stand for classes; without it values do.
+        ignored: values of masks that stand for no class, beside 255.
+        missing: the class of all pixels of images without a mask.
     """
 
     image_column: str
@@ -89,11 +95,24 @@ class Store:
     quality: int = 92
     max_megapixels: float = DEFAULT_MAX_MEGAPIXELS
     num_classes: int | None = None
+    palette: Palette = ()
+    ignored: tuple[int, ...] = ()
+    missing: int | None = None
 
     @property
     def embeds(self) -> bool:
         """Whether the prepared folder holds the images themselves."""
         return self.embed or self.resize_shorter is not None
+
+    @property
+    def draws(self) -> bool:
+        """Whether masks are written anew, as classes and 255."""
+        return bool(self.palette or self.ignored) or self.missing is not None or self.resize_shorter is not None
+
+    @property
+    def held(self) -> list[str]:
+        """The columns that hold files, and not their paths."""
+        return self.columns if self.embeds else self.columns[1:] if self.draws else []
 
     @property
     def columns(self) -> list[str]:
@@ -114,22 +133,19 @@ class Store:
             BadRowError: it is broken.
         """
         size = self._checked_size(image, mask)
-        values = None if mask is None else self._mask_values(mask)
-        if self.resize_shorter is None:
-            cells: dict[str, Any] = {self.image_column: self._unchanged(image), "size": size}
-            if mask is not None:
-                cells |= {self.mask_column: self._unchanged(mask), "pixels": count_values(values)}
-            return [cells]
-        try:
-            small = shrink(image.content, self.resize_shorter)
+        values = self._mask_values(mask, size) if self.mask_column else None
+        cells: dict[str, Any] = {self.image_column: self._unchanged(image), "size": size}
+        if self.resize_shorter is not None:
+            try:
+                small = shrink(image.content, self.resize_shorter)
+            except BAD_IMAGE as error:
+                raise BadRowError("broken", explain(error)) from error
             jpeg = encode(small, "JPEG", quality=self.quality)
             cells = {self.image_column: packed(jpeg, image.name, ".jpg"), "size": small.size}
-            if mask is not None:
-                reduced = Image.fromarray(values).resize(small.size, Image.Resampling.NEAREST)
-                cells[self.mask_column] = packed(encode(reduced, "PNG"), mask.name, ".png")
-                cells["pixels"] = count_values(np.asarray(reduced))
-        except BAD_IMAGE as error:
-            raise BadRowError("broken", explain(error)) from error
+        if values is not None:
+            values = nearest(values, cells["size"])
+            png = packed(encode(Image.fromarray(values), "PNG"), (mask or image).name, ".png") if self.draws else None
+            cells |= {self.mask_column: png or self._unchanged(mask), "pixels": count_values(values)}
         return [cells]
 
     def _checked_size(self, image: ImageFile, mask: ImageFile | None) -> tuple[int, int]:
@@ -139,14 +155,28 @@ class Store:
             raise BadRowError("sizes differ", "the mask and its image are of different sizes")
         return size
 
-    def _mask_values(self, mask: ImageFile) -> np.ndarray:
-        try:
-            return read_mask(mask.content, self.num_classes)
-        except BAD_IMAGE as error:
-            raise BadRowError("mask values" if "values" in str(error) else "broken", f"mask: {error}") from error
+    def _mask_values(self, mask: ImageFile | None, size: tuple[int, int]) -> np.ndarray:
+        if mask is None:
+            return np.full(size[::-1], self.missing, np.uint8)
+        return read_values(mask, self.num_classes, dict(self.palette) or None, self.ignored)
 
     def _unchanged(self, file: ImageFile) -> Any:
         return {"bytes": file.read(), "path": file.name} if self.embed else file.name
+
+
+def read_values(mask: ImageFile, *how: Any) -> np.ndarray:
+    """uint8 (height, width): what :func:`common.images.mask_files.read_mask` reads; BadRowError if it cannot."""
+    try:
+        return read_mask(mask.content, *how)
+    except BAD_IMAGE as error:
+        kind = "mask values" if "values" in str(error) or "mask colours" in str(error) else "broken"
+        raise BadRowError(kind, f"mask: {explain(error)}") from error
+
+
+def nearest(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A uint8 mask resized to (width, height), each pixel from the nearest one."""
+    same = values.shape[::-1] == size
+    return values if same else np.asarray(Image.fromarray(values).resize(size, Image.Resampling.NEAREST))
 
 
 def count_values(mask: np.ndarray) -> dict[str, int]:

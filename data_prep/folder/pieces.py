@@ -29,7 +29,7 @@ FACTS |= {"pixels": "string", "kind": "string", "told": "string"}
 """Columns beside the images: the number of the row; size, bytes stored, pixels of each mask value, as JSON; or, where
 there is no image, the problem"""
 
-Row = Sequence[str] | int
+Row = Sequence[str | None] | int
 """The names of a row's files, or where the row is in the data set that holds its images"""
 
 
@@ -46,8 +46,8 @@ class PieceMaker:
         """Write a piece: the file, the number of the first row, and the rows."""
         file, first, rows = piece
         # Plain structs, as datasets cuts the folders off the paths in an Image column when it saves one.
-        cell = {"bytes": Value("binary"), "path": Value("string")} if self.store.embeds else Value("string")
-        kinds = dict.fromkeys(self.store.columns, cell)
+        kinds: dict[str, Any] = dict.fromkeys(self.store.columns, Value("string"))
+        kinds |= dict.fromkeys(self.store.held, {"bytes": Value("binary"), "path": Value("string")})
         kinds |= {name: Value(kind) for name, kind in {**self.store.extra_columns, **FACTS}.items()}
         schema = Features(kinds).arrow_schema
         pillows_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the store's limit counts
@@ -68,7 +68,7 @@ class PieceMaker:
                 made = [{"kind": error.kind, "told": str(error)}]
             for entry in made:
                 if "size" in entry:
-                    num_bytes = sum(len(entry[name]["bytes"]) for name in self.store.columns if self.store.embeds)
+                    num_bytes = sum(len(entry[name]["bytes"]) for name in self.store.held)
                     width, height = entry.pop("size")
                     entry |= {"width": width, "height": height, "num_bytes": num_bytes}
                     entry["pixels"] = json.dumps(entry.get("pixels", {}))
@@ -79,16 +79,16 @@ class PieceMaker:
                     cells, size = [], 0
         yield cells
 
-    def _files(self, row: Row) -> Iterator[ImageFile]:
-        """The image files of a row; BadRowError if one is not there."""
+    def _files(self, row: Row) -> Iterator[ImageFile | None]:
+        """The image files of a row, ``None`` for a mask that may be missing; BadRowError if one is not there."""
         if self.source is None:
-            yield from (find_file(self.root, name) for name in row)
+            yield from (find_file(self.root, name) if name else None for name in row)
             return
-        for cell in self.source[row].values():
+        for column, cell in self.source[row].items():
             content, name = (cell.get("bytes"), cell.get("path")) if isinstance(cell, dict) else (cell, None)
-            if not content:
+            if not content and (column == self.store.image_column or self.store.missing is None):
                 raise BadRowError("missing", "the row has no image")
-            yield ImageFile(content, name or "")
+            yield ImageFile(content, name or "") if content else None
 
 
 def make_pieces(

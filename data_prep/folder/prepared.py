@@ -173,7 +173,7 @@ def _finish(work: Path, content: Content, store: Store, stored: Dataset, about: 
     cells = {name: pa.array(frame[name].tolist(), pa.string(), from_pandas=True) for name in content.columns}
     images = stored.remove_columns(list(FACTS))
     data = concatenate_datasets([images, *([Dataset(pa.table(cells), fingerprint="cells")] if cells else [])], axis=1)
-    kinds = {**data.features, **(dict.fromkeys(store.columns, Image()) if store.embeds else {})}
+    kinds = {**data.features, **dict.fromkeys(store.held, Image())}
     features = Features({name: kinds[name] for name in (*store.columns, *content.columns, *store.extra_columns)})
     shutil.rmtree(final, ignore_errors=True)  # of a run that was killed
     stats: dict[str, Any] = {"splits": {}}

@@ -15,15 +15,12 @@ from typing import Any
 
 import numpy as np
 import pyvips
-from PIL import Image, ImageOps
+from PIL import Image
 
-from common.images.files import BAD_IMAGE, ORIENTATION, explain, load_image
-from common.images.mask_files import IGNORED_PIXEL, is_spread, read_mask
+from common.images.files import BAD_IMAGE, TURNS, explain, load_image, orientation
+from common.images.mask_files import IGNORED_PIXEL
 
-from .images import BadRowError, ImageFile, Store, count_values, encode, packed, scaled
-
-Palette = tuple[tuple[int, int], ...]
-"""(0xRRGGBB, value) of every class, and of what is to be ignored"""
+from .images import BadRowError, ImageFile, Store, count_values, encode, nearest, packed, read_values, scaled
 
 LARGE = 20_000_000
 """Pixels above which an image is streamed; below, Pillow takes less than 100 MB"""
@@ -41,18 +38,17 @@ def load_reduced(content: bytes | str, size: tuple[int, int], target: tuple[int,
     Raises:
         OSError, ValueError, SyntaxError: it is broken.
     """
-    kind, mode, orientation = _header(content)
+    kind, mode, turned = _header(content)
     if size[0] * size[1] <= LARGE or kind == "JPEG" or mode not in STREAMED:
         image = load_image(content, at_least=(2 * target[0], 2 * target[1]))
         return image if image.size == target else image.resize(target, Image.Resampling.LANCZOS)
-    turned = target[::-1] if orientation >= 5 else target
+    lying = target[::-1] if turned >= 5 else target
     scan = _open(content)
-    scan = scan.resize(turned[0] / scan.width, vscale=turned[1] / scan.height, kernel="lanczos3")
+    scan = scan.resize(lying[0] / scan.width, vscale=lying[1] / scan.height, kernel="lanczos3")
     with _vips_errors():
         image = Image.fromarray(scan.numpy())
-    assert image.size == turned, "libvips rounds as we do"
-    image.getexif()[ORIENTATION] = orientation
-    return ImageOps.exif_transpose(image)
+    assert image.size == lying, "libvips rounds as we do"
+    return image.transpose(TURNS[turned]) if turned in TURNS else image
 
 
 def rows_of(content: bytes | str, size: tuple[int, int], height: int) -> Iterator[np.ndarray]:
@@ -61,8 +57,8 @@ def rows_of(content: bytes | str, size: tuple[int, int], height: int) -> Iterato
     Yields:
         uint8 (height, width, 3); the last band may be lower.
     """
-    _, mode, orientation = _header(content)
-    if size[0] * size[1] <= LARGE or mode not in STREAMED or orientation in range(2, 9):
+    _, mode, turned = _header(content)
+    if size[0] * size[1] <= LARGE or mode not in STREAMED or turned in TURNS:
         pixels = np.asarray(load_image(content))
         yield from (pixels[top : top + height] for top in range(0, size[1], height))
         return
@@ -81,7 +77,7 @@ def rows_of(content: bytes | str, size: tuple[int, int], height: int) -> Iterato
 def _header(content: bytes | str) -> tuple[str, str, int]:
     """Format and mode in Pillow's words, and EXIF orientation."""
     with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-        return image.format, image.mode, Image.Image.getexif(image).get(ORIENTATION, 1)
+        return image.format, image.mode, orientation(image)
 
 
 def _open(content: bytes | str) -> pyvips.Image:
@@ -108,53 +104,6 @@ def _vips_errors() -> Iterator[None]:
         raise OSError(lines[-1].strip() if lines else "it cannot be decoded") from error
 
 
-# ---- masks
-
-
-def load_mask(content: bytes | str, size: tuple[int, int], palette: dict[int, int]) -> Image.Image:
-    """The values of a mask (bytes or path) of a ``size`` as an upright image of mode L.
-
-    Args:
-        content, size: the mask.
-        palette: what colours mean: 0xRRGGBB -> value. Other colours must be grey, and stand for themselves.
-
-    Raises:
-        ValueError: a colour means nothing, or the mask is partly transparent.
-        OSError, SyntaxError: it is broken.
-    """
-    with Image.open(io.BytesIO(content) if isinstance(content, bytes) else content) as image:
-        if image.mode in {"L", "P"} and not is_spread(image):  # one byte a pixel
-            image.load()
-            ImageOps.exif_transpose(image, in_place=True)
-            return Image.fromarray(np.asarray(image)) if image.mode == "P" else image
-        if image.mode == "RGBA" and image.getchannel("A").getextrema()[0] < 255:
-            raise ValueError("the mask is partly transparent; save it without transparency")
-        if image.mode not in {"RGB", "RGBA"}:
-            return Image.fromarray(read_mask(content, IGNORED_PIXEL))
-    values = np.empty(size[::-1], np.uint8)
-    top = 0
-    for band in rows_of(content, size, 256):
-        values[top : top + len(band)] = _by_colour(band, palette)
-        top += len(band)
-    return Image.fromarray(values)
-
-
-def colour_codes(colours: np.ndarray) -> np.ndarray:
-    """uint32 (height, width): RGB pixels as the numbers 0xRRGGBB."""
-    return colours.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-
-
-def _by_colour(colours: np.ndarray, palette: dict[int, int]) -> np.ndarray:
-    codes = colour_codes(colours)
-    found, inverse = np.unique(codes, return_inverse=True)
-    greys = {value * 0x010101: value for value in range(256)}
-    values = [palette.get(code, greys.get(code)) for code in found.tolist()]
-    unknown = [f"#{code:06x}" for code, value in zip(found.tolist(), values, strict=True) if value is None]
-    if unknown:
-        raise ValueError(f"mask colours {', '.join(unknown[:5])} are none of the published ones")
-    return np.array(values, np.uint8)[inverse].reshape(codes.shape)
-
-
 # ---- storing them
 
 
@@ -162,12 +111,11 @@ def _by_colour(colours: np.ndarray, palette: dict[int, int]) -> np.ndarray:
 class ScanStore(Store):
     """Scans with masks, reduced to a longer side, or cut into square tiles, those at the lower right edge smaller.
 
-    Tiles that are ignored altogether are left out. The palette is for masks in colour.
+    Tiles that are ignored altogether are left out. The palette is for masks in colours alone.
     """
 
     resize_longer: int | None = None
     tile: int | None = None
-    palette: Palette = ()
 
     @property
     def embeds(self) -> bool:
@@ -182,7 +130,7 @@ class ScanStore(Store):
         size = self._checked_size(image, mask)
         scale = min(1.0, (self.resize_longer or max(size)) / max(size))
         target = scaled(size, scale)
-        values = self._scan_values(mask, size, target)
+        values = nearest(self._mask_values(mask, size), target)
         try:
             cells = [self._cells(image, mask, *part) for part in self._parts(image, values, size, target)]
         except BAD_IMAGE as error:
@@ -191,19 +139,12 @@ class ScanStore(Store):
             raise BadRowError("no label", "every pixel of the mask is ignored")
         return [{**entry, "scale": target[0] / size[0]} for entry in cells]
 
-    def _scan_values(self, mask: ImageFile, size: tuple[int, int], target: tuple[int, int]) -> np.ndarray:
-        """uint8 (height, width) values at the target's size, checked at full size."""
-        try:
-            full = load_mask(mask.content, size, dict(self.palette))
-        except BAD_IMAGE as error:
-            kind = "mask values" if "colours" in str(error) else "broken"
-            raise BadRowError(kind, f"mask: {explain(error)}") from error
-        present = [value for value, count in enumerate(full.histogram()) if count]
-        wrong = [value for value in present if value >= self.num_classes and value != IGNORED_PIXEL]
-        if wrong:
-            told = f"mask values {wrong[:5]} are neither a class (0 to {self.num_classes - 1}) nor {IGNORED_PIXEL}"
-            raise BadRowError("mask values", told)
-        return np.asarray(full if target == size else full.resize(target, Image.Resampling.NEAREST))
+    def _mask_values(self, mask: ImageFile, size: tuple[int, int]) -> np.ndarray:
+        """Of a mask in colours by the palette, in which greys stand for themselves; else its own values."""
+        if _header(mask.content)[1] not in {"RGB", "RGBA"}:
+            return read_values(mask, self.num_classes)
+        greys = [(value * 0x010101, value) for value in (*range(self.num_classes), IGNORED_PIXEL)]
+        return read_values(mask, self.num_classes, {**dict(greys), **dict(self.palette)})
 
     def _parts(
         self, image: ImageFile, values: np.ndarray, size: tuple[int, int], target: tuple[int, int]

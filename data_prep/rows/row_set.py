@@ -69,17 +69,21 @@ def exclude_listed(rows: RowSet, files: Sequence[str | Path]) -> None:
         rows.notes.append(f"{len(unused)} entries of --exclude_rows match no row, such as {unused[0]}.")
 
 
-def check_paths(rows: RowSet, columns: Sequence[str], root: str) -> None:
+def check_paths(rows: RowSet, columns: Sequence[str], root: str, optional: str | None = None) -> None:
     """Leave out rows whose paths are blank, or leave ``root`` as they are written; make the others relative to it.
+
+    Paths of the ``optional`` column may be blank.
 
     Symbolic links are followed only when a file is about to be opened: see :func:`data_prep.folder.images.find_file`.
     """
     for column in columns:
-        rows.leave_out(rows.frame[column].isna(), "missing", f"the row has no {column}")
-        paths = [_relative(path, root) for path in rows.frame[column]]
+        if column != optional:
+            rows.leave_out(rows.frame[column].isna(), "missing", f"the row has no {column}")
+        paths = [path and _relative(path, root) for path in rows.frame[column]]
         rows.frame[column] = text_column(new or old for new, old in zip(paths, rows.frame[column], strict=True))
         told = f"the path of its {column} leads out of the folder {root}"
-        rows.leave_out([path is None for path in paths], "outside of the root", told)
+        wrong = [new is None and old is not None for new, old in zip(paths, rows.frame[column], strict=True)]
+        rows.leave_out(wrong, "outside of the root", told)
 
 
 def _relative(path: str, root: str) -> str | None:
