@@ -2,6 +2,7 @@
 
     python compare_runs.py output/independent output/tree
     python compare_runs.py output/fold_* --group_by head            # mean and deviation over folds or seeds
+    python compare_runs.py output/fold_* --group_by --part test     # the same over all, of what --test_split scored
     python compare_runs.py output/* --metrics levels.species.macro_f1 path.hierarchical_distance
 
 Each folder is the --output_dir of a run. The table is printed, and written as comparison.csv and comparison.md beside
@@ -46,27 +47,32 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="Output folder of a finished run.")
     parser.add_argument(
-        "--group_by", nargs="+", default=[], metavar="OPTION", help="Average runs with the same values of these."
+        "--group_by",
+        nargs="*",
+        metavar="OPTION",
+        help="Average runs with the same values of these; all if none is named.",
     )
-    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="Entries of eval in all_results.json.")
+    parser.add_argument("--part", choices=["eval", "test"], default="eval", help="Validation, or --test_split.")
+    parser.add_argument("--metrics", nargs="+", metavar="NAME", help="Entries of the part in all_results.json.")
     parser.add_argument("--output_dir", default="comparison", help="Folder for the table and the plot.")
     args = parser.parse_args(argv)
-    results, options, history = read_runs(args.folders)
+    results, options, history = read_runs(args.folders, args.part)
     metrics = choose_metrics(results, args.metrics)
-    for option in args.group_by:
+    for option in args.group_by or ():
         if option not in options:
             raise ValueError(f"--group_by {option}: no run has that option; see args.yaml of a run")
 
     # ---- the table, as numbers and as text
     table = results.reindex(columns=metrics).astype(float)
     means, deviations, rows = table, None, options.index
-    if args.group_by:
-        groups = table.groupby([options[option] for option in args.group_by], sort=False)
+    if args.group_by is not None:
+        keys = options[args.group_by] if args.group_by else pd.DataFrame({"of": "all"}, options.index)
+        groups = table.groupby([keys[name] for name in keys], sort=False)
         table = groups.agg(["mean", "std"])
         means, deviations = table.xs("mean", axis=1, level=1), table.xs("std", axis=1, level=1)
         table["runs"] = groups.size()
         shown = table.index.to_frame(index=False).assign(runs=table["runs"].tolist())
-        rows = options[args.group_by].agg(" ".join, axis=1)
+        rows = keys.agg(" ".join, axis=1)
     else:
         differing = [name for name in options if name not in UNIMPORTANT and options[name].nunique() > 1]
         shown = options[differing].rename_axis("run").reset_index()
@@ -93,8 +99,8 @@ def main(argv: Sequence[str] | None = None) -> pd.DataFrame:
 # ---- reading
 
 
-def read_runs(folders: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, list[list[dict[str, Any]]]]:
-    """Results, options as text (a row for each run), and the lines of each history.jsonl.
+def read_runs(folders: Sequence[str], part: str) -> tuple[pd.DataFrame, pd.DataFrame, list[list[dict[str, Any]]]]:
+    """Results of a part, options as text (a row for each run), and the lines of each history.jsonl.
 
     A run's name is the part of its path that differs from the others'.
 
@@ -109,7 +115,7 @@ def read_runs(folders: Sequence[str]) -> tuple[pd.DataFrame, pd.DataFrame, list[
     for folder in paths:
         try:
             content = json.loads((folder / "all_results.json").read_text(encoding="utf-8"))
-            results.append(dict(flatten(content["eval"])))
+            results.append(dict(flatten(content[part])))
             options.append(dict(yaml.safe_load((folder / "args.yaml").read_text(encoding="utf-8"))))
             histories.append(read_history(folder / "history.jsonl"))
         except FileNotFoundError as error:

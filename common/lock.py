@@ -86,6 +86,10 @@ class RunLock:
         except (OSError, ValueError, KeyError, TypeError):
             return "it has not said which"
 
+    def fileno(self) -> int:
+        """Of the handle; a process that inherits it holds the lock, too."""
+        return self._handle
+
     def release(self) -> None:
         """Let others in."""
         _held.discard(self)

@@ -95,8 +95,8 @@ def our_script(words: list[str]) -> tuple[str, list[str]] | None:
 def submitted(batch_file: Path, words: list[str]) -> tuple[str, list[str]]:
     """The script that a batch file of launch/slurm runs, and its words."""
     assert (REPOSITORY / batch_file).is_file()
-    if batch_file.stem == "predict":
-        return "predict.py", words
+    if batch_file.stem in ("predict", "sweep"):
+        return f"{batch_file.stem}.py", words
     if batch_file.stem == "encoders":
         return "train_segmentation.py", ["--config", "configs/artefact_segformer_b3.yaml", *words]
     if batch_file.stem == "evaluate":  # its settings are those of the training in the folder that it is given

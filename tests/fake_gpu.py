@@ -18,8 +18,7 @@ from accelerate.state import PartialState
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 from transformers import PreTrainedModel
-
-from benchmarks.waits import Waits
+from waits import Waits
 
 aten = torch.ops.aten
 DEVICE = torch.device("cuda", 0)

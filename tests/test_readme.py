@@ -41,6 +41,7 @@ SMALL = {
 }
 # What takes long, or needs data, the Hub, or a model that is sure of itself; other tests run these.
 PARSED_ONLY = {
+    "sweep.py",
     "--annotations",
     "export_onnx.py",
     "data_prep/prepare_fungitastic.py",
