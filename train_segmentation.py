@@ -402,22 +402,17 @@ def evaluate_model(
     # With one softmax over leaves, the last level's most probable class is the leaf of the best path.
     only_leaves = hierarchy.num_leaves == hierarchy.num_classes[-1]
     last_is_leaf = heads.leaf_softmax and only_leaves and args.decoding == "leaf"
+    windows = {"eval_crop": args.eval_crop, "eval_stride": args.eval_stride}
+    windows["batch_size"] = args.per_device_eval_batch_size
     for batch in batches:
         labels = masks_to_labels(batch["labels"].to(device, non_blocking=True))
         with accelerator.autocast():
-            logits = image_logits(
-                answer,
-                batch["pixels"],
-                lambda pixels: normalize(pixels.to(device, non_blocking=True)),
-                eval_crop=args.eval_crop,
-                eval_stride=args.eval_stride,
-                batch_size=args.per_device_eval_batch_size,
-            )
+            logits = image_logits(answer, batch["pixels"], normalize, **windows)
         if args.eval_crop:  # the image may be large: for the loss its logits are not enlarged
             labels = labels_at_stride(labels, logits, model.stride)
         sums += torch.stack([loss_fn.level_sums(logits, labels), loss_fn.label_weights(labels)])
         log_probs = heads.log_probs(logits)
-        path_scores = heads.path_scores(logits, log_probs, args.decoding)
+        path_scores = model.path_scores(logits, log_probs)
         alone = log_probs[:-1] if last_is_leaf else log_probs
         for index, truth in enumerate(batch["truth"]):
             dense = [path_scores[index], *(level[index] for level in alone)]

@@ -87,10 +87,7 @@ class Checker:
                 raise BadRowError("missing", "the row has no image")
             if isinstance(source, str):
                 find_file(rows.root, source)
-                name = source
-            else:
-                name = rows.rows[row][rows.column]["path"] or ""
-            size, problems = self._header(source, name)
+            size, problems = self._header(source, rows.name(row))
             if any(kind == "too large" for kind, _ in problems):
                 return None, problems
             return load_image(source).size if reader is None else reader(source).shape[::-1], problems

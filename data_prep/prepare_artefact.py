@@ -231,21 +231,16 @@ def _read_folder(root: Path) -> RowSet:
         raise ValueError(f"There is no {table} (--root).")
     rows = read_tables({"": table}, [ID], [], KEPT)
     for column, names in FOLDERS.items():
-        files = _files_by_id(root, names)
+        folder = next((root / name for name in names if (root / name).is_dir()), None)
+        if folder is None:
+            raise ValueError(f"There is no folder {' or '.join(names)} in {root} (--root).")
+        entries = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+        files = {os.path.splitext(name)[0]: os.path.join(folder.name, name) for name in entries}
         rows.frame[column] = text_column(files.get(name) for name in rows.frame[ID])
         unnamed = set(files) - set(rows.frame[ID])
         if unnamed:
             rows.notes.append(f"{len(unnamed)} files of {names[0]} are not in metadata.csv, such as {min(unnamed)}.")
     return rows
-
-
-def _files_by_id(root: Path, names: tuple[str, ...]) -> dict[str, str]:
-    """Path relative to the root of each file by its name without ending; ValueError if there is no such folder."""
-    for name in names:
-        if (root / name).is_dir():
-            files = sorted(entry.name for entry in (root / name).iterdir() if not entry.name.startswith("."))
-            return {os.path.splitext(file)[0]: os.path.join(name, file) for file in files}
-    raise ValueError(f"There is no folder {' or '.join(names)} in {root} (--root).")
 
 
 # ---- splits

@@ -61,11 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data")
     data.add_argument("--root", required=True, metavar="FOLDER", help="holds metadata and the images")
     data.add_argument("--subset", choices=("full", "mini", "fewshot"), default="full", help="(default: %(default)s)")
-    data.add_argument(
-        "--size",
-        choices=SIZES,
-        help="of the images; by default the smallest that is there",
-    )
+    data.add_argument("--size", choices=SIZES, help="of the images; by default the smallest that is there")
     data.add_argument(
         "--validation", choices=("ClosedSet", "OpenSet"), default="ClosedSet", help="(default: %(default)s)"
     )

@@ -18,15 +18,17 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from common.data.masks import read_palette
 from common.data.splits import Reading, check_names
 from common.labels.encoding import group_key
-from common.labels.hierarchy_files import key_labels, load_hierarchy
+from common.labels.hierarchy_files import key_labels, load_hierarchy, read_ignored
 from common.model.hierarchy import Hierarchy
 from common.run.command import run
 from data_prep.folder.card import Content
@@ -35,7 +37,7 @@ from data_prep.folder.options import add_options, add_table_options, check_optio
 from data_prep.folder.prepared import check_output, write_prepared
 from data_prep.parts.columns import IMAGE, MASK, SPLIT, SPLITS
 from data_prep.parts.inputs import add_reading_options, read_group_file
-from data_prep.rows.annotations import draw_annotations
+from data_prep.rows.annotations import draw_annotations, leaf_values
 from data_prep.rows.labels import clean_paths, lift_names, settle_unseen
 from data_prep.rows.layouts import LAYOUTS, read_layout, recognise
 from data_prep.rows.row_set import (
@@ -68,8 +70,17 @@ def _parser() -> argparse.ArgumentParser:
         choices=[*LAYOUTS, "folders"],
         help="how a published data set lies in --image_folder; a known one is named if this is not given",
     )
-    data.add_argument("--annotations", metavar="PATH", help="COCO JSON, LabelMe JSON or CVAT XML, or a folder of them")
-    data.add_argument("--background", metavar="CLASS", help="of pixels in no object: a class of --taxonomy, or ignore")
+    data.add_argument(
+        "--annotations",
+        metavar="PATH",
+        help="COCO JSON, LabelMe JSON, CVAT XML or CSV with EncodedPixels, or a folder of them",
+    )
+    masks = parser.add_argument_group("masks")
+    masks.add_argument(
+        "--background", metavar="CLASS", help="of pixels in no object: a class of --taxonomy, or ignore"
+    )
+    masks.add_argument("--mask_palette", metavar="FILE", help="YAML file with a colour per class, see docs/art.md")
+    masks.add_argument("--missing_mask", choices=("clean",), help="images without a mask are all --background")
     columns = parser.add_argument_group("columns of the table")
     columns.add_argument("--image_column", default="image", help="paths, or in Parquet images (default: %(default)s)")
     columns.add_argument("--image_root", metavar="FOLDER", help="paths start here and may not leave it")
@@ -105,6 +116,9 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> Path:
     """Read, check, split and store; returns the folder. ValueError for what leaving out rows does not solve."""
     args = parse(_parser(), argv)
+    if args.layout == "severstal" and args.image_folder:  # annotations, in places that are known
+        args.annotations, args.image_root = f"{args.image_folder}/train.csv", f"{args.image_folder}/train_images"
+        args.image_folder = args.layout = None
     _check(args)
     check_output(args.output_dir)
     if args.annotations:
@@ -117,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     rows = rows or _read(args, tables, [args.label_column] if args.label_column else levels, images)
     root = "" if rows.source is not None else os.path.realpath(_root(args, tables))
     if rows.source is None:
-        check_paths(rows, list(images), root)
+        check_paths(rows, list(images), root, MASK if args.missing_mask else None)
     exclude_listed(rows, args.exclude_rows)
     if args.group_column:
         rows.frame[args.group_column] = text_column(map(group_key, rows.frame[args.group_column]))
@@ -142,15 +156,17 @@ def main(argv: Sequence[str] | None = None) -> Path:
         group_column=args.group_column,
         root=root,
     )
-    store = Store(
-        IMAGE,
-        MASK if args.mask_column else None,
-        args.embed or rows.source is not None,
-        args.resize_shorter,
-        args.quality,
-        args.max_megapixels,
-        tree.num_leaves if args.mask_column else None,
-    )
+    embed = args.embed or rows.source is not None
+    store = Store(IMAGE, None, embed, args.resize_shorter, args.quality, args.max_megapixels)
+    if args.mask_column:
+        store = replace(
+            store,
+            mask_column=MASK,
+            num_classes=tree.num_leaves,
+            palette=tuple(read_palette(args.mask_palette, tree).items()) if args.mask_palette else (),
+            ignored=tuple(read_ignored(args.taxonomy)),
+            missing=leaf_values(tree, args.background)[1] if args.missing_mask else None,
+        )
     return write_prepared(args, content, store)
 
 
@@ -158,7 +174,8 @@ def _draw_masks(args: argparse.Namespace) -> None:
     """Draw annotations as masks, beside the output folder, and go on with the table of them."""
     tree, root = load_hierarchy(args.taxonomy)[0], Path(args.image_root) if args.image_root else None
     folder = Path(f"{args.output_dir.rstrip('/')}_masks")
-    args.image_root, notes = draw_annotations(Path(args.annotations), tree, root, args.background, folder)
+    how = (tree, root, args.background, folder, bool(args.missing_mask))
+    args.image_root, notes = draw_annotations(Path(args.annotations), *how)
     args.table, args.mask_column, args.image_column = folder / "masks.csv", "mask", "image"
     if args.table.read_text(encoding="utf-8").partition("\n")[0].endswith("split"):
         args.split_column = "split"
@@ -217,7 +234,9 @@ def _check(args: argparse.Namespace) -> None:
         "image_root": args.image_root and args.image_folder,
         "image_suffix": args.image_suffix and args.image_folder,
         "missing_values": args.missing_values and args.image_folder,
-        "background": args.background and not args.annotations,
+        "background": args.background and not args.annotations and not args.missing_mask,
+        "mask_palette": args.mask_palette and not (args.mask_column or args.layout),
+        "missing_mask": args.missing_mask and not (args.mask_column or args.layout or args.annotations),
         "conflicts": args.conflicts != "keep" and args.taxonomy,
         "seed": args.seed and (any(by_split) or args.split_column),
     }

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from common.data.splits import load_splits
 from data_prep.prepare_table import main
 from data_prep.rows.layouts import recognise
 
@@ -39,9 +40,13 @@ def draw_masks(root: Path, names: Iterable[str]) -> None:
         Image.fromarray(values).save(root / name)
 
 
+def command(root: Path, *words: str) -> list[str]:
+    return ["--image_folder", str(root), "--num_proc", "1", *words]
+
+
 def prepare(root: Path, layout: str, *words: str) -> datasets.DatasetDict:
     assert recognise(root) == layout
-    options = ["--image_folder", str(root), "--num_proc", "1", "--output_dir", str(root.parent / "out")]
+    options = command(root, "--output_dir", str(root.parent / "out"))
     with pytest.raises(ValueError, match=f"--layout {layout}"):
         main(options)
     return datasets.load_from_disk(str(main([*options, *words, "--layout", layout])))
@@ -149,6 +154,85 @@ def test_voc(root, tmp_path):
     splits = prepare(root, "voc", "--taxonomy", str(tmp_path / "tree.yaml"), "--embed")
     assert lengths(splits) == {"train": 4, "validation": 2}
     assert np.asarray(splits["train"][0]["mask"])[5, 5] == 1
+
+
+def test_cityscapes(root, tmp_path):
+    places = [
+        (split, city, f"{city}_000{n}_19") for split, city in (("train", "ulm"), ("val", "bonn")) for n in range(3)
+    ]
+    draw(root, [f"leftImg8bit/{split}/{city}/{name}_leftImg8bit.png" for split, city, name in places])
+    draw_masks(root, [f"gtFine/{split}/{city}/{name}_gtFine_labelIds.png" for split, city, name in places[:-1]])
+    draw(root, [f"gtFine/{split}/{city}/{name}_gtFine_color.png" for split, city, name in places])
+    (tmp_path / "tree.yaml").write_text(VOC_TREE)
+    splits = prepare(root, "cityscapes", "--taxonomy", str(tmp_path / "tree.yaml"))
+    assert lengths(splits) == {"train": 3, "validation": 2} and set(splits["train"]["group"]) == {"ulm"}
+
+
+@pytest.mark.parametrize("above", ["", "bottle/"])
+def test_mvtec(root, tmp_path, above):
+    """Masks are white on black, those of what is good are missing; images stay where they are."""
+    draw(root, [f"{above}{part}/{n}.png" for part in ("train/good", "test/good", "test/broken") for n in range(4)])
+    defect = np.zeros((16, 20), np.uint8)
+    defect[2:5, 3:9] = 255
+    for n in range(4):
+        (root / f"{above}ground_truth/broken").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(defect).save(root / f"{above}ground_truth/broken/{n}_mask.png")
+    (tmp_path / "tree.yaml").write_text("levels: [state]\ntree: [good, broken]\n")
+    (tmp_path / "colours.yaml").write_text("good: black\nbroken: '#ffffff'\n")
+    files = ["--taxonomy", str(tmp_path / "tree.yaml"), "--mask_palette", str(tmp_path / "colours.yaml")]
+    splits = prepare(root, "mvtec", *files, "--missing_mask", "clean", "--validation_share", "0.25")
+    assert lengths(splits) == {"train": 3, "validation": 1, "test": 8} and isinstance(splits["test"][0]["image"], str)
+    for row in splits["test"]:
+        assert (np.asarray(row["mask"]) == (defect > 0) * ("broken" in row["image"])).all()
+    with pytest.raises(ValueError, match="8 rows have problems.*the row has no mask"):  # of what is good
+        main(command(root, "--layout", "mvtec", *files, "--output_dir", str(tmp_path / "fewer")))
+
+
+def test_severstal(root, tmp_path):
+    """Run lengths go down the columns, from 1 on; images that the table does not list have no defect."""
+    draw(root, [f"train_images/{name}.jpg" for name in "abcdefgh"])
+    runs = {"a": "1 3 17 2", "b": "320 1"}
+    lines = [f"{name}.jpg,{at + 1},{text}" for at, (name, text) in enumerate(runs.items())]
+    (root / "train.csv").write_text("\n".join(["ImageId,ClassId,EncodedPixels", *lines, "b.jpg,1,33 16", "c.jpg,2,"]))
+    (tmp_path / "tree.yaml").write_text(VOC_TREE)
+    words = ["--taxonomy", str(tmp_path / "tree.yaml"), "--missing_mask", "clean", "--validation_share", "0.3"]
+    masks = {}
+    for rows in prepare(root, "severstal", *words).values():
+        masks |= {Path(row["image"]).stem: np.asarray(row["mask"]) for row in rows}
+    assert sorted(masks) == [*"abcdefgh"] and not any(masks[name].any() for name in "cdefgh")
+    assert np.argwhere(masks["a"]).tolist() == [[0, 0], [0, 1], [1, 0], [1, 1], [2, 0]] and masks["a"].max() == 1
+    assert masks["b"][15, 19] == 2 and (masks["b"][:, 2] == 1).all() and (masks["b"] > 0).sum() == 17
+    with pytest.raises(ValueError, match="as Kaggle writes them.*--annotations"):
+        load_splits("", None, {"train": str(root / "train.csv")})
+    (root / "train.csv").write_text("ImageId_ClassId,EncodedPixels\na.jpg_1,319 9\n")
+    with pytest.raises(ValueError, match="train.csv.*beyond the image"):
+        main(command(root, "--layout", "severstal", *words, "--output_dir", str(tmp_path / "other")))
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_fungiclef(root, late):
+    tables = f"{'metadata/FungiTastic-FewShot/FungiTastic-FewShot-{}' if late else 'FungiCLEF2023_{}_metadata'}.csv"
+    names = "filename,category_id,observationId" if late else "image_path,class_id,observationID"
+    for split in ("train", "val", "test"):
+        file = root / tables.format(split.title() if late else split)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        lines = [f"{split}{n}.JPG,{n % 2 - (split == 'val')},{split}{n // 2},Amanita,A{n % 2},1" for n in range(4)]
+        head = f"{names},genus,species,poisonous" if split != "test" else "filename,observationID"
+        file.write_text("\n".join([head, *(lines if split != "test" else ["test0.JPG,9"])]))
+        draw(root, [f"DF20/{size}/{split}{n}.jpg" for size in ("300p", "720p") for n in range(4)])
+    splits = prepare(root, "fungiclef", "--keep_columns", "poisonous")
+    assert lengths(splits) == {"train": 4, "validation": 4}
+    assert splits["train"].column_names == ["image", "genus", "species", "group", "poisonous"]
+    assert splits["validation"]["species"][:] == [None, "A1"] * 2 and "300p" in splits["train"]["image"][0]
+
+
+def test_ade20k_ignores_0(root, tmp_path):
+    draw(root, [f"images/{split}/{n}.jpg" for split in ("training", "validation") for n in range(2)])
+    draw_masks(root, [f"annotations/{split}/{n}.png" for split in ("training", "validation") for n in range(2)])
+    tree = VOC_TREE.replace("background", "other").replace("levels", "ignore: [0]\nlevels")
+    (tmp_path / "tree.yaml").write_text(tree)
+    splits = prepare(root, "pairs", "--taxonomy", str(tmp_path / "tree.yaml"))
+    assert set(np.unique(np.asarray(splits["train"][0]["mask"]))) == {1, 255}
 
 
 def test_what_cannot_be_read_is_named(root, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import datasets
@@ -13,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from conftest import encode, words_of
 from PIL import Image
-from transformers import SegformerImageProcessor
+from transformers import AutoImageProcessor, SegformerImageProcessor
 
 import predict
 import train_segmentation
@@ -44,7 +45,8 @@ def build(tiles: Path, folder: Path, image_size: int = 64, head: str = "tree", *
     )
     torch.nn.init.normal_(model.heads.weight)
     folder.mkdir()
-    save_model(model, SegformerImageProcessor(size={"height": image_size, "width": image_size}), folder)
+    colours = {"image_mean": model.config.backbone["mean"], "image_std": model.config.backbone["std"]}
+    save_model(model, SegformerImageProcessor(size={"height": image_size, "width": image_size}, **colours), folder)
     return folder
 
 
@@ -88,6 +90,30 @@ def test_equals_evaluation(tiles, tmp_path, changes):
     train_segmentation.main(words_of(words))
     predict.main(command(saved, tiles, split="validation", output_dir=tmp_path / "out", per_device_eval_batch_size=5))
     same_masks(tmp_path / "out" / "masks", tmp_path / "eval" / "predictions")
+    if not changes:  # nor does the model card's code, which shows whole images
+        loaded, processor = load_saved_model(str(saved)), AutoImageProcessor.from_pretrained(saved)
+        image = datasets.load_from_disk(tiles)["validation"][0]["image"].convert("RGB")
+        with torch.no_grad():
+            output = loaded.eval()(**processor(image, return_tensors="pt"))
+        answers = loaded.decode(output, size=image.size[::-1])
+        assert (answers.leaf[0].numpy() != np.asarray(masks(tmp_path / "out" / "masks")[0])).mean() < 5e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_saved_in_half_precision(tiles, model, tmp_path, dtype):
+    """Predicted, evaluated and trained on, in float32."""
+    half = tmp_path / "half"
+    shutil.copytree(model, half)
+    LabelTreeForSemanticSegmentation.from_pretrained(model).to(dtype).save_pretrained(half)
+    assert json.loads((half / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    predict.main(command(half, tiles, split="validation", output_dir=tmp_path / "out"))
+    words = {"model_name_or_path": half, "dataset_name": tiles, "no_report": True, "dataloader_num_workers": 0}
+    evaluate = {**words, "eval_only": True, "save_predictions": True, "output_dir": tmp_path / "eval"}
+    train_segmentation.main(words_of(evaluate))
+    same_masks(tmp_path / "out" / "masks", tmp_path / "eval" / "predictions")
+    train = {**words, "max_train_steps": 1, "max_eval_samples": 2, "output_dir": tmp_path / "on", "export": "none"}
+    results = train_segmentation.main(words_of({**train, "per_device_train_batch_size": 2}))
+    assert np.isfinite(results["train"]["loss"]) and load_saved_model(str(tmp_path / "on")).dtype == torch.float32
 
 
 def test_areas_and_overlays(tiles, model, tmp_path):

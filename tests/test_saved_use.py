@@ -18,6 +18,7 @@ from common.model.modeling import (
     LabelTreeForSemanticSegmentation,
     LabelTreeModel,
 )
+from common.predict.windows import Resampler, dense_labels
 from common.publish.models import image_processor, load_saved_model
 
 TREE = Hierarchy(["kind", "fine"], [["x", "y"], list("abc")], [[None, None], [0, 0, 1]])
@@ -91,6 +92,19 @@ def test_decode_gives_paths_of_the_tree(head, decoding, dense):
         label, chance = answers.path[:, level], answers.probabilities[:, level]
         expected = log_probs.exp().gather(1, label.clamp(min=0)[:, None])[:, 0]
         assert torch.equal(chance, expected.where(label >= 0, 0))
+
+
+@pytest.mark.parametrize(("head", "decoding"), [("tree", "leaf"), ("independent", "levels")])
+@torch.no_grad()
+def test_decode_answers_for_every_pixel_as_evaluation_does(head, decoding):
+    model = build(GAPS, head, True, evaluation={"decoding": decoding})
+    images = pixels(1)
+    answers = model.decode(model(images), size=(53, 41))
+    scores = model.path_scores(model(images, logits_only=True))[0]
+    resampler = Resampler(images.shape[2:], (53, 41), 4, "cpu")
+    (leaf,) = dense_labels(resampler, [scores], lambda parts: [parts[0].argmax(1)])
+    assert torch.equal(answers.leaf[0], leaf.long()) and len(leaf.unique()) > 1
+    assert answers.path.shape == answers.probabilities.shape == (1, GAPS.num_levels, 53, 41)
 
 
 @torch.no_grad()

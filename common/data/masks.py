@@ -114,7 +114,9 @@ class MaskedImageRows:
         image = self.images.apply(EncodedImage.pixels, index, source[0])
         mask = self.load_mask(index, source[1], check_file(source[0])[2] if self.reader.raw else 1)
         if image.shape[1:] != mask.shape:
-            raise BadSampleError(self._sizes_differ(index, image.shape[:0:-1], mask.shape[::-1]))
+            sizes = [" x ".join(map(str, reversed(shape))) for shape in (mask.shape, image.shape[1:])]
+            told = f"mask in {self.masks.describe(index)}: it is {sizes[0]} pixels large, its image {sizes[1]}"
+            raise BadSampleError(told)
         return image, mask
 
     def apply(self, transform: Callable[[torch.Tensor, torch.Tensor], Any], index: int, source: Any) -> Any:
@@ -128,10 +130,6 @@ class MaskedImageRows:
         except BAD_IMAGE as error:
             raise BadSampleError(f"mask in {self.masks.describe(index)}: {explain(error)}") from error
 
-    def _sizes_differ(self, index: int, image: Sequence[int], mask: Sequence[int]) -> str:
-        sizes = " x ".join(map(str, mask)), " x ".join(map(str, image))
-        return f"mask in {self.masks.describe(index)}: it is {sizes[0]} pixels large, its image {sizes[1]}"
-
     def check_headers(self, num_rows: int = 20_000) -> list[str]:
         """A message for each broken mask or image (see :meth:`ImageRows.headers`), or for each pair of two sizes."""
         broken_masks, broken_images, differ, turned = [], [], [], []
@@ -144,14 +142,12 @@ class MaskedImageRows:
             if how != 1 == mask[2]:
                 turned.append(row)
             swapped = self.reader.raw and how >= 5 and mask[2] == 1
-            if size == (mask[1][::-1] if swapped else mask[1]):
+            if size == (mask[1][::-1] if swapped else mask[1]) or len(differ) == 100:
                 continue
-            try:  # the header may not tell the orientation
-                sizes = self.images.size(row), self.masks.size(row)[:: -1 if swapped else 1]
-                if sizes[0] != sizes[1]:
-                    differ.append(self._sizes_differ(row, *sizes))
-            except BAD_IMAGE as error:
-                differ.append(f"image or mask in {self.masks.describe(row)}: {explain(error)}")
+            try:  # decoding up to a hundred: the header may not tell the orientation
+                self.load(row, *self.encoded([row]))
+            except BadSampleError as error:
+                differ.append(str(error))
         if turned and not self.reader.raw:
             where = f"{len(turned)} images, such as {self.images.describe(turned[0])}"
             logger.warning("EXIF turns %s, and not their masks: if drawn unturned, add --mask_orientation raw.", where)

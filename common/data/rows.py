@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 from torch.utils.data import DataLoader, default_collate
 
-from ..files import retried
 from ..images import files
 from ..images.encoded import EncodedImage
 from ..images.files import BAD_IMAGE, BadSampleError
@@ -95,14 +93,6 @@ class ImageRows:
         """Row and file of an image, for messages."""
         row, name = f"row {index} of the {self.split} split", self.name(index)
         return row if name == row else f"{row}, file {name}"
-
-    @retried
-    @files.decoding()
-    def size(self, index: int) -> tuple[int, int]:
-        """Width and height as a person would see the image, without decoding it."""
-        source = self.encoded([index])[0]
-        with PILImage.open(io.BytesIO(source) if isinstance(source, bytes) else source) as image:
-            return files.upright_size(image, thorough=True)
 
     def headers(self, num_rows: int) -> Iterator[tuple[int, tuple[int, int] | None, int, str]]:
         """Open up to ``num_rows`` images spread evenly, and decode those whose file seems to be cut short.

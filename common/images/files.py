@@ -10,7 +10,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from unicodedata import normalize
@@ -65,10 +65,10 @@ def _warn_once(message: str, *values: object) -> None:
         logger.warning(message, *values)
 
 
-def orientation(image: Image.Image, getexif: Callable[[Image.Image], Image.Exif] = Image.Image.getexif) -> int:
+def orientation(image: Image.Image) -> int:
     """The EXIF orientation of an open image, 1 to 8; 1 if there is none, or none that can be read."""
     try:
-        found = getexif(image).get(ORIENTATION, 1)
+        found = Image.Image.getexif(image).get(ORIENTATION, 1)
     except OSError:
         raise
     except Exception:  # whatever the parser of a damaged block says
@@ -196,20 +196,13 @@ def check_file(source: bytes | str, max_pixels: int | None = None) -> tuple[str,
         kind, (width, height) = image.format, image.size
         if max_pixels is not None and width * height > max_pixels:
             raise ValueError(f"{width} x {height} pixels are more than {max_pixels / 1e6:g} megapixels")
-        size, turned = upright_size(image), orientation(image)
+        turned = orientation(image)  # Pillow has swapped a TIFF's size already
+        size = (height, width) if turned >= 5 and kind != "TIFF" else (width, height)
         length = len(source) if isinstance(source, bytes) else os.path.getsize(source)
         early = kind == "TIFF" and _reaches(image) > length
     if early or not tail.endswith(FILE_ENDS.get(kind, b"")):
         load_image(source)
     return kind, size, turned
-
-
-def upright_size(image: Image.Image, thorough: bool = False) -> tuple[int, int]:
-    """Width and height of an open image as people see it; ``thorough`` decodes a PNG, which may tell its turn last."""
-    if image.format == "TIFF":  # Pillow has swapped its size already
-        return image.size
-    found = orientation(image, type(image).getexif if thorough else Image.Image.getexif)
-    return image.size[::-1] if found >= 5 else image.size
 
 
 def find_form(root: str | None, name: str) -> str:

@@ -93,7 +93,7 @@ class EvaluationTransform:
 
 
 class Normalize(torch.nn.Module):
-    """uint8 (batch, 3, height, width) on the device -> float32, normalised with mean and deviation of each colour."""
+    """uint8 (batch, 3, height, width) -> float32 on the device, normalised with mean and deviation of each colour."""
 
     def __init__(
         self, mean: Sequence[float], std: Sequence[float], memory_format: torch.memory_format = torch.contiguous_format
@@ -106,6 +106,7 @@ class Normalize(torch.nn.Module):
         self.register_buffer("shift", shift.view(1, 3, 1, 1), persistent=False)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        pixels = pixels.to(self.scale.device, non_blocking=True)
         if pixels.is_floating_point():  # features that were computed before
             return pixels
         pixels = pixels.to(torch.float32, memory_format=self.memory_format)

@@ -7,14 +7,20 @@ import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 
 def annotation_kind(path: str | Path) -> tuple[str | None, Any]:
-    """``COCO``, ``LabelMe`` or ``CVAT`` and the content, if a file holds annotations as these write them."""
+    """``COCO``, ``LabelMe``, ``CVAT`` or ``Kaggle``, and the content, if a file holds annotations of these."""
     path, content = Path(path), None
     try:
         if path.suffix.lower() == ".xml":
             content = ElementTree.parse(path).getroot()
             return ("CVAT" if content.tag == "annotations" else None), content
+        if path.suffix.lower() == ".csv":
+            with path.open(encoding="utf-8-sig") as file:
+                runs = "EncodedPixels" in file.readline()
+            return ("Kaggle", pd.read_csv(path, dtype=str)) if runs else (None, None)
         if path.suffix.lower() == ".json":
             content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, OSError, ElementTree.ParseError):

@@ -105,16 +105,6 @@ class LevelHeads(nn.Module):
         num_values = self.hierarchy.path_scores([total.new_ones(1, count) for count in self.hierarchy.num_classes])
         return total * (self.hierarchy.num_levels / num_values).view(1, -1, *(1,) * (total.dim() - 2))
 
-    def path_scores(self, logits: torch.Tensor, log_probs: Sequence[torch.Tensor], decoding: str) -> torch.Tensor:
-        """(batch, leaves, ...): the best path ends in the leaf with the highest of these.
-
-        Decoding is ``leaf`` for the most probable leaf, or ``levels`` for the path with the most levels expected
-        right, which needs the log-probabilities of every level.
-        """
-        if decoding == "levels":
-            return self.hierarchy.path_scores([level.exp() for level in log_probs])
-        return self.leaf_logits(logits)
-
     def normalized(self, logits: torch.Tensor) -> torch.Tensor:
         """The same logits shifted, in float32, so that they are the log-probabilities of each softmax."""
         blocks = [logits] if self.leaf_softmax else logits.split(self.hierarchy.num_classes, dim=1)

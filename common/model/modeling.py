@@ -7,6 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,11 +174,27 @@ class LabelTreeModel(EncoderModel):
                 open_ = open_ & ~known
         return total / count.clamp(min=1)
 
+    def path_scores(
+        self, logits: torch.Tensor, log_probs: Sequence[torch.Tensor] | None = None, are_leaves: bool = False
+    ) -> torch.Tensor:
+        """(batch, leaves, ...): the best path ends in the leaf with the highest of these, as the model was evaluated.
+
+        It is the most probable leaf, or with the decoding ``levels`` the path with the most levels expected right.
+
+        Args:
+            logits: of the heads, or if they ``are_leaves`` of :meth:`LevelHeads.leaf_logits`.
+            log_probs: of every level, if they are known.
+        """
+        if (self.config.evaluation or {}).get("decoding") == "levels":
+            return self.hierarchy.path_scores([level.exp() for level in log_probs or self.heads.log_probs(logits)])
+        return logits if are_leaves else self.heads.leaf_logits(logits)
+
     def decode(
         self,
         output: LabelTreeOutput,
         target_precision: float | None = None,
         thresholds: Sequence[float | None] | None = None,
+        size: Sequence[int] | None = None,
     ) -> Answers:
         """The best path through the label tree, as the metrics of evaluation are of, and how far it is answered.
 
@@ -186,6 +203,7 @@ class LabelTreeModel(EncoderModel):
             target_precision: answer at the finest level at which this share of answers is expected right, by the
                 thresholds that evaluation stored in ``config.calibration``.
             thresholds: lowest probability per level instead; ``None`` for levels that are not answered.
+            size: height and width of the image that the model was shown; answers are then of its pixels.
 
         Raises:
             ValueError: if the model has no calibration, or none for such a precision.
@@ -195,8 +213,10 @@ class LabelTreeModel(EncoderModel):
                 raise ValueError("The model has no calibration for target_precision; give thresholds instead.")
             _, thresholds = thresholds_for(self.config.calibration, target_precision)
         tree, chances = self.hierarchy, output.log_probs
-        by_levels = (self.config.evaluation or {}).get("decoding") == "levels"
-        scores = tree.path_scores([level.exp() for level in chances]) if by_levels else output.logits
+        scores = self.path_scores(output.logits, chances, are_leaves=True)
+        if size is not None:
+            enlarge = partial(F.interpolate, size=tuple(size), mode="bilinear", align_corners=False)
+            scores, chances = enlarge(scores.float()), [enlarge(level) for level in chances]
         leaf = scores.argmax(1)
         labels = tree.lift(leaf)
         path, probabilities = torch.stack(labels, 1), path_probabilities(chances, labels)

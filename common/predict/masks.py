@@ -79,8 +79,9 @@ class MaskPredictor:
         self.painted = ~gaps if gaps.any() and not gaps.all() else np.ones_like(gaps)
         crop, mode, longer = (self.evaluation[name] for name in ("eval_crop", "resize_mode", "resize_longer"))
         geometry = Geometry(crop or spec["image_size"], mode, bool(crop), longer)
-        self.window_batch_size = args.per_device_eval_batch_size
-        self.batch_size = 1 if crop else self.window_batch_size
+        self.windows = {"eval_crop": crop, "eval_stride": self.evaluation["eval_stride"]}
+        self.windows["batch_size"] = args.per_device_eval_batch_size
+        self.batch_size = 1 if crop else args.per_device_eval_batch_size
         self.transform = MaskInput(ImageEvaluationTransform(geometry, spec["mean"]), args.overlay_size)
         self.settings = {"how images are shown": self.evaluation, "--overlay_size": args.overlay_size}
         self.settings |= {"--format": sorted(self.formats), "--mm_per_pixel": self.mm_per_pixel}
@@ -90,17 +91,8 @@ class MaskPredictor:
     def predict(self, batch: Mapping[str, Any], names: Sequence[str]) -> list[dict[str, Any]]:
         """A line for each image of a batch, whose mask and overlay are written; ``names`` are those of the images."""
         with self.accelerator.autocast():
-            logits = image_logits(
-                self.answer,
-                batch["pixels"],
-                lambda pixels: self.normalize(pixels.to(self.accelerator.device, non_blocking=True)),
-                eval_crop=self.evaluation["eval_crop"],
-                eval_stride=self.evaluation["eval_stride"],
-                batch_size=self.window_batch_size,
-            )
-        heads, decoding = self.model.heads, self.evaluation["decoding"]
-        scores = heads.path_scores(logits, heads.log_probs(logits) if decoding == "levels" else [], decoding)
-        lines = []
+            logits = image_logits(self.answer, batch["pixels"], self.normalize, **self.windows)
+        scores, lines = self.model.path_scores(logits), []
         for index, (row, name) in enumerate(zip(batch["rows"].tolist(), names, strict=True)):
             resampler = Resampler(batch["resized"][index], batch["size"][index], self.model.stride, logits.device)
             (leaf,) = dense_labels(resampler, [scores[index]], lambda parts: [parts[0].max(1).indices])

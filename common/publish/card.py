@@ -89,6 +89,8 @@ def card_text(summary: RunSummary) -> str:
         marker=MARKER,
         task=TASKS[summary.unit],
         decoding=options.get("decoding"),
+        in_windows=options.get("eval_crop"),
+        resize_mode=options.get("resize_mode"),
         num_leaves=hierarchy.num_leaves,
         has_intervals=bool(results.get("intervals")),
         has_report=(summary.output_dir / REPORT_FILE).is_file(),

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 import yaml
 from datasets import Image
+from jinja2 import Environment, FileSystemLoader
 
 from common.files import atomic_write
 from common.labels.encoding import encode_paths
@@ -85,7 +86,6 @@ def write_card(
     path: Path, content: Content, masks: bool, features: Mapping[str, Any], stats: Mapping[str, Any]
 ) -> None:
     """Write the data set card: YAML for the Hub, then text, tables and notes for people."""
-    notes = stats["notes"]
     total = sum(split["num_images"] for split in stats["splits"].values())
     front = {
         "pretty_name": content.title,
@@ -93,41 +93,8 @@ def write_card(
         "size_categories": [next((name for limit, name in SIZES if total < limit), "1M<n<10M")],
     }
     kinds = {name: "image" if isinstance(feature, Image) else feature.dtype for name, feature in features.items()}
-    parts = [
-        f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n\n# {content.title}",
-        content.text,
-        _splits_table(stats),
-        *([_levels_table(stats, content.levels)] if content.levels else []),
-        f"Columns: {', '.join(f'`{name}` ({kind})' for name, kind in kinds.items())}.",
-        "Read it with `datasets.load_from_disk`. `hierarchy.json` is the label tree, `stats.json` has all counts, "
-        "`problems.csv` lists rows that were left out, `prepared.json` how the folder was made.",
-    ]
-    if stats["left_out"]:
-        parts.append("Left out: " + ", ".join(f"{count} {kind}" for kind, count in stats["left_out"].items()) + ".")
-    if notes:
-        shown = "\n".join(f"- {note}" for note in notes[:50])
-        parts.append(f"Notes:\n\n{shown}" + (f"\n- and {len(notes) - 50} more in `stats.json`" if notes[50:] else ""))
+    folder = FileSystemLoader(Path(__file__).parent)
+    template = Environment(loader=folder, trim_blocks=True, keep_trailing_newline=True).get_template("card.md")
+    about = {"front": yaml.safe_dump(front, sort_keys=False, allow_unicode=True), "content": content}
     with atomic_write(path, sync=True) as file:
-        file.write("\n\n".join(part.strip() for part in parts) + "\n")
-
-
-def _splits_table(stats: Mapping[str, Any]) -> str:
-    lines = ["| split | images | groups | width | height |", "|---|--:|--:|--:|--:|"]
-    for split, entry in stats["splits"].items():
-        sizes = entry["image_sizes"]
-        spans = [f"{sizes[f'min_{side}']} to {sizes[f'max_{side}']}" for side in ("width", "height")]
-        lines.append(f"| {split} | {entry['num_images']} | {entry.get('num_groups', '')} | {' | '.join(spans)} |")
-    return "\n".join(lines)
-
-
-def _levels_table(stats: Mapping[str, Any], levels: Sequence[str]) -> str:
-    splits = stats["splits"]
-    lines = [
-        "| level | classes | " + " | ".join(f"labelled, {split}" for split in splits) + " | imbalance, train |",
-        "|---|--:|" + "--:|" * (len(splits) + 1),
-    ]
-    for level in levels:
-        entries = [split["levels"][level] for split in splits.values()]
-        labelled = " | ".join(str(entry["num_labelled"]) for entry in entries)
-        lines.append(f"| {level} | {stats['num_classes'][level]} | {labelled} | {entries[0]['imbalance_ratio']} |")
-    return "\n".join(lines)
+        file.write(template.render(**about, stats=stats, kinds=kinds))

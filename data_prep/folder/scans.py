@@ -8,7 +8,7 @@ take one byte a pixel, which Pillow may hold.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -150,22 +150,17 @@ class ScanStore(Store):
         self, image: ImageFile, values: np.ndarray, size: tuple[int, int], target: tuple[int, int]
     ) -> Iterator[tuple[bytes | None, np.ndarray, tuple[int, int]]]:
         """Encoded image (``None`` for the original file), mask, and upper left corner, of the scan or every tile."""
-        if not self.tile:
-            if (values != IGNORED_PIXEL).any():
-                whole = None if target == size else load_reduced(image.content, size, target)
-                yield whole and encode(whole, "JPEG", quality=self.quality), values, (0, 0)
-            return
-        if target == size:
-            bands = rows_of(image.content, size, self.tile)
-        else:
+        tile = self.tile or max(target)
+        bands: Iterable[np.ndarray | None] = rows_of(image.content, size, tile) if self.tile else [None]
+        if target != size:
             reduced = np.asarray(load_reduced(image.content, size, target))
-            bands = (reduced[top : top + self.tile] for top in range(0, target[1], self.tile))
-        for top, band in zip(range(0, target[1], self.tile), bands, strict=True):
-            for left in range(0, target[0], self.tile):
-                part = values[top : top + self.tile, left : left + self.tile]
+            bands = (reduced[top : top + tile] for top in range(0, target[1], tile))
+        for top, band in zip(range(0, target[1], tile), bands, strict=True):
+            for left in range(0, target[0], tile):
+                part = values[top : top + tile, left : left + tile]
                 if (part != IGNORED_PIXEL).any():
-                    tile = Image.fromarray(band[:, left : left + self.tile].copy())
-                    yield encode(tile, "JPEG", quality=self.quality), part, (left, top)
+                    shown = None if band is None else Image.fromarray(band[:, left : left + tile].copy())
+                    yield shown and encode(shown, "JPEG", quality=self.quality), part, (left, top)
 
     def _cells(
         self, image: ImageFile, mask: ImageFile, content: bytes | None, values: np.ndarray, corner: tuple[int, int]

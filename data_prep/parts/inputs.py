@@ -75,10 +75,7 @@ def input_parser(
 
 def hierarchy_beside(args: argparse.Namespace) -> Path | None:
     """The label tree that lies beside a prepared data set, if there is one."""
-    try:
-        return find_hierarchy(args.dataset_name) if args.dataset_name else None
-    except ValueError:
-        return None
+    return find_hierarchy(args.dataset_name, required=False) if args.dataset_name else None
 
 
 def read_masks(args: argparse.Namespace) -> tuple[Hierarchy, MaskReader] | tuple[None, None]:

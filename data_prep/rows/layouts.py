@@ -16,6 +16,7 @@ import pandas as pd
 import pyarrow as pa
 
 from common.data.folders import SPLIT_NAMES, find_images, name_splits
+from common.labels.annotation_files import annotation_kind
 from common.labels.table_files import blank_words, read_table
 from data_prep.parts.columns import IMAGE, MASK, ROW, SPLIT
 
@@ -85,8 +86,26 @@ def cub(root: Path) -> Iterator[Row]:
         yield {"image": f"images/{name}", "split": split, "label": classes[labels[key]]}
 
 
+def fungiclef(root: Path) -> Iterator[Row]:
+    """FungiCLEF of 2022 to 2025: tables of a split each, of which those without labels are passed over.
+
+    Of an unknown species, number -1, the ranks above are kept.
+    """
+    files = _by_stem(root)
+    for file in sorted({table for place in ("", "*/", "metadata/*FewShot/") for table in root.glob(f"{place}*.csv")}):
+        split = next((word for word in re.split("[^a-z]+", file.stem.lower()) if word in SPLIT_NAMES), None)
+        for row in _table(file):
+            number = row.get("class_id") or row.get("category_id")
+            if number:
+                labels = {rank: row.get(rank) for rank in RANKS} | ({"species": None} if float(number) < 0 else {})
+                group = row.get("observationID") or row.get("observationId")
+                others = {"split": split, "group": group, "poisonous": row.get("poisonous")}
+                yield {"image": files.get(Path(row.get("image_path") or row["filename"]).stem), **others, **labels}
+
+
 def _by_stem(root: Path) -> dict[str, str]:
-    return {Path(name).stem: name for name in find_images(root).names}
+    """The file of each name; of several sizes the first, such as 300p."""
+    return {Path(name).stem: name for name in reversed(find_images(root).names)}
 
 
 def _table(path: Path) -> list[Row]:
@@ -123,6 +142,24 @@ def voc(root: Path) -> Iterator[Row]:
             yield {"image": f"JPEGImages/{name}.jpg", "mask": f"SegmentationClass/{name}.png", "split": split}
 
 
+def cityscapes(root: Path) -> Iterator[Row]:
+    """Cityscapes: ``leftImg8bit`` beside the label ids of ``gtFine``, both by splits and cities; these are groups."""
+    for image in sorted(root.glob("leftImg8bit/*/*/*_leftImg8bit.*")):
+        _, split, city, name = image.relative_to(root).parts
+        mask = Path("gtFine", split, city, f"{name.rpartition('_')[0]}_gtFine_labelIds.png")
+        found = str(mask) if (root / mask).is_file() else None
+        yield {"image": str(image.relative_to(root)), "mask": found, "split": split, "group": city}
+
+
+def mvtec(root: Path) -> Iterator[Row]:
+    """MVTec AD, one object or all: ``test/DEFECT`` and its masks in ``ground_truth/DEFECT``, none of what is good."""
+    for name in find_images(root).names:
+        *above, split, kind, _ = Path(name).parts
+        mask = Path(*above, "ground_truth", kind, f"{Path(name).stem}_mask.png")
+        if split in SPLIT_NAMES:
+            yield {"image": name, "mask": str(mask) if (root / mask).is_file() else None, "split": split}
+
+
 # ---- which, and what it gives
 
 LAYOUTS = {
@@ -131,15 +168,25 @@ LAYOUTS = {
     "inaturalist": (inaturalist, ("train*.json",)),
     "darwin_core": (darwin_core, ("occurrence.txt", "multimedia.txt")),
     "cub": (cub, ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")),
+    "fungiclef": (
+        fungiclef,
+        (
+            "FungiCLEF*train*.csv|*/FungiCLEF*train*.csv|DF20*train*.csv|*/DF20*train*.csv|metadata/*/*FewShot-Train.csv",
+        ),
+    ),
+    "cityscapes": (cityscapes, ("leftImg8bit", "gtFine")),
+    "mvtec": (mvtec, ("train/good|*/train/good", "ground_truth|*/ground_truth")),
+    "severstal": (None, ("train_images", "train.csv")),
     "pairs": (pairs, ()),
 }
-"""Of each its function, and the files (patterns) that tell it; pairs are told by most images having a mask"""
+"""Of each its function, and the files that tell it (patterns, or one of several); pairs: most images have a mask"""
 
 
 def recognise(root: Path) -> str | None:
     """The layout of a folder, if it is a known one."""
     for name, (_, marks) in LAYOUTS.items():
-        if marks and all(any(root.glob(mark)) for mark in marks):
+        there = all(any(any(root.glob(part)) for part in mark.split("|")) for mark in marks)
+        if marks and there and (name != "severstal" or annotation_kind(root / "train.csv")[0]):
             return name
     found = [row["mask"] is not None for row in pairs(root)]
     return "pairs" if sum(found) > len(found) / 2 else None
@@ -159,5 +206,5 @@ def read_layout(root: Path, name: str) -> tuple[RowSet, list[str]]:
         raise ValueError(f"{root} is not of the layout {name}: it has no images.")
     frame[SPLIT] = text_column(SPLIT_NAMES.get(split, "") for split in frame["split"])
     frame[ROW] = range(len(frame))
-    fixed = (IMAGE, MASK, "group", "split", SPLIT, ROW)
+    fixed = (IMAGE, MASK, "group", "split", "poisonous", SPLIT, ROW)
     return RowSet(frame), [column for column in frame if column not in fixed and frame[column].notna().any()]
