@@ -6,8 +6,10 @@ import torch
 from scipy import ndimage
 from test_segmentation_metrics import TREES, assert_same, damage_tree
 
+from common.metrics.intervals import NUM_RESAMPLES, _corrected, bootstrap_intervals
 from common.metrics.results import flatten, in_words, results_table
 from common.metrics.segmentation import SegmentationMetrics
+from common.metrics.thin import thin_counts, thin_scores
 from common.model.tree import IGNORE
 
 CROSS, SQUARE = ndimage.generate_binary_structure(2, 1), np.ones((3, 3), bool)
@@ -118,6 +120,24 @@ def test_images_processes_and_types_change_nothing():
     halves[1].reduce(lambda counts: sum(sent))
     for metric in (parts, halves[1]):
         assert_same(metric.compute()["levels"], whole.compute()["levels"])
+
+
+def test_intervals_are_of_images_drawn_again():
+    hierarchy, num_images = damage_tree(), 12
+    leaf, truth = masks(hierarchy, shape=(num_images, 24, 30))
+    metric = SegmentationMetrics(hierarchy, tolerance=1, keep_counts=True)
+    for index in range(num_images):
+        metric.add_batch(predictions={"leaf": leaf[index]}, references=truth[index])
+    found = bootstrap_intervals(hierarchy, metric.counts_of_calls(), ["mean_iou"])
+    counts = np.stack([thin_counts(hierarchy, *pair, 1) for pair in zip(leaf, truth, strict=True)])
+    drawn = np.random.default_rng(0).integers(num_images, size=(NUM_RESAMPLES, num_images))  # as drawn there
+    name, first = hierarchy.levels[-1], sum(hierarchy.num_classes[:-1])
+    scores = thin_scores(torch.from_numpy(counts[drawn, first:].sum(1)))
+    for key, estimate in ((key, metric.compute()["levels"][name][f"mean_{key}"]) for key in scores):
+        low, high = found[name][f"mean_{key}"]
+        values = np.nanmean(scores[key].numpy(), 1)
+        assert (values < low).mean() < 0.2 and (values > high).mean() < 0.2
+        assert [low, high] == pytest.approx(_corrected(values, estimate))
 
 
 def test_a_crack_one_pixel_off():

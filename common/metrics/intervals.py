@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse
+import torch
 
 from ..model.hierarchy import Hierarchy
 from .prediction_table import PredictionTable
 from .report_data import first_nodes
+from .thin import NUM_COUNTS, thin_means
 
 NUM_RESAMPLES = 1000
 COVERAGE = 0.95
@@ -41,6 +43,7 @@ def bootstrap_intervals(
         hierarchy: the label tree.
         counts: (images, 3 (classes of all levels + 1)): how often each class was the label, then the prediction, then
             both; after the classes of the levels, in that order, one for the whole path. Its order decides the draws.
+            Perhaps then NUM_COUNTS per class of all levels: the means of :mod:`.thin` have intervals too.
         measures: keys of STATISTICS.
         groups: (images,) numbers of groups; by default each image is one.
 
@@ -56,13 +59,19 @@ def bootstrap_intervals(
     if num_units < 2:
         return {}
     ends = np.cumsum([*hierarchy.num_classes, 1])
+    width, has_thin = 3 * ends[-1], counts.shape[1] > 3 * ends[-1]
     wanted = [(level, measure) for level in range(hierarchy.num_levels) for measure in measures]
     wanted.append((hierarchy.num_levels, "accuracy"))
 
     def evaluate(weights: np.ndarray) -> np.ndarray:
-        kinds = np.split((by_class @ weights).T, 3, axis=1)
+        drawn = (by_class @ weights).T
+        kinds = np.split(drawn[:, :width], 3, axis=1)
         parts = [[kind[:, start:end] for kind in kinds] for start, end in zip([0, *ends], ends, strict=False)]
-        return np.stack([STATISTICS[measure](*parts[level]) for level, measure in wanted], 1)
+        columns = [STATISTICS[measure](*parts[level]) for level, measure in wanted]
+        if has_thin:
+            thin = torch.from_numpy(drawn[:, width:]).view(len(drawn), -1, NUM_COUNTS)
+            columns += [means.numpy() for level in thin_means(thin, hierarchy) for means in level.values()]
+        return np.stack(columns, 1)
 
     estimate = evaluate(np.ones((num_units, 1)))[0]
     random, rounds = np.random.default_rng(0), max(1, _BLOCK // num_units)
@@ -73,9 +82,11 @@ def bootstrap_intervals(
         weights = np.bincount(drawn.ravel(), minlength=size * num_units).reshape(size, num_units)
         found.append(evaluate(weights.T.astype(float)))
     bounds = [_corrected(*column) for column in zip(np.concatenate(found).T, estimate, strict=True)]
-    of_levels = iter(bounds)
+    of_levels, of_thin = iter(bounds), iter(bounds[len(wanted) :])
     intervals = {name: {measure: next(of_levels) for measure in measures} for name in hierarchy.levels}
-    return {**intervals, "full_path_accuracy": bounds[-1]}
+    for name, level in zip(hierarchy.levels, thin_means(torch.zeros(ends[-2], NUM_COUNTS), hierarchy), strict=True):
+        intervals[name] |= {measure: next(of_thin) for measure in level} if has_thin else {}
+    return {**intervals, "full_path_accuracy": next(of_levels)}
 
 
 def counts_of_predictions(table: PredictionTable) -> scipy.sparse.coo_array:

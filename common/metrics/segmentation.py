@@ -115,11 +115,14 @@ class SegmentationMetrics(CountingMetric):
         counters["images"] += len(references) if references.dim() == 3 else 1
         before = None if self._calls is None else counters["leaf"].clone()
         _count(counters["leaf"], [rows, leaf])
-        if before is not None:
-            self._calls.append(self._class_counts((counters["leaf"] - before)[1:].double()))
+        counted = [] if before is None else [self._class_counts((counters["leaf"] - before)[1:].double())]
         if self.tolerance is not None:
             mask = rows.view_as(references).long() - 1
-            counters["thin"] += thin_counts(self.hierarchy, predictions["leaf"], mask, self.tolerance)
+            thin = thin_counts(self.hierarchy, predictions["leaf"], mask, self.tolerance)
+            counters["thin"] += thin
+            counted.append(thin.double().flatten())
+        if before is not None:
+            self._calls.append(torch.cat(counted))
         if argmax:
             for group in self._groups:
                 _count(counters[group], [rows, *(argmax[level] for level in group)])
@@ -222,9 +225,12 @@ class SegmentationMetrics(CountingMetric):
     def counts_of_calls(self) -> np.ndarray:
         """For bootstrap intervals, what each ``add_batch`` of this process counted, in their order.
 
-        float64 (calls, 3 (classes of all levels + 1)), as :func:`common.metrics.intervals.bootstrap_intervals` says.
+        float64 (calls, 3 (classes of all levels + 1), and with ``tolerance`` NUM_COUNTS per class), as
+        :func:`common.metrics.intervals.bootstrap_intervals` says.
         """
-        width = 3 * (self._is_below.shape[1] + 1)
+        width = 3 * (self._is_below.shape[1] + 1) + (NUM_COUNTS * self._is_below.shape[1]) * (
+            self.tolerance is not None
+        )
         return torch.stack(self._calls).cpu().numpy() if self._calls else np.zeros((0, width))
 
     def _class_counts(self, leaf: torch.Tensor) -> torch.Tensor:

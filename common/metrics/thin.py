@@ -51,11 +51,11 @@ def thin_counts(hierarchy: Hierarchy, leaf: torch.Tensor, references: torch.Tens
 
 
 def thin_scores(counts: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Scores float64 (classes,) of :func:`thin_counts` (classes, NUM_COUNTS), NaN where a class does not occur.
+    """Scores float64 (..., classes) of :func:`thin_counts` (..., classes, NUM_COUNTS), NaN where a class is absent.
 
     See the docstring of :class:`.segmentation.SegmentationMetrics`.
     """
-    band, band_given, band_right, *lines, near, wanted, false, found, objects = counts.double().T
+    band, band_given, band_right, *lines, near, wanted, false, found, objects = counts.double().unbind(-1)
     return {
         "boundary_iou": band_right / (band + band_given - band_right),
         "boundary_f1": _f1(*lines[:4]),
@@ -63,6 +63,12 @@ def thin_scores(counts: torch.Tensor) -> dict[str, torch.Tensor]:
         "tolerant_iou": near / (wanted + false),
         "object_recall": found / objects,
     }
+
+
+def thin_means(counts: torch.Tensor, hierarchy: Hierarchy) -> list[dict[str, torch.Tensor]]:
+    """Of every level means (...) over classes, from :func:`thin_counts` (..., classes of all levels, NUM_COUNTS)."""
+    scores = [thin_scores(part) for part in counts.split(hierarchy.num_classes, -2)]
+    return [{f"mean_{name}": values.nanmean(-1) for name, values in level.items()} for level in scores]
 
 
 def _f1(found: torch.Tensor, wanted: torch.Tensor, right: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
