@@ -204,7 +204,7 @@ def test_severstal(root, tmp_path):
     assert masks["b"][15, 19] == 2 and (masks["b"][:, 2] == 1).all() and (masks["b"] > 0).sum() == 17
     with pytest.raises(ValueError, match="as Kaggle writes them.*--annotations"):
         load_splits("", None, {"train": str(root / "train.csv")})
-    (root / "train.csv").write_text("ImageId_ClassId,EncodedPixels\na.jpg_1,319 9\n")
+    (root / "train.csv").write_text("ImageId_ClassId,EncodedPixels,note\na.jpg_1,319 9,\n")
     with pytest.raises(ValueError, match="train.csv.*beyond the image"):
         main(command(root, "--layout", "severstal", *words, "--output_dir", str(tmp_path / "other")))
 

@@ -94,7 +94,8 @@ def read_kaggle(content: pd.DataFrame, skipped: Counter[str]) -> Iterator[Annota
     if "ImageId_ClassId" in content:
         content[["ImageId", "ClassId"]] = content["ImageId_ClassId"].str.rsplit("_", n=1, expand=True)
     for name, rows in content.assign(ClassId=content.get("ClassId", "1")).groupby("ImageId", sort=False):
-        yield name, None, "", list(rows.dropna()[["ClassId", "EncodedPixels"]].itertuples(index=False, name=None))
+        runs = rows[["ClassId", "EncodedPixels"]].dropna()  # blank: nothing is there
+        yield name, None, "", list(runs.itertuples(index=False, name=None))
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> list[float]:
