@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import json
 import os
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from PIL import Image
 
 from common.data.sampling import generators_kept, seed_sample
 from common.images.encoded import EncodedImage
+from common.run import dry_run
 
 LEVELS = ["order", "family", "species"]
 PATHS = [
@@ -37,8 +40,19 @@ COLORS = [(200, 20, 30), (230, 70, 60), (60, 200, 60), (230, 220, 40), (200, 180
 
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Accelerate and torch keep state per process; every test starts without any."""
+    """Accelerate and torch keep state per process; every test starts without any.
+
+    To save and load each network before its training takes a quarter of a test's run, so the two that nearly all tests
+    train are left out; test_dry_run.py has them.
+    """
     torch.set_num_threads(1)
+    check = dry_run._check_saving
+
+    def check_others(args: argparse.Namespace, model: torch.nn.Module, device: torch.device) -> None:
+        if args.model_name_or_path not in ("timm/test_vit", "timm/test_resnet"):
+            check(args, model, device)
+
+    monkeypatch.setattr(dry_run, "_check_saving", check_others)
     datasets.disable_progress_bars()
     yield
     for state in (GradientState, AcceleratorState, PartialState):
@@ -225,24 +239,40 @@ def launcher(script: str, processes: int, words: list[str]) -> list[str]:
     return [*command, "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0", str(REPOSITORY / script), *words]
 
 
-def launch(script: str, processes: int, words: list[str]) -> None:
-    """Run a script in several processes, and make sure that they worked together."""
-    command = launcher(script, processes, words)
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stderr.count("Results are in") == 1, "each process ran alone"
-    if "--eval_only" not in words and script.startswith("train"):
-        assert f"x {processes} processes x" in done.stderr
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[subprocess.Popen]:
-    """Forks children that are killed; see short_lived.py."""
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int]]:
+    """Runs scripts in children of a process that has imported what they need; see short_lived.py. Their exit status."""
     folder = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(folder.parent)}
     command = [sys.executable, str(folder / "short_lived.py")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder.parent
     ) as process:
-        yield process
+
+        def run(**request: object) -> int:
+            process.stdin.write(json.dumps(request) + "\n")
+            process.stdin.flush()
+            return int(process.stdout.readline())
+
+        yield run
         process.stdin.close()
+
+
+@pytest.fixture
+def launch(server: Callable[..., int], tmp_path: Path) -> Callable[[str, int, list[str]], None]:
+    """Run a script in several processes, and make sure that they worked together.
+
+    With the environment that a launcher gives them, but without its imports; test_processes.py starts one.
+    """
+
+    def run(script: str, processes: int, words: list[str]) -> None:
+        said = tmp_path / "launched.txt"
+        said.unlink(missing_ok=True)
+        status = server(script=script.removesuffix(".py"), words=words, processes=processes, stderr=str(said))
+        text = said.read_text()
+        assert status == 0, text[-3000:]
+        assert text.count("Results are in") == 1, "each process ran alone"
+        if "--eval_only" not in words and script.startswith("train"):
+            assert f"x {processes} processes x" in text
+
+    return run

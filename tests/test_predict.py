@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import LEVELS, launch, words_of
+from conftest import LEVELS, words_of
 from PIL import Image
 
 import predict
@@ -148,7 +148,7 @@ def test_files_tables_and_data_sets_are_the_same(fruit, photos, command, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(photos, command, tmp_path):
+def test_two_processes_equal_one(photos, command, tmp_path, launch):
     predict.main(command(photos / "table.csv", image_column="file", group_by="tree", output_dir=tmp_path / "one"))
     words = command(photos / "table.csv", image_column="file", group_by="tree", output_dir=tmp_path / "two")
     launch("predict.py", 2, [*words, "--mixed_precision", "no"])

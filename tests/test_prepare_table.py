@@ -557,12 +557,9 @@ def test_what_is_there_is_kept(fruits, tmp_path, capfd):
 # ---- kills
 
 
-def kill(server: subprocess.Popen, words: list[str], owner: str, name: str, call: int) -> int:
-    request = {"script": "data_prep.prepare_table", "words": words, "owner": owner, "name": name, "call": call}
-    request |= {"signals": [int(signal.SIGKILL)], "environment": {}}
-    server.stdin.write(json.dumps(request) + "\n")
-    server.stdin.flush()
-    return int(server.stdout.readline())
+def kill(server: Callable[..., int], words: list[str], owner: str, name: str, call: int) -> int:
+    signals = [int(signal.SIGKILL)]
+    return server(script="data_prep.prepare_table", words=words, owner=owner, name=name, call=call, signals=signals)
 
 
 @pytest.mark.slow

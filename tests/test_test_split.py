@@ -7,7 +7,7 @@ import json
 import datasets
 import pandas as pd
 import pytest
-from conftest import launch, make_split, make_tiles
+from conftest import make_split, make_tiles
 
 import train_segmentation
 import train_taxonomy
@@ -59,7 +59,7 @@ def test_it_can_be_asked_for_later(options, three_parts, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_two_processes(options, three_parts, tmp_path):
+def test_two_processes(options, three_parts, tmp_path, launch):
     words = {"dataset_name": three_parts, "max_train_steps": 3, "test_split": "test", "global_batch_size": 8}
     one = train_taxonomy.main(options(**words))
     launch("train_taxonomy.py", 2, options(**words, per_device_train_batch_size=4, output_dir=tmp_path / "two"))

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import torch
 import yaml
-from conftest import TILES_TREE, draw_tile, launch, make_tiles
+from conftest import TILES_TREE, draw_tile, make_tiles
 from PIL import Image
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score, jaccard_score
@@ -233,7 +233,7 @@ def test_accumulation_changes_nothing_but_rounding(dense_options, tmp_path, head
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(dense_options, tmp_path):
+def test_two_processes_equal_one(dense_options, tmp_path, launch):
     """The same global batches; the same evaluation of the same model to the last pixel."""
     script, split = "train_segmentation.py", {**SPLIT, "class_weighting": "none"}  # evaluation alone knows no weights
     one = train_segmentation.main(

@@ -15,7 +15,7 @@ import pyarrow.parquet
 import pytest
 import timm
 import torch
-from conftest import LEVELS, PATHS, launch, make_split
+from conftest import LEVELS, PATHS, make_split
 from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score, f1_score
 
@@ -226,7 +226,7 @@ def test_accumulation_changes_nothing_but_rounding(options, tmp_path):
 
 
 @pytest.mark.parametrize("processes", [2])
-def test_two_processes_equal_one(options, tmp_path, processes):
+def test_two_processes_equal_one(options, tmp_path, processes, launch):
     """The same global batches; the same evaluation of the same model to the last digit."""
     changes = {**AUGMENTED, "global_batch_size": 16, "head": "independent", "level_weights": ["equal"]}
     one = train_taxonomy.main(options(**changes, per_device_train_batch_size=16, output_dir=tmp_path / "one"))

@@ -7,7 +7,6 @@ import json
 import pytest
 import torch
 import transformers
-from conftest import launch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForImageClassification
@@ -173,7 +172,7 @@ def test_settings_without_effect(options, capfd):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("tune", ["head", "lora"])
-def test_two_processes(script, tune, options, dense_options, tmp_path):
+def test_two_processes(script, tune, options, dense_options, tmp_path, launch):
     make, module = {"taxonomy": options, "segmentation": dense_options}[script], SCRIPTS[script]
     words = {
         "tune": tune,
