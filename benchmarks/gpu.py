@@ -61,7 +61,7 @@ def measure(folder: Path, device: str, tiny: bool, script: str, model: str, size
     case["decoder_channels"] = channels
     words = f"--model_name_or_path {model} --image_size {size} --per_device_train_batch_size {batch} "
     words += f"--max_train_steps {steps + 1} --dataloader_num_workers {0 if tiny else 8} {SCRIPTS[script]} "
-    words += f"--mixed_precision bf16 --logging_steps {steps // 6}"
+    words += f"--mixed_precision {'bf16' if device == 'cuda' else 'no'} --logging_steps {steps // 6}"
     ours, memory = apart(measure_script, case, script, folder, words.format(folder=folder, channels=channels))
     bare, stall = apart(measure_bare, case, script, folder, device)
     return [bare, ours, ours / bare, memory, stall]
@@ -77,7 +77,7 @@ def measure_bare(case: dict, script: str, folder: Path, device: str) -> tuple[fl
     """Images/s of forward, backward and step on one batch, and the seconds that a save holds it up."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
-    options = (folder, script == "train_segmentation", device, True)
+    options = (folder, script == "train_segmentation", device, device == "cuda")
     rate = speed(train_bare, case, *options)
     save = saves(folder / f"{script}_saves", *train_bare({**case, "steps": 0}, *options))["ours"]
     return rate, statistics.median([save() for _ in range(3)][1:])

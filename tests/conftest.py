@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import io
 import json
 import os
@@ -24,7 +25,6 @@ from PIL import Image
 
 from common.data.sampling import generators_kept, seed_sample
 from common.images.encoded import EncodedImage
-from common.run import dry_run
 
 LEVELS = ["order", "family", "species"]
 PATHS = [
@@ -38,6 +38,12 @@ PATHS = [
 COLORS = [(200, 20, 30), (230, 70, 60), (60, 200, 60), (230, 220, 40), (200, 180, 80), (240, 240, 230)]
 
 
+def pytest_collection_finish() -> None:
+    """What the libraries made when they were imported stays: the collector need not look through it each time."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
 def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Accelerate and torch keep state per process; every test starts without any.
@@ -45,6 +51,8 @@ def clean_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     To save and load each network before its training takes a quarter of a test's run, so the two that nearly all tests
     train are left out; test_dry_run.py has them.
     """
+    from common.run import dry_run  # of what imports much: not in the process that only hands out tests
+
     torch.set_num_threads(1)
     check = dry_run._check_saving
 
@@ -206,26 +214,26 @@ def tiles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SMALLEST = {
+    "model_name_or_path": "timm/test_resnet",
+    "no_pretrained": True,
+    "image_size": 64,
+    "decoder_channels": 16,
+    "per_device_train_batch_size": 8,
+    "num_train_epochs": 1,
+    "learning_rate": 3e-3,
+    "dataloader_num_workers": 0,
+}
+"""Options of the segmentation that tests train"""
+
+
 @pytest.fixture
 def dense_options(tiles: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., list[str]]:
     """A command line that trains a tiny random segmentation model on tiles; as ``options``."""
 
     def make(**changes: object) -> list[str]:
-        settings: dict[str, object] = {
-            "dataset_name": tiles,
-            "model_name_or_path": "timm/test_resnet",
-            "no_pretrained": True,
-            "image_size": 64,
-            "decoder_channels": 16,
-            "per_device_train_batch_size": 8,
-            "num_train_epochs": 1,
-            "learning_rate": 3e-3,
-            "dataloader_num_workers": 0,
-            "no_report": no_report(request),
-            "output_dir": tmp_path / "out",
-            **changes,
-        }
-        return words_of(settings)
+        own = {"dataset_name": tiles, "no_report": no_report(request), "output_dir": tmp_path / "out"}
+        return words_of({**SMALLEST, **own, **changes})
 
     return make
 
@@ -241,7 +249,7 @@ def launcher(script: str, processes: int, words: list[str]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int]]:
-    """Runs scripts in children of a process that has imported what they need; see short_lived.py. Their exit status."""
+    """Runs scripts in children of a process that has imported what they need; see short_lived.py."""
     folder = Path(__file__).parent
     environment = {**os.environ, "PYTHONPATH": str(folder.parent)}
     command = [sys.executable, str(folder / "short_lived.py")]

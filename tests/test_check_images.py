@@ -66,7 +66,7 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("num_proc", [0, 2])
+@pytest.mark.parametrize("num_proc", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_kind_of_trouble(table, tmp_path, num_proc, capsys):
     file, names = table
     words = ["--train_file", str(file), "--image_column", "file", "--output_dir", str(tmp_path / "out")]

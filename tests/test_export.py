@@ -69,6 +69,7 @@ def test_dense_models_with_gaps_in_the_tree(exported):
     assert [part.shape[1] for part in values] == [TREE.num_leaves, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_kept(exported, monkeypatch):
     folder, program = exported
     monkeypatch.setattr(torch.onnx, "export", lambda *words, **options: program)
@@ -78,6 +79,7 @@ def test_a_file_that_computes_something_else_is_not_kept(exported, monkeypatch):
     assert not list(folder.glob("*.onnx*")) and not list(folder.glob(".*"))
 
 
+@pytest.mark.slow
 def test_large_models_have_a_second_file_that_moves_along(exported, tmp_path, monkeypatch):
     folder, program = exported
     monkeypatch.setattr(torch.onnx, "export", lambda *words, **options: program)

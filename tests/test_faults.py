@@ -30,6 +30,7 @@ from common.images.encoded import EncodedImage
 from common.images.files import check_file, load_image
 from common.run import command
 from common.run.stopping import RunStatus, Stopped
+from common.workers import start_worker
 
 TRANSIENT = [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EINTR, errno.ECONNRESET, errno.EBUSY]
 
@@ -140,7 +141,9 @@ def test_an_image_that_cannot_be_read_is_not_a_broken_one(image_file, flaky, num
     """The run ends, and may be started again; the image is not replaced, dropped or listed."""
     rows = ImageRows(datasets.Dataset.from_dict({"image": [image_file] * 3}), "image", "train")
     samples = Samples(rows, np.arange(3), EncodedImage.pixels, on_bad_sample=on_bad_sample)
-    loader = DataLoader(samples, batch_size=None, sampler=[(0, 1)], num_workers=num_workers)
+    loader = DataLoader(
+        samples, batch_size=None, sampler=[(0, 1)], num_workers=num_workers, worker_init_fn=start_worker
+    )
     flaky(io, "open", 99, only="a.png")
     with pytest.raises(StorageError) as caught:
         next(iter(loader))

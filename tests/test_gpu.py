@@ -63,7 +63,7 @@ def run(script, options, tmp_path: Path, changes: dict) -> dict[str, int]:
         TRANSFORMERS[changes["model_name_or_path"]].save_pretrained(tmp_path / "backbone")
         changes = {**changes, "model_name_or_path": tmp_path / "backbone"}
     with waits_on_a_gpu(script) as waits:
-        results = script.main(options(max_train_steps=3, per_device_eval_batch_size=4, **changes))
+        results = script.main(options(max_train_steps=2, max_eval_samples=8, per_device_eval_batch_size=4, **changes))
     assert results["eval"]["loss"] > 0
     return dict(waits)
 

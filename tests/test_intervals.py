@@ -7,7 +7,8 @@ from accelerate import Accelerator
 from scipy.stats import binom, norm
 from sklearn.metrics import f1_score
 
-from common.metrics.intervals import NUM_RESAMPLES, bootstrap_intervals, counts_of_predictions
+from common.metrics import intervals
+from common.metrics.intervals import bootstrap_intervals, counts_of_predictions
 from common.metrics.prediction_table import PredictionTable, gather_rows
 from common.metrics.segmentation import SegmentationMetrics
 from common.metrics.taxonomy import TaxonomyMetrics
@@ -56,11 +57,12 @@ def test_accuracy_is_binomial():
     assert np.allclose([low, high], expected, atol=0.008)
 
 
-def test_as_a_loop_over_resampled_images():
+def test_as_a_loop_over_resampled_images(monkeypatch):
+    monkeypatch.setattr(intervals, "NUM_RESAMPLES", num_resamples := 200)
     labels, leaves = predictions(60)
     found = bootstrap_intervals(TREE, counts_of_predictions(table_of(labels, leaves)), ["macro_f1"])
     random, scores = np.random.default_rng(0), []
-    for drawn in random.integers(60, size=(NUM_RESAMPLES, 60)):  # as drawn there
+    for drawn in random.integers(60, size=(num_resamples, 60)):  # as drawn there
         kept = drawn[labels[drawn, 1] >= 0]
         scores.append(f1_score(labels[kept, 1], leaves[kept], average="macro"))
     kept = labels[:, 1] >= 0
@@ -68,7 +70,7 @@ def test_as_a_loop_over_resampled_images():
     low, high = found["species"]["macro_f1"]
     assert low <= estimate <= high
     share = (np.sum(np.array(scores) < estimate - 1e-12) + np.sum(np.array(scores) <= estimate + 1e-12)) / 2
-    shift = 2 * norm.ppf((share + 0.5) / (NUM_RESAMPLES + 1))
+    shift = 2 * norm.ppf((share + 0.5) / (num_resamples + 1))
     expected = np.quantile(scores, norm.cdf([shift - 1.959964, shift + 1.959964]))
     assert np.allclose([low, high], expected)
 

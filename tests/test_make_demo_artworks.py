@@ -254,6 +254,7 @@ def test_half_covered_pixels_are_damaged():
 # ---- folder and command line
 
 
+@pytest.mark.slow
 def test_same_seed_same_bytes_in_another_process(folder, tmp_path):
     sizes = [f"--{name}={size}" for name, size in SMALL.items()]
     command = [sys.executable, "data_prep/make_demo.py", "artworks", f"--output_dir={tmp_path / 'demo'}", *sizes]

@@ -192,6 +192,7 @@ def test_cards_of_both_scripts_have_code_that_runs(options, dense_options, tmp_p
     assert [line.split()[0] for line in shown[1]] == ["binary", "coarse", "fine"]
 
 
+@pytest.mark.slow
 @pytest.mark.with_report
 def test_evaluation_alone_has_a_report_and_no_card(options, tmp_path):
     train_taxonomy.main(options(no_report=True, output_dir=tmp_path / "model", max_train_steps=1))

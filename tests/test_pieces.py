@@ -1,12 +1,9 @@
-"""Worker processes: the same files however many there are, small ones, and none that outlives its parent."""
+"""Worker processes: the same files however many there are, small ones."""
 
 from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +13,6 @@ from PIL import Image
 
 from data_prep.folder.images import Store
 from data_prep.folder.pieces import PieceMaker, make_pieces
-
-REPOSITORY = Path(__file__).parents[1]
-
-
-@dataclass(frozen=True)
-class SlowStore(Store):
-    """Notes its process, then takes its time."""
-
-    def __call__(self, image, mask=None):
-        Path(image.content + f".{os.getpid()}.seen").touch()
-        time.sleep(0.3)
-        return super().__call__(image)
 
 
 @dataclass(frozen=True)
@@ -79,38 +64,3 @@ def test_a_killed_worker_is_explained(tmp_path):
     maker, rows = make_work(tmp_path, DyingStore("image"))
     with pytest.raises(ValueError, match="smaller --num_proc"):
         make_pieces(maker, rows, 2, 2, lambda _: None)
-
-
-def test_workers_die_with_their_parent(tmp_path):
-    maker, _ = make_work(tmp_path, SlowStore("image"), 40)
-    code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]\n"
-        "if __name__ == '__main__':\n"
-        "    import test_pieces as t; from pathlib import Path\n"
-        "    maker, rows = t.make_work(Path(sys.argv[3]), t.SlowStore('image'), 40)\n"
-        "    t.make_pieces(maker, rows, 2, 2, lambda _: None)\n"
-    )
-    (tmp_path / "script.py").write_text(code)
-    command = [sys.executable, str(tmp_path / "script.py"), str(REPOSITORY), str(REPOSITORY / "tests"), str(tmp_path)]
-    with subprocess.Popen(command) as process:
-        deadline = time.monotonic() + 60
-        while not list(tmp_path.glob("*.seen")) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.kill()
-    workers = {int(path.name.split(".")[-2]) for path in tmp_path.glob("*.seen")}
-    assert workers
-    deadline = time.monotonic() + 20
-    while any(map(is_alive, workers)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(is_alive, workers))
-    finished = list(maker.folder.glob("*.arrow"))
-    assert len(finished) < 20
-    assert all(len(Dataset.from_file(str(path))) == 2 for path in finished)
-
-
-def is_alive(process: int) -> bool:
-    try:
-        state = Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except OSError:
-        return False
-    return state not in "ZX"

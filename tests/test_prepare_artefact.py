@@ -127,6 +127,7 @@ def test_from_the_hub_to_training(hub, tmp_path):
     )
     options += "--no_pretrained --image_size 64 --decoder_channels 16 --global_batch_size 2 "
     options += "--per_device_train_batch_size 2 --max_train_steps 2 --mixed_precision no --dataloader_num_workers 0 "
+    options += "--no_report "
     results = train_segmentation.main([*options.split(), "--output_dir", str(tmp_path / "model")])
     assert results["train"]["global_step"] == 2
 

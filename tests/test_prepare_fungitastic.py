@@ -102,7 +102,7 @@ def test_trains_as_configured(download, tmp_path):
     config = Path(train_taxonomy.__file__).parent / "configs" / "fungitastic_beit.yaml"
     options = f"--config {config} --dataset_name {folder} --model_name_or_path timm/test_vit --no_pretrained "
     options += "--image_size 32 --global_batch_size 4 --per_device_train_batch_size 4 --max_train_steps 2 "
-    options += f"--mixed_precision no --dataloader_num_workers 0 --output_dir {tmp_path / 'model'}"
+    options += f"--mixed_precision no --dataloader_num_workers 0 --no_report --output_dir {tmp_path / 'model'}"
     assert train_taxonomy.main(options.split())["train"]["global_step"] == 2
 
 

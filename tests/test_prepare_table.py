@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -531,12 +531,13 @@ def test_mistakes_are_told_before_any_work(fruits, tmp_path, words, message):
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.incomplete").exists()
 
 
-def test_exit_status_and_message(tmp_path):
-    command = [sys.executable, str(REPOSITORY / "data_prep/prepare_table.py")]
+def test_exit_status_and_message(tmp_path, monkeypatch, capfd):
     words = ["--table", str(tmp_path / "no.csv"), "--level_columns", "a", "--output_dir", str(tmp_path / "out")]
-    done = subprocess.run([*command, *words], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr.strip().splitlines() == [f"error: The table {tmp_path / 'no.csv'} does not exist."]
+    monkeypatch.setattr(sys, "argv", ["prepare_table.py", *words])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(REPOSITORY / "data_prep/prepare_table.py"), run_name="__main__")
+    assert stop.value.code == 2
+    assert capfd.readouterr().err.strip().splitlines() == [f"error: The table {tmp_path / 'no.csv'} does not exist."]
 
 
 def test_what_is_there_is_kept(fruits, tmp_path, capfd):

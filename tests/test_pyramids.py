@@ -38,6 +38,7 @@ TIMM = {
     "edgenext_xx_small": (32, False, None),
     "fastvit_t8": (32, False, None),
 }
+SHALLOW = {"beit_base_patch16_224": {"depth": 4}}
 SINGLE = ("vit", "deit", "beit", "dinov2", "test_vit")  # encoders with one stride
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 64}
@@ -126,13 +127,17 @@ def check(backbone: PyramidBackbone, name: str, zeros: Callable[[], None]) -> No
 
 
 @pytest.mark.parametrize("name", TIMM)
-def test_timm(name, zeros):
+def test_timm(name, zeros, tmp_path):
     divisor, tiles, image_size = TIMM[name]
+    config, source = timm.get_pretrained_cfg(name), f"timm/{name}"
+    if name in SHALLOW:
+        told = {"architecture": name, "pretrained_cfg": config.to_dict(), "model_args": SHALLOW[name]}
+        (tmp_path / "config.json").write_text(json.dumps(told))
+        source = f"local-dir:{tmp_path}"
     backbone, classifier = load_backbone(
-        f"timm/{name}", pretrained=False, image_size=image_size, drop_path_rate=0.0, pyramid=True
+        source, pretrained=False, image_size=image_size, drop_path_rate=0.0, pyramid=True
     )
     assert classifier is None and (backbone.size_divisor, backbone.spec["tiles"]) == (divisor, tiles)
-    config = timm.get_pretrained_cfg(name)
     assert backbone.spec["image_size"] == (image_size or config.input_size[-1])
     assert backbone.spec["mean"] == list(config.mean) and backbone.spec["interpolation"] == config.interpolation
     check(backbone, name, zeros)

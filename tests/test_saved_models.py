@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from conftest import png
+from conftest import REPOSITORY, png
 from PIL import Image
 from transformers import (
     BeitConfig,
@@ -22,6 +24,8 @@ from transformers import (
     ViTForImageClassification,
 )
 
+import train_segmentation
+import train_taxonomy
 from common.images.transforms import EvaluationTransform
 from common.model.backbones import load_backbone
 from common.model.hierarchy import Hierarchy
@@ -116,6 +120,46 @@ def test_every_kind_of_backbone_loads_without_the_repository(tmp_path):
             assert level == pytest.approx(expected.flatten().tolist(), abs=1e-5), folder
         assert theirs["id2label"] == {"0": "a", "1": "b", "2": "c"}
         assert set(theirs["labels"]) <= set("abc") and theirs["labels"], folder
+
+
+def test_trained_models_load_with_transformers_alone(options, dense_options, fruit, tiles, tmp_path):
+    """In another process and folder, without this repository; the pipelines say what the scripts saved."""
+    folders = [tmp_path / "classifier", tmp_path / "dense"]
+    train_taxonomy.main(options(save_predictions=True, output_dir=folders[0]))
+    train_segmentation.main(dense_options(save_predictions=True, num_train_epochs=2, output_dir=folders[1]))
+    images = [tmp_path / "image.jpg", tmp_path / "image.png"]
+    for file, data, row in zip(images, (fruit, tiles), (5, 2), strict=True):
+        plain = datasets.load_from_disk(data)["validation"].cast_column("image", datasets.Image(decode=False))
+        file.write_bytes(plain[row]["image"]["bytes"])
+    code = f"""
+import json, numpy, sys, torch
+from transformers import AutoImageProcessor, pipeline
+from transformers import AutoModelForImageClassification, AutoModelForSemanticSegmentation
+assert "{REPOSITORY}" not in sys.path
+answers, shapes = [], []
+tasks = ["image-classification", "image-segmentation"]
+kinds = [AutoModelForImageClassification, AutoModelForSemanticSegmentation]
+for task, kind, folder, image in zip(tasks, kinds, sys.argv[1::2], sys.argv[2::2]):
+    model = kind.from_pretrained(folder, trust_remote_code=True)
+    pipe = pipeline(task, model=model, image_processor=AutoImageProcessor.from_pretrained(folder))
+    answers.append(pipe(image, top_k=5) if task == "image-classification" else pipe(image))
+    shapes.append([list(level.shape) for level in model(torch.zeros(2, 3, 32, 32)).log_probs])
+numpy.savez("found.npz", **{{entry["label"]: numpy.asarray(entry["mask"]) for entry in answers[1]}})
+print(json.dumps([answers[0], shapes]))
+"""
+    words = [str(word) for pair in zip(folders, images, strict=True) for word in pair]
+    done = subprocess.run([sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    answer, shapes = json.loads(done.stdout.strip().splitlines()[-1])
+    assert shapes == [[[2, 2], [2, 4], [2, 6]], [[2, 2, 8, 8], [2, 2, 8, 8], [2, 4, 8, 8]]]
+    ours = pd.read_parquet(folders[0] / "predictions.parquet").iloc[5]
+    assert [entry["label"] for entry in answer] == list(ours["top5_leaves"])
+    assert [entry["score"] for entry in answer] == pytest.approx(list(ours["top5_probabilities"]), abs=0.02)
+    mask = np.asarray(Image.open(folders[1] / "predictions" / "000002.png"))
+    found, theirs = np.load(tmp_path / "found.npz"), np.full(mask.shape, -1)
+    for name in found:
+        theirs[found[name] > 0] = ["clean", "scratch", "crack", "hole"].index(name)
+    assert (mask == theirs).mean() > 0.99  # the processor resizes with another library
 
 
 def test_a_new_model_takes_the_place_of_all_files_of_an_old_one(tmp_path):

@@ -80,7 +80,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("code", [LOADER, POOL], ids=["loader", "pool"])
+@pytest.mark.parametrize("code", [LOADER, pytest.param(POOL, marks=pytest.mark.slow)], ids=["loader", "pool"])
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path, code: str):
     """However busy they are, and though nobody will read what they have to say."""
     script = tmp_path / "parent.py"
