@@ -40,6 +40,7 @@ from common.data.rows import Samples, make_loader
 from common.data.splits import Reading
 from common.files import write_json
 from common.labels.encoding import group_key
+from common.labels.hierarchy_files import read_costs
 from common.lock import RunLock
 from common.metrics.calibration import fewest_images, find_labels, read_calibration
 from common.model.answers import thresholds_for
@@ -117,6 +118,9 @@ def make_predictor(
     wrong = set(args.format) - ({"csv", *OBJECT_FORMATS} if dense else set(FORMATS))
     if wrong:
         raise ValueError(f"--format {' '.join(sorted(wrong))} is not for this kind of model.")
+    if args.costs and not dense:
+        costs = read_costs(args.costs, model.hierarchy)
+        model.config.evaluation = {**evaluation, "decoding": "cost", "costs": costs}
     known = MASK_VIEWS if dense else IMAGE_VIEWS
     if args.tta and args.tta not in known:
         raise ValueError(f"--tta of this kind of model is one of {', '.join(known)}, not {args.tta}.")

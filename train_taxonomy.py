@@ -44,8 +44,10 @@ from common.data.splits import LabelColumns, check_columns, check_unseen, get_sp
 from common.files import write_json
 from common.images.transforms import EvaluationTransform, MixImages, Normalize, TrainTransform
 from common.labels.encoding import read_class_order
+from common.labels.hierarchy_files import read_costs
 from common.losses.class_weights import class_weights, count_labels, levels_where_labels_end
 from common.losses.cross_entropy import LevelCrossEntropy
+from common.metrics.answer_costs import cost_results
 from common.metrics.calibration import calibrate
 from common.metrics.intervals import bootstrap_intervals, counts_of_predictions
 from common.metrics.observations import Observations
@@ -319,6 +321,8 @@ def build_model(args: TaxonomyArguments, hierarchy: Hierarchy) -> LabelTreeForIm
     )
     setup.settle(args, hierarchy, model, backbone)
     evaluation = {name: getattr(args, name) for name in EVALUATION_OPTIONS}
+    costs = (model.config.evaluation or {}).get("costs") if model is not None else None
+    evaluation["costs"] = read_costs(args.costs, hierarchy) if args.costs else costs or {}
     if model is not None:
         model.config.evaluation = evaluation
         return model
@@ -415,7 +419,7 @@ def evaluate_model(
         answers = model.decode(output)
         predicted = {"log_probs": output.log_probs, "path": answers.path.unbind(1)}
         metrics.add_batch(predictions=predicted, references=labels)
-        predictions.add(batch["rows"], labels, output.log_probs, output.logits, answers.leaf)
+        predictions.add(batch["rows"], labels, output.log_probs, output.logits, answers.leaf, answers.level)
         if observations is not None:
             observations.add(batch["rows"], logits)
     metrics.reduce(lambda counts: accelerator.reduce(counts, "sum"))
@@ -423,6 +427,8 @@ def evaluate_model(
     report_data = ReportData.of_predictions(predictions)
     report_data.reliability = metrics.reliability().numpy()
     results = {"loss": loss_fn.combine(*accelerator.reduce(sums, "sum")).item(), **metrics.compute()}
+    if args.decoding == "cost":
+        results["costs"] = cost_results(predictions, model.config.evaluation["costs"])
     if observations is not None:
         together = TaxonomyMetrics(hierarchy, device, top_k=args.top_k)
         results["observations"] = observations.compute(together, lambda sums: accelerator.reduce(sums, "sum"))

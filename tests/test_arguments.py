@@ -52,7 +52,7 @@ OPTIONS = {
     "train_taxonomy.py": [
         *SHARED, "tta", "level_columns", "sampling", "top_k", "label_column", "crop_pct", "crop_scale", "aspect_ratio",
         "auto_augment", "random_erasing", "mixup", "cutmix", "mix_probability", "init_leaf_from_classifier",
-        "logit_adjustment", "label_smoothing", "conflicts", "eval_group_column", "cache_features",
+        "logit_adjustment", "label_smoothing", "conflicts", "eval_group_column", "costs", "cache_features",
         "feature_views",
     ],
     "train_segmentation.py": [

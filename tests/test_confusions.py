@@ -14,7 +14,6 @@ from common.report.confusions import (
     ConfusionPairs,
     confused_pairs,
     density,
-    find_classes,
     hardest_classes,
     in_tree_order,
     scores_by_frequency,
@@ -114,12 +113,12 @@ def test_watched_class_that_does_not_occur():
 
 
 def test_names_are_found_at_any_level_and_misspelt_ones_are_reported():
-    assert find_classes(TREE, [" D ", "f2"]) == [(2, 3), (1, 1)]
+    assert TREE.find_nodes([" D ", "f2"]) == [(2, 3), (1, 1)]
     twice = Hierarchy(["g", "s"], [["A", "B"], ["x", "x"]], [[None, None], [0, 1]])
-    assert find_classes(twice, ["x"]) == [(1, 0), (1, 1)]
+    assert twice.find_nodes(["x"]) == [(1, 0), (1, 1)]
     fungi = Hierarchy(["species"], [["Amanita phalloides", "Boletus edulis"]], [[None, None]])
     with pytest.raises(ValueError, match="no such class at any level. Did you mean Amanita phalloides"):
-        find_classes(fungi, ["Amanita faloides"])
+        fungi.find_nodes(["Amanita faloides"])
 
 
 def wide_tree(num_leaves: int) -> tuple[Hierarchy, np.ndarray]:

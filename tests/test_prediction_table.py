@@ -22,12 +22,13 @@ def random_batch(num_images: int = 12):
     leaf_logits = torch.randn(num_images, 3, generator=rng)
     log_probs = TREE.marginalize(leaf_logits.log_softmax(1))
     labels = torch.stack(TREE.lift(torch.randint(0, 3, (num_images,), generator=rng)), 1)
-    return torch.randperm(num_images, generator=rng), labels, log_probs, leaf_logits, leaf_logits.argmax(1)
+    leaf = leaf_logits.argmax(1)
+    return torch.randperm(num_images, generator=rng), labels, log_probs, leaf_logits, leaf, leaf % 2
 
 
 def part(batch, index):
-    rows, labels, log_probs, leaf_logits, leaf = batch
-    return rows[index], labels[index], [level[index] for level in log_probs], leaf_logits[index], leaf[index]
+    rows, labels, log_probs, *others = batch
+    return rows[index], labels[index], [level[index] for level in log_probs], *(other[index] for other in others)
 
 
 def collected(batches, complete: bool = True) -> PredictionTable:
@@ -39,11 +40,12 @@ def collected(batches, complete: bool = True) -> PredictionTable:
 
 
 def test_columns():
-    rows, labels, log_probs, leaf_logits, leaf = batch = random_batch()
+    rows, labels, log_probs, leaf_logits, leaf, level = batch = random_batch()
     table, columns = collected([batch]), collected([batch]).columns
     assert columns["row"].tolist() == sorted(rows.tolist())
     order = rows.argsort()
     assert np.array_equal(columns["label"], labels[order]) and np.array_equal(columns["leaf"], leaf[order])
+    assert np.array_equal(columns["level"], level[order])
     for place, index in enumerate(order.tolist()):
         probabilities = leaf_logits[index].softmax(0)
         assert columns["leaf_probability"][place] == pytest.approx(probabilities.max().item(), abs=1e-6)
@@ -54,7 +56,7 @@ def test_columns():
         assert columns["best_path_probability"][place] == pytest.approx(expected, abs=1e-6)
         assert columns["argmax"][place].tolist() == [level[index].argmax().item() for level in log_probs]
         assert columns["top_leaves"][place].tolist() == probabilities.argsort(descending=True).tolist()
-    assert set(collected([batch], complete=False).columns) == set(list(columns)[:5])
+    assert set(collected([batch], complete=False).columns) == set(list(columns)[:6])
 
 
 def test_batches_and_processes_change_nothing(monkeypatch):
@@ -77,8 +79,8 @@ def test_batches_and_processes_change_nothing(monkeypatch):
 
 def test_adding_never_waits_for_the_device():
     """Tensors of the meta device have no values, so that whatever looks at them raises."""
-    rows, labels, log_probs, leaf_logits, leaf = random_batch()
-    there = [labels.to("meta"), [level.to("meta") for level in log_probs], leaf_logits.to("meta"), leaf.to("meta")]
+    rows, labels, log_probs, *others = random_batch()
+    there = [labels.to("meta"), [level.to("meta") for level in log_probs], *(other.to("meta") for other in others)]
     PredictionTable(TREE, "meta", complete=True).add(rows, *there)
 
 
@@ -89,7 +91,7 @@ def test_written_table_names_classes_and_is_sorted_by_row(tmp_path):
     ]
     leaf_logits = torch.tensor([[0.2, 0.1, 0.7], [0.0, 1.0, 0.0]]).log()
     labels = torch.tensor([[0, IGNORE], [1, 1]])
-    table = collected([(torch.tensor([7, 2]), labels, log_probs, leaf_logits, torch.tensor([2, 1]))])
+    table = collected([(torch.tensor([7, 2]), labels, log_probs, leaf_logits, *[torch.tensor([2, 1])] * 2)])
     table.write(tmp_path / "p.parquet", ["", "", "b.jpg", *[""] * 5])
     found = pyarrow.parquet.read_table(tmp_path / "p.parquet").to_pydict()
     levels = [f"{level}_{column}" for level in "gs" for column in ("label", "best_path", "best_path_probability")]

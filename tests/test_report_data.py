@@ -38,7 +38,7 @@ def random_batches(num_batches: int, seed: int = 0, size: int = 50):
 def collected(batches, tree: Hierarchy = TREE) -> ReportData:
     table = PredictionTable(tree)
     for rows, labels, logits, leaf in batches:
-        table.add(rows, labels, tree.marginalize(logits.log_softmax(1)), logits, leaf)
+        table.add(rows, labels, tree.marginalize(logits.log_softmax(1)), logits, leaf, leaf)
     table.gather(Accelerator(cpu=True))
     return ReportData.of_predictions(table)
 

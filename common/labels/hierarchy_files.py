@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..files import read_yaml, retried
+from ..model.costs import cost_matrix
 from ..model.hierarchy import Hierarchy
 from ..model.tree import fold_name, repeated
 from .encoding import LabelPath, clean_column, encode_path, path_text
@@ -62,6 +63,16 @@ def load_hierarchy(
     if not keyed:
         _refuse_ambiguous_leaves(tree, path)
     return tree, report
+
+
+def read_costs(path: str | Path, tree: Hierarchy) -> dict[str, Any]:
+    """The settings of :func:`common.model.costs.cost_matrix` from a YAML file; ValueError if they are not that."""
+    try:
+        content = read_yaml(_find(path)) or {}
+        cost_matrix(tree, **content)
+    except (ValueError, TypeError, AttributeError, KeyError, yaml.YAMLError) as error:
+        raise ValueError(f"Costs {path}: {error}") from error
+    return content
 
 
 def read_ignored(path: str | Path) -> list[int]:

@@ -15,7 +15,7 @@ import glob
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
 from .encoding import short_list, text_of
 
@@ -86,41 +85,25 @@ def _read_delimited(path: Path, fill_short: bool) -> TextTable:
     csv.field_size_limit(2**31 - 1)
     if delimiter != "\t" and '"' in text:
         _check_quotes(text, delimiter)
-    header = next((row for row in csv.reader(io.StringIO(text, newline=""), **dialect) if row), [])
-    if fill_short:
-        rows = [row + [""] * (len(header) - len(row)) for row in csv.reader(io.StringIO(text, newline=""), **dialect)]
-        text = io.StringIO(newline="")
-        csv.writer(text, quotechar=None if delimiter == "\t" else '"', **dialect).writerows(filter(any, rows))
-        text = text.getvalue()
-    if not header:
-        return TextTable(pa.table({}), np.arange(0), {}, notes)
-    wrong: dict[int, int] = {}  # number of the row, the first line being row -1: how many fields it has
+    lines = csv.reader(io.StringIO(text, newline=""), **dialect)
+    rows = filter(any if fill_short else None, lines)
+    header, numbers, malformed = next(rows, []), [], {}
 
-    def leave_out(row: Any) -> str:
-        wrong[row.number - 2] = row.actual_columns
-        return "skip"
+    def fitting() -> Iterator[list[str]]:
+        for number, row in enumerate(rows):
+            row += [""] * (len(header) - len(row) if fill_short else 0)
+            if len(row) == len(header):
+                numbers.append(number)
+                yield row
+            else:
+                told = f"it has {len(row)} fields, the first line {len(header)}"
+                malformed[number] = f"{told} (it ends in line {lines.line_num})"
 
-    places = list(map(str, range(len(header))))
-    columns = pa.csv.read_csv(
-        io.BytesIO(text.encode()),
-        pa.csv.ReadOptions(column_names=places, use_threads=False, block_size=1 << 28),
-        pa.csv.ParseOptions(
-            delimiter=delimiter,
-            quote_char=delimiter != "\t" and '"',
-            newlines_in_values=delimiter != "\t",
-            invalid_row_handler=leave_out,
-        ),
-        pa.csv.ConvertOptions(column_types=dict.fromkeys(places, pa.string()), strings_can_be_null=False),
-    ).slice(1)
-    numbers = np.setdiff1d(np.arange(len(columns) + len(wrong)), list(wrong))
-    malformed = {}
-    if wrong:
-        lines = csv.reader(io.StringIO(text, newline=""), **dialect)
-        ends = [lines.line_num for row in lines if row]
-        for row, count in wrong.items():
-            told = f"it has {count} fields, the first line {len(header)}"
-            malformed[row] = f"{told} (it ends in line {ends[row + 1]})"
-    return TextTable(columns.rename_columns(_unique(header)), numbers, malformed, notes)
+    schema, good = pa.schema([(name, pa.string()) for name in _unique(header)]), fitting()
+    parts = [schema.empty_table()]
+    while chunk := list(islice(good, 50_000)):
+        parts.append(pa.table([pa.array(cells, pa.string()) for cells in zip(*chunk, strict=True)], schema=schema))
+    return TextTable(pa.concat_tables(parts), np.array(numbers, dtype=np.int64), malformed, notes)
 
 
 def _check_quotes(text: str, delimiter: str) -> None:

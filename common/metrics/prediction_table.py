@@ -32,9 +32,9 @@ class PredictionTable:
 
     Attributes:
         columns: since :meth:`gather`, in the order of the rows: ``row`` int64 (n,), ``label`` int32 (n, levels),
-            ``leaf`` int32 (n,) of the best path, ``leaf_probability`` float64 (n,), ``best_path_probability`` float32
-            (n, levels), 0 where the path has no class. If complete: ``argmax``, ``argmax_probability`` (n, levels),
-            ``top_leaves``, ``top_probabilities`` (n, 5).
+            ``leaf`` int32 (n,) of the best path, ``level`` int32 (n,) of the answer, ``leaf_probability`` float64
+            (n,), ``best_path_probability`` float32 (n, levels), 0 where the path has no class. If complete:
+            ``argmax``, ``argmax_probability`` (n, levels), ``top_leaves``, ``top_probabilities`` (n, 5).
     """
 
     def __init__(self, hierarchy: Hierarchy, device: str | torch.device = "cpu", complete: bool = False) -> None:
@@ -45,7 +45,7 @@ class PredictionTable:
         shapes = [(0, hierarchy.num_leaves), *((0, size) for size in hierarchy.num_classes)]
         leaf_logits, *log_probs = (torch.empty(shape, device=device) for shape in shapes)
         labels = torch.empty((0, hierarchy.num_levels), dtype=torch.long, device=device)
-        self.add(torch.empty(0, dtype=torch.long), labels, log_probs, leaf_logits, labels.sum(1))
+        self.add(torch.empty(0, dtype=torch.long), labels, log_probs, leaf_logits, labels.sum(1), labels.sum(1))
 
     def add(
         self,
@@ -54,6 +54,7 @@ class PredictionTable:
         log_probs: Sequence[torch.Tensor],
         leaf_logits: torch.Tensor,
         leaf: torch.Tensor,
+        level: torch.Tensor,
     ) -> None:
         """Keep a batch.
 
@@ -62,12 +63,13 @@ class PredictionTable:
             labels: (batch, levels), IGNORE where there is no label.
             log_probs: per level (batch, classes).
             leaf_logits: (batch, leaves), whose softmax gives the leaves' probabilities.
-            leaf: (batch,) the leaf of the best path.
+            leaf, level: (batch,) the leaf of the best path, and how far down that is the answer.
         """
         batch = {
             "row": rows,
             "label": labels.int(),
             "leaf": leaf.int(),
+            "level": level.int(),
             "leaf_probability": leaf_logits.double().softmax(1).gather(1, leaf[:, None])[:, 0],
             "best_path_probability": path_probabilities(log_probs, self.hierarchy.lift(leaf)),
         }

@@ -41,10 +41,8 @@ class ReportData:
 
     def save(self, path: str | Path) -> None:
         """Write one file atomically."""
-        arrays = {"truth": self.truth, "predicted": self.predicted, "count": self.count}
+        arrays = {name: value for name, value in vars(self).items() if name != "examples" and value is not None}
         arrays |= {f"example_{kind}": rows for kind, rows in self.examples.items()}
-        if self.reliability is not None:
-            arrays["reliability"] = self.reliability
         with atomic_write(path, "wb") as file:
             np.savez_compressed(file, **arrays)
 
@@ -53,8 +51,8 @@ class ReportData:
         """The inverse of :meth:`save`."""
         with np.load(path) as file:
             arrays = dict(file)
-        examples = {kind: arrays[f"example_{kind}"] for kind in EXAMPLE_KINDS if f"example_{kind}" in arrays}
-        return cls(arrays["truth"], arrays["predicted"], arrays["count"], examples, arrays.get("reliability"))
+        examples = {kind: arrays.pop(f"example_{kind}") for kind in EXAMPLE_KINDS if f"example_{kind}" in arrays}
+        return cls(**arrays, examples=examples)
 
     @classmethod
     def of_leaf_matrix(cls, hierarchy: Hierarchy, matrix: np.ndarray) -> ReportData:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
-LOWER_IS_BETTER = {"loss", "ece", "tree_inconsistency", "hierarchical_distance"}
+LOWER_IS_BETTER = {"loss", "ece", "tree_inconsistency", "hierarchical_distance", "mean_cost"}
 
 
 def flatten(results: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
@@ -83,7 +83,8 @@ def path_measures(results: Mapping[str, Any]) -> dict[str, list[tuple[str, str]]
             for key, words in MEASURES.items()
             if key in results[name]
         ]
-        for name, label in (("path", "best path"), ("argmax", "per-level argmax"))
+        for name, label in (("path", "best path"), ("argmax", "per-level argmax"), ("costs", "answers"))
+        if name in results
     }
 
 
@@ -91,6 +92,9 @@ MEASURES = {
     "full_path_accuracy": "full path",
     "tree_inconsistency": "not in the tree",
     "hierarchical_distance": "hierarchical distance",
+    "mean_cost": "mean cost",
+    "not_answered": "not answered",
+    **{f"track_{number}": f"FungiCLEF track {number}" for number in (1, 2, 3, 4)},
 }
 
 
@@ -105,4 +109,5 @@ def cell(name: str, value: float | None) -> str:
     value = math.nan if value is None else value
     if name.startswith("num_"):
         return f"{value:,}"
-    return f"{value:.3f}" if name in {"ece", "hierarchical_distance"} else f"{100 * value:.2f}%"
+    plain = name in {"ece", "hierarchical_distance", "mean_cost"} or name.startswith("track_")
+    return f"{value:.3f}" if plain else f"{100 * value:.2f}%"

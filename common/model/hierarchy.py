@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +215,18 @@ class Hierarchy:
             for position, name in enumerate(column):
                 found.setdefault(fold_name(name), []).append(position)
         return index
+
+    def find_nodes(self, names: Sequence[str], option: str = "--costs") -> list[tuple[int, int]]:
+        """(level, class) of every name, at whatever levels it occurs; ValueError, with similar ones, if at none."""
+        index, found = self.node_index(), []
+        for name in names:
+            nodes = [(level, label) for level, column in enumerate(index) for label in column.get(fold_name(name), ())]
+            if not nodes:
+                close = get_close_matches(name, chain(*self.names), n=3)
+                hint = f" Did you mean {' or '.join(close)}?" if close else ""
+                raise ValueError(f"{option} {name}: the label tree has no such class at any level.{hint}")
+            found += nodes
+        return found
 
     def node_keys(self) -> list[tuple[tuple[str, str], ...]]:
         """Of every class, level after level: (level, folded name) along its path, which begins with its parent's."""

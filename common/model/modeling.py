@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers.utils import ModelOutput
 
 from .answers import Answers, answer_levels, path_probabilities, thresholds_for
 from .backbones import Backbone
+from .costs import cheapest, cost_matrix
 from .decoders import DECODERS, convolution, resize
 from .encoder_models import EncoderModel, LabelTreeConfig, LabelTreeFeatures
 from .heads import LevelHeads
@@ -189,6 +190,11 @@ class LabelTreeModel(EncoderModel):
             return self.hierarchy.path_scores([level.exp() for level in log_probs or self.heads.log_probs(logits)])
         return logits if are_leaves else self.heads.leaf_logits(logits)
 
+    @cached_property
+    def costs(self) -> torch.Tensor:
+        """Of answers to whole images, for the decoding ``cost``."""
+        return cost_matrix(self.hierarchy, **self.config.evaluation["costs"]).to(self.device)
+
     def decode(
         self,
         output: LabelTreeOutput,
@@ -217,10 +223,13 @@ class LabelTreeModel(EncoderModel):
         if size is not None:
             enlarge = partial(F.interpolate, size=tuple(size), mode="bilinear", align_corners=False)
             scores, chances = enlarge(scores.float()), [enlarge(level) for level in chances]
-        leaf = scores.argmax(1)
+        leaf, level = scores.argmax(1), None
+        if (self.config.evaluation or {}).get("decoding") == "cost":  # of whole images
+            leaf, level = cheapest(tree, self.costs, output.logits.float().softmax(1))
         labels = tree.lift(leaf)
         path, probabilities = torch.stack(labels, 1), path_probabilities(chances, labels)
-        level = answer_levels(probabilities, path, [0.0] * tree.num_levels if thresholds is None else thresholds)
+        if level is None or thresholds is not None:
+            level = answer_levels(probabilities, path, [0.0] * tree.num_levels if thresholds is None else thresholds)
         return Answers(tree, leaf, path, probabilities, level)
 
     def save_pretrained(self, save_directory: str | Path, **options: Any) -> None:

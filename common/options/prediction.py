@@ -21,9 +21,7 @@ class PredictArguments:
     model: str = option("", "The first word of the command line.")
     inputs: Sequence[str] = option([], "The words after it.")
 
-    image_column: str = option(
-        "image", "Column with the images, or their paths, in a table or data set.", group="Images"
-    )
+    image_column: str = option("image", "Column with images, or their paths, in a table or data set.", group="Images")
     image_root: str | None = option(None, "Folder that paths in a table lie in; by default that of the table.")
     image_suffix: str | None = option(None, "Ending to add to image paths in a table that lack it, for example .jpg.")
     missing_values: list[str] | None = option(None, MISSING_VALUES)
@@ -32,18 +30,13 @@ class PredictArguments:
         None, "Images of more pixels are refused as broken; by default 178,956,970, as in Pillow.", "greater than 0"
     )
     level_columns: list[str] | None = option(
-        None,
-        "Columns with true class names, one per level, to measure accuracy; by default those named as the levels.",
+        None, "Columns with true names, one per level, to measure accuracy; by default those named as levels."
     )
 
     more_models: list[str] | None = option(
-        None,
-        "More models of the same label tree, head and pixels: probabilities are averaged over all.",
-        group="Models and views",
+        None, "More of the same label tree, head and pixels: probabilities are averaged.", group="Models and views"
     )
-    format: list[str] = option(
-        ["csv"], "Of predictions: csv, jsonl or both; of objects in masks: coco, geojson or both."
-    )
+    format: list[str] = option(["csv"], "Of predictions: csv, jsonl or both; of objects: coco, geojson or both.")
     tta: Literal["none", "hflip", "five_crop", "d4"] | None = option(
         None, "Average over views of each image: mirrored, five crops, or the eight turns of a mask; as in evaluation."
     )
@@ -52,20 +45,15 @@ class PredictArguments:
     rank_by: Literal["probability", "distance"] = option(
         "probability", "Whether those listed are most probable, or nearest in the tree to what it may be."
     )
-    min_confidence: float | None = option(
-        None, "Answer at the finest level whose probability is at least this.", "from 0 up to 1"
-    )
+    min_confidence: float | None = option(None, "Answer at the finest level that is so probable.", "from 0 up to 1")
     target_precision: float | None = option(
         None, "Answer at the finest level at which this share of answers is expected right.", "from 0 up to 1"
     )
-    calibration: str | None = option(
-        None, "calibration.json of an --eval_only run for --target_precision; the model's own by default."
-    )
+    costs: str | None = option(None, "YAML file with costs: answer at the cheapest level, or not at all.")
+    calibration: str | None = option(None, "Its calibration.json of an --eval_only run; by default the model's own.")
     review: str | None = option(None, "CSV file for images that are probably mislabelled, and those to label next.")
     features: str | None = option(None, "Parquet file for the backbone's features of each image, too.")
-    group_by: str | None = option(
-        None, "Column (observation): photographs with the same value are also classified together."
-    )
+    group_by: str | None = option(None, "Column (observation): photographs of one value are also classified together.")
 
     eval_crop: int | None = option(
         None,
@@ -73,13 +61,9 @@ class PredictArguments:
         "greater than 0",
         group="Masks",
     )
-    eval_stride: int | None = option(
-        None, "Distance from window to window, in pixels; by default as in evaluation.", "greater than 0"
-    )
+    eval_stride: int | None = option(None, "Pixels from one window to the next; as in evaluation.", "greater than 0")
     resize_longer: int | None = option(
-        None,
-        "Longer side of images, in pixels, before windows are cut; by default as in evaluation.",
-        "greater than 0",
+        None, "Longer side of images before windows are cut; by default as in evaluation.", "greater than 0"
     )
     mm_per_pixel: float | None = option(None, "Width of a pixel, for areas in square millimetres.", "greater than 0")
     overlay_size: int = option(1600, "Longer side of the overlays in pixels; 0 for none.", "at least 0")
@@ -102,8 +86,9 @@ class PredictArguments:
             problems.append(f"--format is {', '.join(known)}, not {' '.join(self.format)}")
         if self.review and not Path(self.review).parent.is_dir():
             problems.append(f"--review: there is no folder {Path(self.review).parent}")
-        if self.min_confidence is not None and self.target_precision is not None:
-            problems.append("--min_confidence and --target_precision do the same in two ways; choose one")
+        ways = [name for name in ("min_confidence", "target_precision", "costs") if getattr(self, name) is not None]
+        if len(ways) > 1:
+            problems.append(f"--{' and --'.join(ways)} do the same in different ways; choose one")
         if problems:
             raise ValueError("; ".join(problems) + ".")
 

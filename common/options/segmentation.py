@@ -13,9 +13,7 @@ from .shared import CommonArguments
 class SegmentationArguments(CommonArguments):
     """The options of this script."""
 
-    mask_column: str = option(
-        "mask", "Column with the masks, or their paths; pixel value v is class v, 255 ignored.", group="Data"
-    )
+    mask_column: str = option("mask", "Masks, or their paths; pixel value v is class v, 255 ignored.", group="Data")
     mask_palette: str | None = option(None, "YAML file with a colour per class, for masks that are coded by colour.")
     mask_orientation: Literal["upright", "raw"] = option(
         "upright", "Where EXIF turns images: masks are as people see these, or drawn on the files as they lie (raw)."
@@ -43,15 +41,9 @@ class SegmentationArguments(CommonArguments):
         None, "Longer side that images are resized to before windows are cut; their own by default.", "greater than 0"
     )
     scale_jitter: list[float] = option([0.5, 2.0], "Smallest and largest random scale in training.")
-    rare_crop: float = option(
-        0.5, "Probability that a crop is placed on a class other than the image's commonest.", "from 0 up to 1"
-    )
-    balanced_crop: bool = option(
-        False, "Choose that class the more often the fewer training images have it, instead of evenly."
-    )
-    copy_paste: float = option(
-        0.0, "Probability that an object of another class than the commonest is pasted in.", "from 0 up to 1"
-    )
+    rare_crop: float = option(0.5, "Probability of a crop on a class not the image's commonest.", "from 0 up to 1")
+    balanced_crop: bool = option(False, "Choose it the more often the fewer training images have it, not evenly.")
+    copy_paste: float = option(0.0, "Probability of pasting in an object of a rarer class.", "from 0 up to 1")
     rot90: float = option(0.5, "Probability of a random turn by multiples of 90 degrees.", "from 0 up to 1")
 
     model_name_or_path: str = option(
@@ -65,9 +57,7 @@ class SegmentationArguments(CommonArguments):
     decoder_channels: int = option(256, "Its width.", "greater than 0")
 
     level_weights: list[str] = option(
-        ["rising"],
-        "A number per level, or leaf, equal, leaf_heavy or rising (0.2, 0.3, 1); taken literally.",
-        group="Loss",
+        ["rising"], "A number per level, or leaf, equal, leaf_heavy, rising (0.2, 0.3, 1); literally.", group="Loss"
     )
     loss: list[str] = option(
         ["dice_focal"],
@@ -78,23 +68,17 @@ class SegmentationArguments(CommonArguments):
     focal_weight: float = option(0.5, "Of the focal part of dice_focal.", "at least 0")
     focal_gamma: float = option(2.0, "How much focal loss turns away from pixels that are right.", "at least 0")
     tversky_beta: float = option(0.7, "Weight of missed pixels in tversky; of false ones 1 - beta.", "from 0 up to 1")
-    ohem: float = option(
-        1.0, "Leave pixels out of ce and focal that are right with more probability.", "over 0 and up to 1"
-    )
+    ohem: float = option(1.0, "Pixels right with more probability are left out of ce and focal.", "over 0 and up to 1")
     dice_over: Literal["image", "batch"] = option(
         "image", "Overlap of each image, or of a forward pass as a whole (then batch sizes change the loss)."
     )
-    aux_weight: float = option(
-        0.0, "Of the loss of an auxiliary FCN head at stride 16, in training alone; usually 0.4.", "at least 0"
-    )
+    aux_weight: float = option(0.0, "Of an auxiliary FCN head's loss (stride 16, training); often 0.4.", "at least 0")
 
     metric_for_best_model: str = option(
         "levels.last.mean_iou", "Entry of eval in all_results.json, last for the last level; or loss.", group="Run"
     )
     boundary_tolerance: int | None = option(
-        None,
-        "Also report boundary IoU and F1, clDice and recall of objects, with so many pixels off; slow.",
-        "at least 1",
+        None, "Also report boundary IoU, F1, clDice, recall of objects, with so many pixels off; slow.", "at least 1"
     )
 
     def problems(self) -> list[str]:

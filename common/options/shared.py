@@ -27,18 +27,14 @@ class CommonArguments:
     """Names of the options that the user gave, see :func:`common.options.arguments.parse_arguments`"""
 
     dataset_name: str = option(
-        "demo", "demo, a prepared folder, or a folder or Hub id that datasets.load_dataset understands.", group="Data"
+        "demo", "demo, a prepared folder, or a folder or Hub id for load_dataset.", group="Data"
     )
     dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
-    train_file: str | None = option(
-        None, "CSV, TSV, XLSX, JSON lines or Parquet file to train on, instead of dataset_name."
-    )
+    train_file: str | None = option(None, "CSV, TSV, XLSX, JSON lines or Parquet to train on, not a dataset_name.")
     validation_file: str | None = option(
         None, "The same for validation; where there is none, a tenth of the training groups is drawn for it."
     )
-    image_root: str | None = option(
-        None, "Folder that image paths lie in; by default that of the train_file, or what a prepared folder says."
-    )
+    image_root: str | None = option(None, "Folder that image paths lie in; by default the train_file's, or as noted.")
     train_split: str = option("train", "Split to train on.")
     validation_split: str = option("validation", "Split to evaluate and to choose the best model on.")
     test_split: str | None = option(
@@ -52,16 +48,14 @@ class CommonArguments:
     group_column: str | None = option(None, "Column (observation, artwork) whose values must not cross splits.")
     max_train_samples: int | None = option(None, "Train on a random subset of this size.", "greater than 0")
     max_eval_samples: int | None = option(None, "Evaluate on a random subset of this size.", "greater than 0")
-    exclude_rows: list[str] | None = option(
-        None, "problems.csv files: rows listed there are left out, and those after them move up."
-    )
+    exclude_rows: list[str] | None = option(None, "problems.csv files, whose rows are left out; later ones move up.")
     on_bad_sample: Literal["error", "skip"] = option(
         "error", "An image that does not decode stops the run, or is skipped, counted and listed."
     )
 
     image_size: int | None = option(
         None,
-        "Side of the square input in pixels; the backbone's own by default.",
+        "Side of the input in pixels; the backbone's own by default.",
         "greater than 0",
         group="Images and augmentation",
     )
@@ -88,9 +82,7 @@ class CommonArguments:
         "greater than 0",
     )
     dropout: float = option(0.0, "Dropout before the heads.", "at least 0 and less than 1")
-    drop_path_rate: float | None = option(
-        None, "Stochastic depth of the backbone; its own by default.", "at least 0 and less than 1"
-    )
+    drop_path_rate: float | None = option(None, "Stochastic depth; the backbone's own.", "at least 0 and less than 1")
     trust_remote_code: bool = option(False, "Allow code from the model's repository to run.")
     tune: Literal["full", "head", "lora"] = option(
         "full", "Train the whole model; heads (and decoder) alone; or those and low-rank additions to the backbone."
@@ -103,12 +95,8 @@ class CommonArguments:
         "heads, leaf for the others, whose upper levels follow from the leaves.",
         group="Loss",
     )
-    curriculum: list[str] | None = option(
-        None, "Stages with level weights of their own instead: EPOCHS=WEIGHT,WEIGHT,... for each."
-    )
-    curriculum_schedule: Literal["span", "restart"] = option(
-        "span", "The learning rate's course spans all stages, or restarts with each."
-    )
+    curriculum: list[str] | None = option(None, "Stages of other level weights: EPOCHS=WEIGHT,WEIGHT,... for each.")
+    curriculum_schedule: Literal["span", "restart"] = option("span", "The rate's course spans stages, or restarts.")
     class_weighting: CLASS_WEIGHTINGS = option("none", "Weight of classes by how rare they are.")
     class_weight_max_ratio: float = option(100.0, "Largest class weight over the smallest.", "at least 1")
 
@@ -139,16 +127,12 @@ class CommonArguments:
     momentum: float = option(0.9, "Of sgd, and other optimizers that have one.", "at least 0 and less than 1")
     adam_beta1: float = option(0.9, "First beta of adamw, lion and the like.", "at least 0 and less than 1")
     adam_beta2: float = option(0.999, "Second beta.", "at least 0 and less than 1")
-    layer_decay: float = option(
-        1.0, "Learning rate of each layer relative to the next one; BEiT: 0.65 to 0.9.", "over 0 and up to 1"
-    )
+    layer_decay: float = option(1.0, "A layer's rate, relative to the next; BEiT: 0.65 to 0.9.", "over 0 and up to 1")
     lr_scheduler_type: Literal["cosine", "linear", "onecycle", "constant", "plateau"] = option(
         "cosine", "Course of the learning rate; plateau lowers it when the evaluation's loss stops falling."
     )
     warmup_ratio: float = option(0.05, "Share of the steps in which the learning rate rises.", "from 0 up to 1")
-    plateau_factor: float = option(
-        0.9, "plateau: what the learning rate is multiplied by.", "at least 0 and less than 1"
-    )
+    plateau_factor: float = option(0.9, "plateau: what multiplies the learning rate.", "at least 0 and less than 1")
     plateau_patience: int = option(1, "plateau: evaluations without a better loss before that.", "at least 0")
     max_grad_norm: float = option(1.0, "Clip gradients to this norm; 0 for none.", "at least 0")
     batch_norm: Literal["local", "sync", "frozen"] = option(
@@ -157,9 +141,7 @@ class CommonArguments:
         "backbone has (frozen), which no split of a batch can change.",
     )
     ema_decay: float = option(
-        0.0,
-        "Evaluate and keep an exponential moving average of the weights; 0 for none.",
-        "at least 0 and less than 1",
+        0.0, "Evaluate and keep an exponential moving average of weights; 0 for none.", "at least 0 and less than 1"
     )
 
     output_dir: str = option("output", "Folder for the model, results and logs.", group="Run")
@@ -171,17 +153,13 @@ class CommonArguments:
     gradient_checkpointing: bool = option(
         False, "Compute the backbone's activations again in the backward pass: less memory, a third more time."
     )
-    dataloader_num_workers: int | None = option(
-        None, "Per process; by default up to 8, as there are cores.", "at least 0"
-    )
+    dataloader_num_workers: int | None = option(None, "Per process; by default one per core, up to 8.", "at least 0")
     logging_steps: int = option(50, "Log the loss every so many optimizer steps.", "greater than 0")
     eval_epochs: int = option(1, "Evaluate every so many epochs, and at the end.", "greater than 0")
     metric_for_best_model: str = option(
         "path.full_path_accuracy", "Entry of eval in all_results.json, for example levels.species.macro_f1, or loss."
     )
-    early_stopping_patience: int | None = option(
-        None, "Stop after so many evaluations without improvement.", "greater than 0"
-    )
+    early_stopping_patience: int | None = option(None, "Stop after so many evaluations no better.", "greater than 0")
     checkpointing_steps: str = option("epoch", "Save a checkpoint every so many optimizer steps, or every epoch.")
     checkpointing_seconds: float | None = option(
         None, "Save one whenever the last is this old, too; 0 for never. 600, on the ISC 30, by default.", "at least 0"
@@ -191,9 +169,7 @@ class CommonArguments:
         "auto", "auto (the newest in output_dir), none, or a checkpoint or output folder to start from."
     )
     max_train_minutes: float | None = option(None, "Stop after this time, with a checkpoint.", "greater than 0")
-    max_skipped_steps: int = option(
-        10, "Steps in a row whose loss may be NaN or infinite; each is skipped and counted.", "at least 0"
-    )
+    max_skipped_steps: int = option(10, "Steps in a row that may be skipped for NaN or infinite loss.", "at least 0")
     eval_only: bool = option(False, "Evaluate a folder that this script wrote, and do nothing else.")
     decoding: Literal["leaf", "levels"] = option(
         "leaf", "Best path: that of the most probable leaf, or the one with the most levels expected right."
@@ -204,14 +180,10 @@ class CommonArguments:
         None, "Names of classes, of any level, that the report follows: recall, and what they were predicted as."
     )
     no_report: bool = option(False, "Draw no report.html and no plots.")
-    push_to_hub: bool = option(
-        False, "Upload model, card and report to the Hub; log in with hf auth login or HF_TOKEN."
-    )
+    push_to_hub: bool = option(False, "Upload model, card and report to the Hub; log in by hf auth login or HF_TOKEN.")
     hub_model_id: str | None = option(None, "Repository to upload to; by default named as the output folder.")
     hub_private: bool = option(False, "Make the repository private if it is new.")
-    hub_strategy: Literal["end", "best"] = option(
-        "end", "Upload at the end, or each new best model too, in the background."
-    )
+    hub_strategy: Literal["end", "best"] = option("end", "At the end, or each new best model too, in the background.")
     license: str | None = option(None, "Of the model, for its card; for example apache-2.0.")
     report_to: Literal["none", "tensorboard", "wandb", "trackio", "all"] = option("none", "Trackers to log to.")
 

@@ -15,9 +15,7 @@ AUGMENTING = ("hflip", "vflip", "color_jitter", "crop_scale", "aspect_ratio", "a
 class TaxonomyArguments(CommonArguments):
     """The options of this script."""
 
-    level_columns: list[str] | None = option(
-        None, "One column per level of the label tree, coarse to fine.", group="Data"
-    )
+    level_columns: list[str] | None = option(None, "A column per level of the tree, coarse to fine.", group="Data")
     label_column: str | None = option(None, "One column that names a class of the tree in the file --hierarchy.")
     conflicts: Literal["keep", "majority", "error"] = option(
         "keep", "A name with another parent than in nine of ten of its rows: two classes, moved there, or an error."
@@ -34,9 +32,7 @@ class TaxonomyArguments(CommonArguments):
     tta: Literal["none", "hflip", "five_crop"] = option(
         "none", "Answer from several views of each image in evaluation, by mean probabilities; slower by their number."
     )
-    crop_scale: float = option(
-        0.25, "Smallest share of the image's area that a random crop keeps in training.", "over 0 and up to 1"
-    )
+    crop_scale: float = option(0.25, "Smallest share of the area that a random crop keeps.", "over 0 and up to 1")
     aspect_ratio: float = option(1.33, "Widest random crop, width to height.", "at least 1")
     auto_augment: str | None = option(None, "timm policy, for example rand-m9-mstd0.5-inc1 (RandAugment).")
     random_erasing: float = option(0.0, "Probability of erasing a random rectangle.", "from 0 up to 1")
@@ -45,9 +41,7 @@ class TaxonomyArguments(CommonArguments):
     mix_probability: float = option(1.0, "Share of the steps that mix, if mixup or cutmix are on.", "from 0 up to 1")
 
     init_leaf_from_classifier: str | None = option(
-        None,
-        "Start the last level from the backbone's own classifier; FILE lists its class names, one a line.",
-        group="Model",
+        None, "Start the last level from the backbone's classifier; FILE lists its names, one a line.", group="Model"
     )
     cache_features: str | None = option(None, "--tune head: keep features here, so that heads train in seconds.")
     feature_views: int = option(1, "Augmented views to draw features from; 1: as in evaluation.", "greater than 0")
@@ -58,12 +52,12 @@ class TaxonomyArguments(CommonArguments):
     sampling: Literal["natural", "sqrt", "balanced", "repeat_factor"] = option(
         "natural", "How often images of rare classes are drawn: as they come, by the square root, balanced, repeated."
     )
-    label_smoothing: float = option(
-        0.0, "Share of the target spread over all classes of a level.", "at least 0 and less than 1"
+    label_smoothing: float = option(0.0, "Share of the target spread over all classes.", "at least 0 and less than 1")
+    eval_group_column: str | None = option(None, "Column (observation) whose images are evaluated together, too.")
+    decoding: Literal["leaf", "levels", "cost"] = option(
+        "leaf", "Best path: of the most probable leaf, with most levels expected right, or of the cheapest answer."
     )
-    eval_group_column: str | None = option(
-        None, "Column (observation) whose images are also evaluated together, by mean probabilities."
-    )
+    costs: str | None = option(None, "--decoding cost: YAML file with what answers cost, see docs/predicting.md.")
     top_k: int = option(5, "An image counts for top5_accuracy if its label is among so many classes.", "at least 1")
 
     def problems(self) -> list[str]:
@@ -89,6 +83,7 @@ class TaxonomyArguments(CommonArguments):
             *super().idle(),
             ("feature_views", not self.cache_features, "there is no --cache_features"),
             *((name, plain, "--feature_views is 1") for name in AUGMENTING),
+            ("costs", self.decoding != "cost", f"--decoding is {self.decoding}"),
             ("mix_probability", not self.mixes, "mixup and cutmix are off"),
             ("conflicts", bool(self.hierarchy) or self.eval_only, "the label tree comes from elsewhere"),
         ]

@@ -117,7 +117,7 @@ class ClassPredictor:
             order = self.hierarchy.path_scores([level.exp() for level in output.log_probs])
         leaves = order.topk(self.top_k).indices
         leaves, shares = leaves.tolist(), chances.gather(1, leaves).tolist()
-        lines = answers.describe()
+        lines, by_cost = answers.describe(), self.model.config.evaluation["decoding"] == "cost"
         if self.labels is not None:
             judged, right = is_right(answers.path.cpu().numpy(), self.labels[list(rows)])
             found = np.where(judged, right, None).tolist()
@@ -131,7 +131,7 @@ class ClassPredictor:
                 {"leaf": self.leaf_names[leaf], "probability": round(share, 6)}
                 for leaf, share in zip(leaves[index], shares[index], strict=True)
             ]
-            if self.thresholds is not None:
+            if self.thresholds is not None or by_cost:
                 line["answer"] = answer
         return lines
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +11,6 @@ import pandas as pd
 
 from ..metrics.report_data import ReportData, leaf_of_nodes
 from ..model.hierarchy import Hierarchy
-from ..model.tree import fold_name
 
 
 class ConfusionPairs:
@@ -131,24 +128,6 @@ def confused_pairs(pairs: ConfusionPairs, num_pairs: int = 15) -> list[dict[str,
 def path_of(hierarchy: Hierarchy, level: int, index: int) -> list[str]:
     """Names from the root down to a class, without the levels that have no value."""
     return [name for name in hierarchy.path_names(level, index) if name is not None]
-
-
-def find_classes(hierarchy: Hierarchy, names: Sequence[str]) -> list[tuple[int, int]]:
-    """(level, class) of every name, at whatever levels it occurs.
-
-    Raises:
-        ValueError: if the tree has no such class; similar names are given.
-    """
-    index, found = hierarchy.node_index(), []
-    for name in names:
-        nodes = [(level, label) for level, column in enumerate(index) for label in column.get(fold_name(name), ())]
-        if not nodes:
-            known = [known for column in hierarchy.names for known in column]
-            close = difflib.get_close_matches(name, known, n=3)
-            hint = f" Did you mean {' or '.join(close)}?" if close else ""
-            raise ValueError(f"--watch {name}: the label tree has no such class at any level.{hint}")
-        found += nodes
-    return found
 
 
 def watched_class(pairs: ConfusionPairs, level: int, index: int, num_others: int = 5) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from .confusions import (
     ConfusionPairs,
     class_table,
     confused_pairs,
-    find_classes,
     hardest_classes,
     scores_by_frequency,
     watched_class,
@@ -117,7 +116,7 @@ def _classes(
     draw_pictures(plots / "examples.jpg", pictures)
     counts = summary.train_counts
     return {
-        "watched": [watched_class(pairs, *node) for node in find_classes(hierarchy, summary.options["watch"] or ())],
+        "watched": [watched_class(pairs, *node) for node in hierarchy.find_nodes(summary.options["watch"] or ())],
         "hardest": {name: hardest_classes(pairs, level) for level, name in reversed(levels)},
         "frequencies": {} if counts is None else scores_by_frequency(pairs, counts),
         "confused": confused_pairs(pairs),

@@ -37,7 +37,6 @@ from ..model.modeling import LabelTreeConfig, LabelTreeModel
 from ..options.shared import CommonArguments
 from ..publish.hub import Publisher
 from ..publish.onnx_export import check_export_packages
-from ..report.confusions import find_classes
 from .identity import BEGUN_WITH
 from .processes import local_main_first, on_main_process
 
@@ -180,9 +179,10 @@ def check_settings(args: CommonArguments, accelerator: Accelerator, metrics: Any
         logger.warning("%s", line)
     if args.export != "none":
         check_export_packages()
-    find_classes(metrics.hierarchy, args.watch or ())
+    metrics.hierarchy.find_nodes(args.watch or (), "--watch")
     names = [name for name, _ in flatten(metrics.compute())]
     names += [f"observations.{name}" for name in names] if vars(args).get("eval_group_column") else []
+    names += ["costs.mean_cost"] if args.decoding == "cost" else []
     check_metric_name(args.metric_for_best_model, ["loss", *names])
     if args.push_to_hub and not args.eval_only:
         publisher = Publisher(args.output_dir, args.hub_model_id, args.hub_private)
