@@ -60,7 +60,7 @@ from common.optim.batch_norm import prepare_batch_norm, set_train_mode
 from common.optim.parameters import make_optimizer
 from common.optim.schedule import Plateau, make_curriculum, set_learning_rate
 from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfinite, skipped_if, update_ema
-from common.optim.tuning import merged, prepare_tuning
+from common.optim.tuning import HeldBack, merged, prepare_tuning
 from common.predict.views import averaged, shown_size
 from common.publish.models import image_processor, load_weights, save_model
 from common.report.image_examples import load_pictures
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     spec = model.config.backbone
     normalize = Normalize(spec["mean"], spec["std"], memory_format).to(device)
     if sampler is not None:
-        prepare_tuning(model, args.tune, args.lora_rank, args.gradient_checkpointing)
+        prepare_tuning(model, args.tune, args.lora_rank, args.gradient_checkpointing, bool(args.unfreeze_after))
         size, parts = sampler.micro_batch_size, sampler.accumulation_steps
         prepare_batch_norm(model, args.batch_norm, accelerator.num_processes, parts, size)
         dry_run(args, accelerator, model, partial(random_loss, args, accelerator, data, model), size)
@@ -146,12 +146,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     mix = MixImages(args.mixup, args.cutmix, args.mix_probability, args.seed)
     ema = ModelEmaV3(model, decay=args.ema_decay, use_warmup=True) if args.ema_decay else None
     optimizer, statistics = make_optimizer(args, model, device), RunningStatistics(model)
+    backbone = HeldBack(args, model, sampler)
     if args.compile:
         model.compile()
     wrapped, optimizer = accelerator.prepare(model, optimizer)
     rate_at = partial(curriculum.learning_rate_factor, args.lr_scheduler_type, warmup_ratio=args.warmup_ratio)
     plateau = Plateau(args.plateau_factor, args.plateau_patience) if args.lr_scheduler_type == "plateau" else None
-    state = TrainState(accelerator, model, optimizer, ema, sampler, problems, plateau, args.tune != "full")
+    state = TrainState(accelerator, model, optimizer, ema, sampler, problems, plateau, partly=args.partly)
     identity = run_identity(args, data, sampler)
     run = Run(args, accelerator, stop, summary, problems, state, identity)
 
@@ -183,6 +184,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
                 stage = curriculum.stage(step)
                 run.log_stage(curriculum, stage)
             loss_fn.weights = stage.weights
+            wrapped = backbone.released(wrapped, step)
             rate = rate_at(step) * (1 if plateau is None else plateau.factor)
             set_learning_rate(optimizer, rate)
 

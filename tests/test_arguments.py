@@ -46,7 +46,7 @@ SHARED = [
     "eval_epochs", "metric_for_best_model", "early_stopping_patience", "eval_only", "decoding", "save_predictions",
     "export", "report_to", "checkpointing_steps", "checkpointing_seconds", "keep_last", "resume_from_checkpoint",
     "max_train_minutes", "max_skipped_steps", "watch", "no_report", "push_to_hub", "hub_model_id", "hub_private",
-    "hub_strategy", "license", "tune", "lora_rank", "gradient_checkpointing",
+    "hub_strategy", "license", "tune", "lora_rank", "unfreeze_after", "gradient_checkpointing",
 ]
 OPTIONS = {
     "train_taxonomy.py": [

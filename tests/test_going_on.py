@@ -259,8 +259,8 @@ def test_features_of_images_that_do_not_decode(options, fruit, tmp_path):
 
 
 def test_features_need_a_frozen_backbone(options, tmp_path):
-    for words in ({}, {"tune": "head", "mixup": 0.2}, {"tune": "lora"}):
+    for words in ({}, {"tune": "head", "mixup": 0.2}, {"tune": "lora"}, {"tune": "head", "unfreeze_after": 1}):
         with pytest.raises(
-            ValueError, match="--cache_features goes with --tune head, and with no mixup, cutmix or tta"
+            ValueError, match="--cache_features goes with --tune head, and with no unfreeze_after, mixup"
         ):
             train_taxonomy.main(options(cache_features=tmp_path, **words))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from common.model.backbones import load_backbone
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification, LabelTreeForSemanticSegmentation
 from common.optim.batch_norm import set_train_mode
-from common.optim.tuning import merged, prepare_tuning
+from common.optim.tuning import HeldBack, merged, prepare_tuning
 
 TREE = Hierarchy(["genus", "species"], [["x", "w"], ["y", "z"]], [[None, None], [0, 0]])
 SCRIPTS = {"taxonomy": train_taxonomy, "segmentation": train_segmentation}
@@ -117,27 +118,34 @@ def losses(folder):
     return [line["train/loss"] for line in lines if "train/loss" in line]
 
 
+def cut_off_and_whole(module, words_of, steps, tmp_path, monkeypatch):
+    """A run that is interrupted at these steps, counted from each start, ends with the same bytes."""
+    module.main(words_of("whole"))
+    seed_step = module.seed_step
+    for step in steps:
+        calls = []
+
+        def interrupted(*args, calls=calls, step=step):
+            calls.append(1)
+            if len(calls) == step:
+                raise KeyboardInterrupt
+            seed_step(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "seed_step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                module.main(words_of("cut"))
+    module.main(words_of("cut"))
+    for name in ("model.safetensors", "history.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
 @pytest.mark.parametrize("tune", ["head", "lora"])
 def test_cut_off_runs_end_as_if_nothing_had_happened(script, tune, options, dense_options, tmp_path, monkeypatch):
     """With an average of the weights; checkpoints hold what is trained alone, and only that is what moved."""
     make, module = {"taxonomy": options, "segmentation": dense_options}[script], SCRIPTS[script]
     words = {"tune": tune, "max_train_steps": 6, "checkpointing_steps": 2, "ema_decay": 0.9, "eval_epochs": 1}
-    module.main(make(**words, output_dir=tmp_path / "whole"))
-    seed_step, calls = module.seed_step, []
-
-    def interrupted(*args):
-        calls.append(1)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        seed_step(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "seed_step", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            module.main(make(**words, output_dir=tmp_path / "cut"))
-    module.main(make(**words, output_dir=tmp_path / "cut"))
-    for name in ("model.safetensors", "history.jsonl"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    cut_off_and_whole(module, lambda folder: make(**words, output_dir=tmp_path / folder), [5], tmp_path, monkeypatch)
     file = max((tmp_path / "whole" / "checkpoints").rglob("weights.safetensors"))
     kept = [name for name in load_file(file) if name.startswith("backbone.model.") and "running" not in name]
     assert all(".lora_" in name or "num_batches" in name for name in kept) and any("lora" in n for n in kept) == (
@@ -145,6 +153,64 @@ def test_cut_off_runs_end_as_if_nothing_had_happened(script, tune, options, dens
     )
     plain = load_file(tmp_path / "whole" / "model.safetensors")
     assert not any("lora" in name for name in plain)
+
+
+@pytest.mark.parametrize(
+    ("script", "tune"),
+    [
+        ("taxonomy", "head"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("taxonomy", "lora"), ("segmentation", "head"))),
+    ],
+)
+def test_cut_off_before_and_after_the_backbone_is_trained_too(
+    script, tune, options, dense_options, tmp_path, monkeypatch, capfd
+):
+    make, module = {"taxonomy": options, "segmentation": dense_options}[script], SCRIPTS[script]
+    small = {"max_train_samples": 16, "per_device_train_batch_size": 4, "num_train_epochs": 2}
+    words = {"tune": tune, "checkpointing_steps": 1, "unfreeze_after": 1, "model_name_or_path": "timm/test_resnet"}
+    words |= {"metric_for_best_model": "loss", "lr_scheduler_type": "constant", "warmup_ratio": 0, **small}
+    before = []
+
+    def remember(args, model, *others):  # the backbone as it is at the beginning
+        before.append({name: value.detach().clone() for name, value in model.backbone.model.named_parameters()})
+        return make_optimizer(args, model, *others)
+
+    make_optimizer = module.make_optimizer
+    monkeypatch.setattr(module, "make_optimizer", remember)
+    # Four steps an epoch: cut off in the third step, in the sixth (the first after the third is the third again).
+    cut_off_and_whole(
+        module, lambda folder: make(**words, output_dir=tmp_path / folder), [3, 4], tmp_path, monkeypatch
+    )
+    file = max((tmp_path / "whole" / "checkpoints").rglob("weights.safetensors"))
+    after, names = load_file(file), [name for name in before[0] if "lora" not in name]
+    assert all((after[f"backbone.model.{name}"] != before[0][name]).any() for name in names)
+    assert "has no effect" not in capfd.readouterr().err
+    # An epoch alone is that of a backbone that stays as it is.
+    late = {**words, "num_train_epochs": 1}
+    module.main(make(**late, output_dir=tmp_path / "late"))
+    assert "--unfreeze_after has no effect: the training ends after 4 steps" in capfd.readouterr().err
+    module.main(make(**{**late, "unfreeze_after": None}, output_dir=tmp_path / "never"))
+    model, other = (load_file(tmp_path / name / "model.safetensors") for name in ("late", "never"))
+    assert all(torch.equal(model[name], other[name]) for name in model)
+
+
+def test_held_back_weights():
+    model, args = build("timm/test_resnet", pyramid=True), SimpleNamespace(tune="lora", unfreeze_after=2)
+    prepare_tuning(model, "lora", 4, unfreeze=True)
+    unused = next(value for name, value in model.backbone.model.named_parameters() if "lora" not in name)
+    unused.requires_grad_(False)  # as a dry run finds it
+    backbone = HeldBack(args, model, SimpleNamespace(steps_per_epoch=3, num_steps=9))
+    norms = [module for module in model.backbone.model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for step, trained in ((0, False), (5, False), (6, True), (8, True)):
+        assert backbone.released(model, step) is model
+        set_train_mode(model, "local")
+        assert len(norms) > 2 and {norm.training for norm in norms[1:]} == {trained}
+        model(torch.randn(2, 3, 32, 32), logits_only=True).square().mean().backward()
+        named = [(name, value) for name, value in model.backbone.model.named_parameters() if value is not unused]
+        assert {value.grad is not None for name, value in named if "lora" not in name} == {trained}
+        assert all(value.grad is not None for name, value in named if "lora" in name)
+        assert not unused.requires_grad
+        model.zero_grad()
 
 
 def test_another_backbone_is_refused(options, tmp_path):
@@ -162,11 +228,11 @@ def test_another_backbone_is_refused(options, tmp_path):
 
 
 def test_settings_without_effect(options, capfd):
-    train_taxonomy.main(options(lora_rank=4, max_train_steps=1))
+    train_taxonomy.main(options(lora_rank=4, unfreeze_after=1, max_train_steps=1))
     words = {"tune": "head", "layer_decay": 0.7, "gradient_checkpointing": True, "resume_from_checkpoint": "none"}
     train_taxonomy.main(options(**words, max_train_steps=1))
     said = capfd.readouterr().err
-    for name in ("lora_rank", "layer_decay", "gradient_checkpointing"):
+    for name in ("lora_rank", "unfreeze_after", "layer_decay", "gradient_checkpointing"):
         assert f"--{name} has no effect" in said
 
 
@@ -181,7 +247,7 @@ def test_two_processes(script, tune, options, dense_options, tmp_path, launch):
         "global_batch_size": 8,
         "gradient_checkpointing": tune == "lora" or None,
     }
-    words |= {"model_name_or_path": "timm/test_convnext"}
+    words |= {"model_name_or_path": "timm/test_convnext", "max_train_samples": 16, "unfreeze_after": 1}
     module.main(make(**words, output_dir=tmp_path / "one"))
     launch(
         module.__name__ + ".py", 2, make(**{**words, "per_device_train_batch_size": 4}, output_dir=tmp_path / "two")

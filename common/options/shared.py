@@ -88,6 +88,9 @@ class CommonArguments:
         "full", "Train the whole model; heads (and decoder) alone; or those and low-rank additions to the backbone."
     )
     lora_rank: int = option(8, "--tune lora: width of the additions.", "greater than 0")
+    unfreeze_after: int | None = option(
+        None, "--tune head or lora: train the whole backbone, too, after so many epochs.", "greater than 0"
+    )
 
     level_weights: list[str] = option(
         ["auto"],
@@ -233,6 +236,11 @@ class CommonArguments:
 
         return sum(stage_epochs(self.curriculum))
 
+    @property
+    def partly(self) -> bool:
+        """Whether the backbone's own weights are never trained."""
+        return self.tune != "full" and not self.unfreeze_after
+
     def _holds_paths(self) -> bool:
         """Whether the data are tables, or a folder that notes paths: images are then found under a root."""
         from ..data.prepared import read_image_root
@@ -248,11 +256,13 @@ class CommonArguments:
 
         info = get_optimizer_info(self.optimizer)
         has_betas = info.has_betas and info.num_betas == 2
+        fixed = self.partly and self.tune == "head"
         return [
             ("head_scale", self.head != "tree", "only tree heads sum over paths"),
             ("lora_rank", self.tune != "lora", f"--tune is {self.tune}"),
-            ("layer_decay", self.tune != "full", f"--tune is {self.tune}"),
-            *((name, self.tune == "head", "--tune head leaves the backbone as it is") for name in OF_THE_BACKBONE),
+            ("unfreeze_after", self.tune == "full", "--tune is full"),
+            ("layer_decay", self.partly, f"--tune is {self.tune}"),
+            *((name, fixed, "--tune head leaves the backbone as it is") for name in OF_THE_BACKBONE),
             *((name, self.eval_only, "--eval_only trains nothing") for name in ("tune", "gradient_checkpointing")),
             ("curriculum_schedule", not self.curriculum, "there is no --curriculum"),
             ("num_train_epochs", bool(self.curriculum), "--curriculum has epochs of its own"),

@@ -68,8 +68,9 @@ class TaxonomyArguments(CommonArguments):
             problems.append("--sampling and --class_weighting or --logit_adjustment correct the same thing twice")
         if self.mixes and (self.per_device_train_batch_size or 2) % 2:
             problems.append("mixup and cutmix mix pairs: --per_device_train_batch_size must be even")
-        if self.cache_features and (self.tune != "head" or self.mixes or self.tta != "none"):
-            problems.append("--cache_features goes with --tune head, and with no mixup, cutmix or tta")
+        trained = self.tune != "head" or self.unfreeze_after
+        if self.cache_features and (trained or self.mixes or self.tta != "none"):
+            problems.append("--cache_features goes with --tune head, and with no unfreeze_after, mixup, cutmix or tta")
         return problems
 
     @property
