@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 import torch
-from checkpoint_stall import saves
+from checkpoints import saves
 from loop import speed, train_bare
 from side_by_side import apart, balanced_tree, command_line, draw_data, machine, run_script
 

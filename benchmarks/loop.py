@@ -1,17 +1,22 @@
-"""train_taxonomy.py from JPEG files against a bare loop, the Trainer of Transformers, and a loop around timm's loader.
+"""The scripts from JPEG files against a bare loop, the Trainer of Transformers, and a loop around timm's loader.
 
 - compute: ResNet-18 at 160 px, batches of 16: forward, backward and step decide;
-- input: a tiny ViT at 64 px from 500-px JPEGs: decoding decides.
+- input: a tiny ViT at 64 px from 500-px JPEGs: decoding decides;
+- evaluate_images: ResNet-18 at 160 px, 2,786 species in six levels, from JPEGs of 300 px: loss, both decodings,
+  accuracy, top-5, F1, calibration, distances, what the report shows;
+- evaluate_masks: ConvNeXt-Atto with UPerNet at 256 px, masks of 512 x 384, 16 classes in three levels: loss, scores
+  enlarged to the masks' size, IoU and F1 of both decodings.
 
-"bare" repeats forward, backward and step on one batch that is there already: what no loop can beat. All train the
-same model on one thread with one worker process, each in a process of its own, in turns. The speed is the median over
-groups of optimizer steps, the first group left out.
+"bare" repeats forward, backward and step (in evaluation forward) on one batch that is there already: what no loop can
+beat. All train the same model on one thread with one worker process, each in a process of its own, in turns. The speed
+is the median over groups of optimizer steps, the first group left out, as is an evaluation that starts the worker.
 
     python benchmarks/loop.py --rounds 3
 """
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import statistics
 import tempfile
@@ -23,7 +28,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 from PIL import Image
-from side_by_side import apart, balanced_tree, command_line, draw_data, machine, repeated, run_script, table
+from side_by_side import RANKS, apart, balanced_tree, command_line, draw_data, machine, repeated, run_script, table
 from torch.nn.functional import cross_entropy
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -31,22 +36,47 @@ CASES = {
     "compute": {"model": "timm/resnet18", "image_size": 160, "batch": 16, "steps": 40, "every": 10},
     "input": {"model": "timm/test_vit", "image_size": 64, "batch": 16, "steps": 240, "every": 60},
 }
+EVALUATED = {
+    "evaluate_images": (
+        "train_taxonomy",
+        640,
+        32,
+        f"--level_columns {' '.join(RANKS)} --model_name_or_path timm/resnet18 "
+        "--image_size 160 --per_device_train_batch_size 8",
+    ),
+    "evaluate_masks": (
+        "train_segmentation",
+        32,
+        4,
+        "--hierarchy {folder}/hierarchy.json --mask_column mask "
+        "--model_name_or_path timm/convnext_atto --image_size 256 --per_device_train_batch_size 4",
+    ),
+}
+"""Script, images, batch, options"""
 TREE = balanced_tree([16], ["species"])
 SCALE = (0.35, 1.0)
 
 
 def main() -> None:
     parser = command_line(__doc__, rounds=3)
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    parser.add_argument("--cases", nargs="+", choices=[*CASES, *EVALUATED], default=[*CASES, *EVALUATED])
     options = parser.parse_args()
     print(machine())
     with tempfile.TemporaryDirectory(prefix="loop_") as name:
         draw_data(Path(name), 500, TREE, train=8192, validation=16)
-        for case in options.cases:
+        for case in (case for case in options.cases if case in CASES):
             ways = {way: partial(apart, speed, train, CASES[case], Path(name)) for way, train in WAYS.items()}
             print(
                 f"\n{case}: {CASES[case]}\n\n{table(repeated(ways, options.rounds), 'bare', 'images/s')}", flush=True
             )
+    for case in (case for case in options.cases if case in EVALUATED):
+        pixels = case == "evaluate_masks"
+        tree = balanced_tree((2, 4, 16)) if pixels else balanced_tree((7, 28, 95, 308, 918, 2786), RANKS)
+        with tempfile.TemporaryDirectory(prefix="loop_") as name:
+            draw_data(Path(name), 512 if pixels else 300, tree, train=tree.num_leaves, validation=EVALUATED[case][1])
+            pairs = [pair for _ in range(options.rounds) for pair in apart(evaluate, *EVALUATED[case], Path(name))]
+        ours, bare = zip(*pairs, strict=True)
+        print(f"\n{case}: {EVALUATED[case]}\n\n{table({'ours': ours, 'bare': bare}, 'bare', 'images/s')}", flush=True)
 
 
 def speed(train: Callable[..., object], case: dict, *args: object) -> float:
@@ -159,6 +189,29 @@ def train_timm(case: dict, folder: Path) -> None:
         optimizer.step()
         losses.update(loss.item() if step % case["every"] == 0 else 0.0, len(pixels))
         optimizer.zero_grad()
+
+
+def evaluate(script: str, images: int, batch: int, words: str, folder: Path) -> list[tuple[float, float]]:
+    """Images per second of evaluations by a script, each with those of as many bare forward passes after it."""
+    module, pairs = importlib.import_module(script), []
+    evaluate_model = module.evaluate_model
+
+    def timed(*args: object) -> object:
+        started = time.perf_counter()
+        result = evaluate_model(*args)
+        middle, pixels = time.perf_counter(), torch.randn(batch, 3, *[args[-1].config.backbone["image_size"]] * 2)
+        with torch.no_grad():
+            for _ in range(images // batch):
+                args[-1](pixels, logits_only=True)
+        pairs.append((images / (middle - started), images / (time.perf_counter() - middle)))
+        return result
+
+    module.evaluate_model = timed
+    words += (
+        f" --dataloader_num_workers 1 --num_train_epochs 3 --max_train_samples 8 --per_device_eval_batch_size {batch}"
+    )
+    run_script(script, folder, Path(tempfile.mkdtemp(dir=folder)), words.format(folder=folder))
+    return pairs[1:]
 
 
 WAYS = {"ours": train_ours, "HF Trainer": train_trainer, "timm": train_timm, "bare": train_bare}
