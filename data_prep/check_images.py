@@ -19,25 +19,26 @@ Exit status: 0 if nothing is wrong, 1 if something is, 2 if the script cannot do
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import numpy as np
 from PIL import Image
 
 from common.data.masks import MaskReader
 from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
-from common.images.files import BAD_IMAGE, decoding, explain, load_image
+from common.images.files import BAD_IMAGE, check_file, decoding, explain, load_image
 from common.run.command import run
 from data_prep.folder.images import BadRowError, find_file
 from data_prep.parts.inputs import input_parser, open_inputs, read_masks
@@ -68,7 +69,9 @@ class Checker:
         try:
             size, problems = self._image(self.images, row, None)
             if self.masks is not None:
-                mask_size, others = self._image(self.masks, row, self.reader)
+                lying = size and self.reader.raw
+                turned = check_file(self.images.encoded([row])[0])[2] if lying else 1
+                mask_size, others = self._image(self.masks, row, partial(self.reader, turned=turned))
                 problems += [(f"mask: {kind}", text) for kind, text in others if kind != "tiny"]
                 if size and mask_size and size != mask_size:
                     told = f"it is {mask_size[0]} x {mask_size[1]} pixels large, its image {size[0]} x {size[1]}"
@@ -78,7 +81,7 @@ class Checker:
             Image.MAX_IMAGE_PIXELS = limit
 
     def _image(
-        self, rows: ImageRows, row: int, reader: MaskReader | None
+        self, rows: ImageRows, row: int, reader: Callable[..., np.ndarray] | None
     ) -> tuple[tuple[int, int] | None, list[tuple[str, str]]]:
         """Width and height if it decodes, and what is wrong."""
         source = rows.encoded([row])[0]
@@ -114,23 +117,20 @@ class Checker:
         return (width, height), problems
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status. Raises ValueError for anything that the user can fix."""
     parser = input_parser(__doc__, masks=True, num_proc=True)
     parser.add_argument("--hierarchy", help="label tree that masks are read with; by default the one of the data set")
+    parser.add_argument("--mask_orientation", choices=("upright", "raw"), default="upright", help="as in training")
     parser.add_argument("--min_side", type=int, default=16, help="pixels that the shorter side must have")
     parser.add_argument("--max_megapixels", type=float, default=180.0, help="larger images are not decoded")
     parser.add_argument("--output_dir", required=True, help="folder for problems.csv")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status. Raises ValueError for anything that the user can fix."""
-    args = _parser().parse_args(argv)
+    args = parser.parse_args(argv)
     inputs = open_inputs(args)
     hierarchy, reader = read_masks(args)
     images, masks = inputs.images(), inputs.images(args.mask_column) if args.mask_column else {}
     output = Path(args.output_dir)
-    tree = reader and (hierarchy.to_dict(), reader.palette, reader.ignored)
+    tree = reader and (hierarchy.to_dict(), reader.palette, reader.ignored, reader.raw)
     problems: list[Problem] = []
     with work_folder(output, inputs.settings("check", tree, args.min_side, args.max_megapixels)) as folder:
         for split, rows in images.items():

@@ -10,7 +10,6 @@ training with --class_weighting would use, as far as all rows are counted.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -127,17 +126,13 @@ def draw_tail(path: Path, counts: Mapping[str, Sequence[float]], unit: str) -> N
         figure.savefig(file)
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line. Raises ValueError for anything that the user can fix."""
     parser = input_parser(__doc__, masks=True, labels=True, num_proc=True)
     parser.add_argument("--num_images", type=int, default=10_000, help="to decode in each split; 0 for all")
     parser.add_argument("--class_weight_max_ratio", type=float, default=100.0, help="as in training")
     parser.add_argument("--output_dir", required=True, help="folder for the results")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line. Raises ValueError for anything that the user can fix."""
-    args = _parser().parse_args(argv)
+    args = parser.parse_args(argv)
     if args.class_weight_max_ratio < 1 or args.num_images < 0:
         raise ValueError("--class_weight_max_ratio must be at least 1, and --num_images at least 0.")
     inputs = open_inputs(args)

@@ -10,7 +10,6 @@ tree of the classes chosen.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -87,19 +86,15 @@ def with_images(dataset: Dataset, images: ImageRows) -> Dataset:
     return others.add_column(images.column, cells, feature=Image()).select_columns(dataset.column_names)
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line. Raises ValueError for anything that the user can fix."""
     parser = input_parser(__doc__, labels=True, groups=True)
     parser.add_argument("--num_classes", type=int, default=50, help="the commonest ones")
     for split, number in zip(SPLITS, (10, 2, 2), strict=True):
         parser.add_argument(f"--num_{split}_per_class", type=int, default=number, help="images; 0 for no such split")
     parser.add_argument("--seed", type=int, default=0, help="of the choice")
     parser.add_argument("--output_dir", required=True, help="new folder for the subset")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line. Raises ValueError for anything that the user can fix."""
-    args = _parser().parse_args(argv)
+    args = parser.parse_args(argv)
     wanted = {split: getattr(args, f"num_{split}_per_class") for split in SPLITS}
     if args.num_classes < 1 or min(wanted.values()) < 0 or not wanted["train"]:
         raise ValueError("--num_classes and --num_train_per_class must be at least 1, the others at least 0.")

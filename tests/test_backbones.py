@@ -12,6 +12,7 @@ import transformers
 from safetensors.torch import save_file
 
 from common.model.backbones import Backbone, load_backbone
+from common.model.encoders import first_line
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification
 
@@ -128,3 +129,27 @@ def test_unknown_and_unreachable_names(monkeypatch):
     for name in ("timm/no_such_net", "hf-hub:no/such", "no-such-org/no-such-model"):
         with pytest.raises(ValueError, match=f"Cannot load the backbone '{name}'"):
             load_backbone(name)
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        (
+            "401 Client Error.\n\nCannot access gated repo.\nYou may need to log in.",
+            "401 Client Error. You may need to log in",
+        ),
+        (
+            "x/y is not a folder\nSee the docs\npass a token having permission",
+            "x/y is not a folder. pass a token having permission",
+        ),
+        ("404 Not Found\nmake sure you are authenticated.\nmore", "404 Not Found. make sure you are authenticated"),
+        ("one\ntwo", "one"),
+        ("", "OSError"),
+    ],
+)
+def test_messages_keep_the_line_that_helps(text, shown):
+    error = OSError(text)
+    assert first_line(error) == shown
+    outer = ValueError("Cannot load it\nfor reasons")
+    outer.__cause__ = error
+    assert first_line(outer) == f"Cannot load it: {shown}"

@@ -107,6 +107,19 @@ def test_masks(tmp_path, capsys):
     assert "77" in problems[0].problem and "32 x 20" in problems[1].problem
 
 
+@pytest.mark.parametrize("orientation", ["upright", "raw"])
+def test_masks_drawn_on_photographs_as_they_lie(tmp_path, orientation):
+    (tmp_path / "tree.yaml").write_text(TILES_TREE)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (40, 24), "red").save(tmp_path / "image.jpg", exif=exif)
+    (tmp_path / "mask.png").write_bytes(encode(np.zeros((24, 40), np.uint8)))
+    (tmp_path / "train.csv").write_text("image,mask\nimage.jpg,mask.png\n")
+    words = ["--train_file", str(tmp_path / "train.csv"), "--mask_column", "mask", "--num_proc", "0"]
+    words += ["--hierarchy", str(tmp_path / "tree.yaml"), "--output_dir", str(tmp_path / "out")]
+    assert check_images.main([*words, "--mask_orientation", orientation]) == int(orientation == "upright")
+
+
 def test_trainers_leave_the_rows_out(fruit, options, tmp_path, capsys):
     """A file about other data is refused."""
     problems = tmp_path / "problems.csv"

@@ -84,7 +84,8 @@ def read_masks(args: argparse.Namespace) -> tuple[Hierarchy, MaskReader] | tuple
         return None, None
     file = args.hierarchy or find_hierarchy(args.dataset_name or "")
     hierarchy, _ = load_hierarchy(file)
-    return hierarchy, MaskReader(hierarchy, args.mask_palette, read_ignored(file))
+    raw = vars(args).get("mask_orientation") == "raw"
+    return hierarchy, MaskReader(hierarchy, args.mask_palette, read_ignored(file), raw)
 
 
 def read_group_file(path: str | None) -> dict[tuple[str, int, str], str] | None:
