@@ -162,7 +162,10 @@ _work: Callable[[Any], Any]  # of this worker process
 @contextmanager
 def _pool(work: Callable[[Any], Any], num_proc: int) -> Iterator[ProcessPoolExecutor]:
     # A server that has the imports done forks the workers: each starts at once, and inherits nothing of this process.
-    forkserver.set_forkserver_preload([PRELOAD])
+    # They import the running script once more, which takes seconds unless the server has imported what it needs.
+    script = Path(getattr(sys.modules["__main__"], "__file__", None) or "")
+    own = [f"{script.parent.name}.{script.stem}"] if script.parent.name == "data_prep" else []
+    forkserver.set_forkserver_preload([PRELOAD, *own])
     with patch.dict(os.environ, PYTHONPATH=os.pathsep.join(sys.path), OMP_NUM_THREADS="1"):  # it inherits no sys.path
         forkserver.ensure_running()
     context = multiprocessing.get_context("forkserver")
