@@ -8,6 +8,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from PIL import Image
 
@@ -141,6 +142,21 @@ def test_folders_of_images_and_masks(root, kind, tmp_path):
     assert all(Path(row["image"]).stem == Path(row["mask"]).stem[:1] for row in splits["train"])
     problems = (tmp_path / "out" / "problems.csv").read_text()
     assert "the row has no mask" in problems and problems.count("\n") == 2
+    words = ["--layout", "pairs", "--taxonomy", str(tmp_path / "tree.yaml"), "--missing_mask", "clean"]
+    splits = datasets.load_from_disk(str(main(command(root, *words, "--output_dir", str(tmp_path / "all")))))
+    assert lengths(splits) == {"train": 3, "validation": 3} and not np.asarray(splits["validation"][2]["mask"]).any()
+
+
+def test_images_without_a_mask_in_parquet(root, tmp_path):
+    draw(root, ["image.png"])
+    draw_masks(root, ["mask.png"])
+    image, mask = ((root / name).read_bytes() for name in ("image.png", "mask.png"))
+    pd.DataFrame({"image": [image] * 4, "mask": [mask, None, mask, None]}).to_parquet(root / "rows.parquet")
+    (tmp_path / "tree.yaml").write_text(VOC_TREE)
+    words = ["--table", str(root / "rows.parquet"), "--mask_column", "mask", "--taxonomy", str(tmp_path / "tree.yaml")]
+    words += ["--missing_mask", "clean", "--background", "dog", "--validation_share", "0", "--test_share", "0"]
+    rows = datasets.load_from_disk(str(main([*words, "--num_proc", "1", "--output_dir", str(tmp_path / "out")])))
+    assert [np.unique(np.asarray(row["mask"])).tolist() for row in rows["train"]] == [[0, 1, 255], [2]] * 2
 
 
 def test_voc(root, tmp_path):
