@@ -251,7 +251,7 @@ def launcher(script: str, processes: int, words: list[str]) -> list[str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., int]]:
     """Runs scripts in children of a process that has imported what they need; see short_lived.py."""
     folder = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": str(folder.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(folder.parent), "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     command = [sys.executable, str(folder / "short_lived.py")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment, cwd=folder.parent

@@ -77,7 +77,7 @@ Path({str(tmp_path)!r}, f"process{{state.process_index}}").write_text(
     )
     words = ["--dataset_name", str(fruit), "--level_columns", "order", "family", "species", "--image_size", "32"]
     words += ["--model_name_or_path", "timm/test_resnet", "--no_pretrained", "--max_train_steps", "2"]
-    words += ["--max_eval_samples", "8", "--global_batch_size", "8", "--dataloader_num_workers", "0"]
+    words += ["--max_eval_samples", "8", "--global_batch_size", "8", "--dataloader_num_workers", "0", "--no_report"]
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
     command = [*launch, "--config_file", str(FILES[0].parent / f"{name}.yaml"), str(probe), *words]
     done = subprocess.run(

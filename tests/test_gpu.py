@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -40,7 +41,7 @@ IMAGES = {
     },
     "relative": {"model_name_or_path": "timm/test_vit_relpos", "decoding": "levels", "save_predictions": True},
     "beit": {"model_name_or_path": "beit"},
-    "timm_beit": {"model_name_or_path": "timm/beit_base_patch16_224", "image_size": 32},
+    "timm_beit": {"model_name_or_path": "timm_beit", "image_size": 32},
 }
 MASKS = {
     "plain": {},
@@ -58,12 +59,18 @@ MASKS = {
 }
 
 
+SHALLOW_BEIT = {"architecture": "beit_base_patch16_224", "pretrained_cfg": {}, "model_args": {"depth": 2}}
+
+
 def run(script, options, tmp_path: Path, changes: dict) -> dict[str, int]:
+    if changes.get("model_name_or_path") == "timm_beit":
+        (tmp_path / "config.json").write_text(json.dumps(SHALLOW_BEIT))
+        changes = {**changes, "model_name_or_path": f"local-dir:{tmp_path}"}
     if changes.get("model_name_or_path") in TRANSFORMERS:
         TRANSFORMERS[changes["model_name_or_path"]].save_pretrained(tmp_path / "backbone")
         changes = {**changes, "model_name_or_path": tmp_path / "backbone"}
     with waits_on_a_gpu(script) as waits:
-        results = script.main(options(max_train_steps=2, max_eval_samples=8, per_device_eval_batch_size=4, **changes))
+        results = script.main(options(max_train_steps=2, max_eval_samples=5, per_device_eval_batch_size=4, **changes))
     assert results["eval"]["loss"] > 0
     return dict(waits)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, launch
+from conftest import REPOSITORY
 from waits import Waits
 
 sys.path.append(str(REPOSITORY / "benchmarks"))
@@ -38,7 +38,7 @@ SCRIPTS = {
     + ("timm/vit_tiny_patch16_224 --image_size 224" if GPU else "timm/test_vit --image_size 32"),
     "train_segmentation": "--mask_column mask --hierarchy {folder}/hierarchy.json --head independent "
     + ("--model_name_or_path timm/resnet18 --image_size 256 --decoder_channels 256" if GPU else "")
-    + ("" if GPU else "--model_name_or_path timm/test_resnet --image_size 64 --decoder_channels 16"),
+    + ("" if GPU else "--model_name_or_path timm/test_resnet --image_size 32 --decoder_channels 16"),
 }
 WAYS = {"plain": "", "bf16": "--mixed_precision bf16", "fp16": "--mixed_precision fp16", "compiled": "--compile"}
 WAYS |= {"watched": "", **dict.fromkeys(("deterministic", "again", "killed"), "--deterministic")}
@@ -124,7 +124,7 @@ def test_no_step_waits(folder, script):
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are not two GPUs")
-def test_two_gpus(folder, script):
+def test_two_gpus(folder, script, launch):
     words = words_of(folder, script, "--batch_norm sync --no_pretrained --no_report")
     words += f" --train_file {folder}/train.csv --validation_file {folder}/validation.csv --output_dir {folder}/two"
     launch(f"{script}.py", 2, words.split())

@@ -39,6 +39,9 @@ TIMM = {
     "fastvit_t8": (32, False, None),
 }
 SHALLOW = {"beit_base_patch16_224": {"depth": 4}}
+SHALLOW |= dict.fromkeys(
+    ("swin_tiny_patch4_window7_224", "maxvit_tiny_tf_384", "coatnet_0_rw_224"), {"depths": [1, 1, 1, 1]}
+)
 SINGLE = ("vit", "deit", "beit", "dinov2", "test_vit")  # encoders with one stride
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 5, "num_attention_heads": 2, "intermediate_size": 64}
@@ -88,6 +91,15 @@ class Holder(nn.Module):
         self.heads = nn.Linear(2, 2)
 
 
+def source(name: str, folder: Path) -> str:
+    """A network of timm, where it is deep with fewer blocks."""
+    if name not in SHALLOW:
+        return f"timm/{name}"
+    config = {"architecture": name, "pretrained_cfg": timm.get_pretrained_cfg(name).to_dict()}
+    (folder / "config.json").write_text(json.dumps(config | {"model_args": SHALLOW[name]}))
+    return f"local-dir:{folder}"
+
+
 def check(backbone: PyramidBackbone, name: str, zeros: Callable[[], None]) -> None:
     """Maps, gradients, the same model from its ``spec`` and state, and layer decay."""
     assert len(backbone.channels) == 4
@@ -129,13 +141,9 @@ def check(backbone: PyramidBackbone, name: str, zeros: Callable[[], None]) -> No
 @pytest.mark.parametrize("name", TIMM)
 def test_timm(name, zeros, tmp_path):
     divisor, tiles, image_size = TIMM[name]
-    config, source = timm.get_pretrained_cfg(name), f"timm/{name}"
-    if name in SHALLOW:
-        told = {"architecture": name, "pretrained_cfg": config.to_dict(), "model_args": SHALLOW[name]}
-        (tmp_path / "config.json").write_text(json.dumps(told))
-        source = f"local-dir:{tmp_path}"
+    config = timm.get_pretrained_cfg(name)
     backbone, classifier = load_backbone(
-        source, pretrained=False, image_size=image_size, drop_path_rate=0.0, pyramid=True
+        source(name, tmp_path), pretrained=False, image_size=image_size, drop_path_rate=0.0, pyramid=True
     )
     assert classifier is None and (backbone.size_divisor, backbone.spec["tiles"]) == (divisor, tiles)
     assert backbone.spec["image_size"] == (image_size or config.input_size[-1])
@@ -170,8 +178,9 @@ def test_segformer_names():
         assert segformer_config(name) is None
 
 
-def test_tiles_are_independent_and_in_their_places():
-    backbone, _ = load_backbone("timm/coatnet_0_rw_224", pretrained=False, image_size=64, pyramid=True)
+def test_tiles_are_independent_and_in_their_places(tmp_path):
+    name = source("coatnet_0_rw_224", tmp_path)
+    backbone, _ = load_backbone(name, pretrained=False, image_size=64, pyramid=True)
     pixels = random_images(128, 192)
     maps = maps_of(backbone, pixels)
     one = maps_of(backbone, pixels[:, :, 64:128, 128:192])
@@ -186,9 +195,10 @@ def test_encoders_without_the_four_strides():
         load_backbone(name, pretrained=False, pyramid=True)
 
 
-def test_one_size_must_be_a_multiple_of_32():
+def test_one_size_must_be_a_multiple_of_32(tmp_path):
+    name = source("beit_base_patch16_224", tmp_path)
     with pytest.raises(ValueError, match="only images of one size, and 48 pixels are not a multiple of 32"):
-        load_backbone("timm/beit_base_patch16_224", pretrained=False, image_size=48, pyramid=True)
+        load_backbone(name, pretrained=False, image_size=48, pyramid=True)
 
 
 def test_unknown_names_are_told():
@@ -300,8 +310,8 @@ def test_inside_a_saved_model(name, tmp_path, zeros):
     if name in TRANSFORMERS:
         TRANSFORMERS[name].save_pretrained(tmp_path / "config")
     folder: Path = tmp_path / "saved"
-    source = str(tmp_path / "config") if name in TRANSFORMERS else name
-    backbone, _ = load_backbone(source, pretrained=False, image_size=64, pyramid=True)
+    origin = str(tmp_path / "config") if name in TRANSFORMERS else source(name.removeprefix("timm/"), tmp_path)
+    backbone, _ = load_backbone(origin, pretrained=False, image_size=64, pyramid=True)
     zeros()
     model = Saved(SavedConfig(backbone=backbone.spec))
     model.backbone.load_state_dict(backbone.state_dict())

@@ -210,7 +210,8 @@ def test_commands_run(page, own_clone):
 def test_demo_runs_through_accelerate_launch(script, tmp_path):
     """The README's first command, cut short; it leaves the files that the pages list."""
     command = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch", script, "--save_predictions"]
-    words = ["--max_train_steps", "3", "--max_eval_samples", "20", "--output_dir", str(tmp_path)]
+    words = ["--max_train_steps", "3", "--max_eval_samples", "8", "--output_dir", str(tmp_path)]
+    words += ["--global_batch_size", "2", "--per_device_train_batch_size", "2"]
     done = subprocess.run([*command, *words], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     levels = FUNGITASTIC_LEVELS if script == "train_taxonomy.py" else ["binary", "coarse", "fine"]

@@ -58,7 +58,7 @@ def test_tensorboard(options, tmp_path):
 @pytest.mark.slow
 def test_tensorboard_goes_on_after_a_stop(dense_options, tmp_path, monkeypatch):
     """What came after the checkpoint is told once."""
-    words = dense_options(report_to="tensorboard", num_train_epochs=2, logging_steps=1)
+    words = dense_options(report_to="tensorboard", num_train_epochs=2, logging_steps=1, max_eval_samples=3)
     evaluate, calls = train_segmentation.evaluate_model, []
 
     def fail_late(*args):
