@@ -23,10 +23,10 @@ import pandas as pd
 import yaml
 from matplotlib.figure import Figure
 
-from common.files import atomic_write, read_history
 from common.metrics.results import cell, flatten, in_words
 from common.report.figures import DPI, GREY, save_figure, shortened
 from common.run.command import run
+from common.system.files import atomic_write, read_history
 
 # Options that name things of a run, or how it was carried out, rather than what it was.
 # fmt: off

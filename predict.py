@@ -38,10 +38,8 @@ from tqdm.auto import tqdm
 from common.data.problems import Problem, write_problems
 from common.data.rows import Samples, make_loader
 from common.data.splits import Reading
-from common.files import write_json
 from common.labels.encoding import group_key
 from common.labels.hierarchy_files import read_costs
-from common.lock import RunLock
 from common.metrics.calibration import fewest_images, find_labels, read_calibration
 from common.model.answers import thresholds_for
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
@@ -51,6 +49,8 @@ from common.predict.masks import MaskPredictor
 from common.predict.parts import PredictionParts, check_output_dir, plan_parts
 from common.predict.views import IMAGE_VIEWS, MASK_VIEWS, load_models
 from common.run.processes import make_accelerator, num_workers, on_main_process
+from common.system.files import write_json
+from common.system.lock import RunLock
 
 logger = logging.getLogger(__name__)
 

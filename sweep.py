@@ -30,8 +30,6 @@ from optuna.storages.journal import JournalFileBackend, JournalStorage
 from optuna.trial import TrialState
 
 import compare_runs
-from common.files import atomic_write, read_history, read_yaml
-from common.lock import RunLock
 from common.metrics.results import flatten, is_better
 from common.options.arguments import parse_arguments
 from common.options.segmentation import SegmentationArguments
@@ -39,6 +37,8 @@ from common.options.taxonomy import TaxonomyArguments
 from common.report.figures import save_figure
 from common.run.command import run
 from common.run.stopping import STATUS_FILE, STOPPED_STATUS, StopRequest
+from common.system.files import atomic_write, read_history, read_yaml
+from common.system.lock import RunLock
 
 SCRIPTS = {"train_taxonomy.py": TaxonomyArguments, "train_segmentation.py": SegmentationArguments}
 OWN = {"output_dir", "resume_from_checkpoint"}  # every training has its own

@@ -41,7 +41,6 @@ from common.data.problems import image_names
 from common.data.rows import ImageRows, ProblemLog, Samples, make_loader
 from common.data.sampling import GlobalBatchSampler, evaluation_batches, sample_weights, seed_step
 from common.data.splits import LabelColumns, check_columns, check_unseen, get_split, leaves_without_images
-from common.files import write_json
 from common.images.transforms import EvaluationTransform, MixImages, Normalize, TrainTransform
 from common.labels.encoding import read_class_order
 from common.labels.hierarchy_files import read_costs
@@ -73,6 +72,7 @@ from common.run.identity import as_begun, run_facts, run_identity
 from common.run.processes import backward, make_accelerator, num_workers, sync_buffers
 from common.run.run import Run
 from common.run.stopping import StopRequest
+from common.system.files import write_json
 
 logger = logging.getLogger(__name__)
 

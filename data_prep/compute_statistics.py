@@ -26,11 +26,11 @@ from matplotlib.figure import Figure
 
 from common.data.masks import MaskReader
 from common.data.rows import ImageRows
-from common.files import atomic_write
 from common.images.files import BAD_IMAGE
 from common.losses.class_weights import CLASS_WEIGHTINGS, class_weights, count_labels
 from common.model.hierarchy import Hierarchy
 from common.run.command import run
+from common.system.files import atomic_write
 from data_prep.parts.inputs import input_parser, open_inputs, read_masks
 from data_prep.parts.parallel import map_rows, work_folder
 

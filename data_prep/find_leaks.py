@@ -27,8 +27,8 @@ import pandas as pd
 
 from common.data.problems import Problem, write_problems
 from common.data.rows import ImageRows
-from common.files import atomic_write
 from common.run.command import run
+from common.system.files import atomic_write
 from data_prep.leaks.compare import LEAST_DETAIL, UNLIKE, compare
 from data_prep.leaks.describe import FLAT, describe, undescribed
 from data_prep.leaks.report import write_page, write_table

@@ -17,7 +17,6 @@ from pathlib import Path
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-
 from demo.sets import make_artworks, make_taxonomy
 from demo.sheets import draw_artworks_sheet, draw_fungarium_sheet
 

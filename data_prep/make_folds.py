@@ -29,9 +29,9 @@ import pandas as pd
 
 from common.data.drawing import draw_splits, number_groups
 from common.data.prepared import write_selection
-from common.files import atomic_folder, write_json
 from common.labels.hierarchy_files import load_hierarchy
 from common.run.command import run
+from common.system.files import atomic_folder, write_json
 from data_prep.parts.columns import AUGMENTED, SPLITS
 from data_prep.parts.inputs import Inputs, hierarchy_beside, input_parser, open_inputs
 

@@ -23,9 +23,9 @@ import numpy as np
 from datasets import Dataset, DatasetDict, Image, Value
 
 from common.data.rows import ImageRows
-from common.files import atomic_folder
 from common.labels.table import hierarchy_from_paths
 from common.run.command import run
+from common.system.files import atomic_folder
 from data_prep.parts.columns import SPLITS
 from data_prep.parts.inputs import input_parser, open_inputs
 

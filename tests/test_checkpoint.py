@@ -24,7 +24,7 @@ from common.checkpoint import folder as folders
 from common.checkpoint import layouts
 from common.checkpoint.checkpointer import Checkpointer
 from common.checkpoint.layouts import ArtifactLayout, Layout
-from common.lock import RunLock
+from common.system.lock import RunLock
 
 LINK = ArtifactLayout.link_name
 LAYOUTS = {"plain": Layout, "artifact": ArtifactLayout}
@@ -697,7 +697,13 @@ def test_the_platform_deletes_what_it_does_not_ship(tmp_path):
 
 # ---- the lock
 
-HOLDER = "import sys; from common.lock import RunLock; lock = RunLock(sys.argv[1]); print('in', flush=True); input()"
+HOLDER = """
+import sys
+from common.system.lock import RunLock
+lock = RunLock(sys.argv[1])
+print("in", flush=True)
+input()
+"""
 
 
 def test_a_folder_in_use_is_refused_until_its_user_is_dead(tmp_path):

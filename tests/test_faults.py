@@ -20,17 +20,17 @@ from test_checkpoint import assert_is, content, save
 from torch.utils.data import DataLoader
 
 import train_taxonomy
-from common import files
 from common.checkpoint.checkpointer import Checkpointer
 from common.data import splits
 from common.data.rows import ImageRows, Samples
-from common.files import StorageError, append_history, atomic_write, error_number, naming, retried, write_json
 from common.images import mask_files
 from common.images.encoded import EncodedImage
 from common.images.files import check_file, load_image
 from common.run import command
 from common.run.stopping import RunStatus, Stopped
-from common.workers import start_worker
+from common.system import files
+from common.system.files import StorageError, append_history, atomic_write, error_number, naming, retried, write_json
+from common.system.workers import start_worker
 
 TRANSIENT = [errno.ESTALE, errno.EIO, errno.ETIMEDOUT, errno.EINTR, errno.ECONNRESET, errno.EBUSY]
 

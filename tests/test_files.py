@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from common.files import append_history, atomic_write, write_json
+from common.system.files import append_history, atomic_write, write_json
 
 
 def test_json_is_strict_and_replaced_atomically(tmp_path):

@@ -16,9 +16,9 @@ from huggingface_hub import ModelCard, close_session, constants
 from loopback_hub import OWNER, TOKEN, LoopbackHub, loopback_hub
 
 import train_taxonomy
-from common.files import atomic_write
 from common.publish.card import MARKER
 from common.publish.hub import PUBLISHED, Publisher
+from common.system.files import atomic_write
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from datasets import Dataset, DatasetDict
 
 from common.data.splits import load_splits
-from common.files import atomic_folder
+from common.system.files import atomic_folder
 from data_prep import make_folds
 from train_segmentation import main as train_segmentation
 

@@ -181,7 +181,7 @@ def test_report_card_predictions_and_metrics_agree(options, tmp_path):
 def test_cards_of_both_scripts_have_code_that_runs(options, dense_options, tmp_path):
     classifier, dense = tmp_path / "classifier", tmp_path / "dense"
     train_taxonomy.main(options(output_dir=classifier, no_report=True))
-    train_segmentation.main(dense_options(output_dir=dense, watch=["scratch"], max_eval_samples=3))
+    train_segmentation.main(dense_options(output_dir=dense, watch=["scratch"], max_eval_samples=8))
     page = Page(dense / "report.html")
     scratch = json.loads((dense / "all_results.json").read_text())["eval"]["levels"]["fine"]["per_class"]["scratch"]
     assert page.wrong == [] and f"{scratch['num_pixels']:,.0f} pixels of this class (fine)" in page.text

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from common.lock import RunLock
+from common.system.lock import RunLock
 from data_prep.parts.parallel import map_rows, work_folder
 
 

@@ -14,12 +14,12 @@ from PIL import Image
 from summaries import HOSTILE, TREE, run_summary
 
 import train_taxonomy
-from common.files import append_history
 from common.metrics.report_data import REPORT_DATA_FILE, ReportData
 from common.report.image_examples import Picture
 from common.report.mask_examples import MaskExample, draw_plots, keep_for_plots
 from common.report.report import draw_report, thumbnail
 from common.report.summary import RunSummary, data_name, shareable, shareable_line
+from common.system.files import append_history
 
 SECTIONS = {"run", "levels", "training", "watched", "classes", "confused", "examples", "reliability", "confusion"}
 ALWAYS = {"run", "levels", "skipped", "settings"}

@@ -24,8 +24,8 @@ import train_taxonomy
 from common.checkpoint.checkpointer import Checkpointer
 from common.checkpoint.state import TrainState
 from common.images.transforms import MixImages
-from common.lock import RunLock
 from common.run.stopping import STOPPED_STATUS
+from common.system.lock import RunLock
 
 RANDOM = {
     "taxonomy": {"mixup": 0.5, "cutmix": 0.5, "auto_augment": "rand-m9-mstd0.5-inc1", "drop_path_rate": 0.2},

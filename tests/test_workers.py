@@ -16,7 +16,7 @@ SIGNALLED = """
 import os, signal, subprocess, time
 import torch
 from torch.utils.data import DataLoader, Dataset
-from common.workers import start_worker
+from common.system.workers import start_worker
 
 class Slow(Dataset):
     def __len__(self):
@@ -56,7 +56,7 @@ def test_a_worker_listens_to_the_main_process_only(tmp_path: Path):
 
 LOADER = """
 from torch.utils.data import DataLoader
-from common.workers import start_worker
+from common.system.workers import start_worker
 
 if __name__ == "__main__":
     pages = ["x" * 2**20] * 100  # more than fits into the pipe

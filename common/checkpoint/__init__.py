@@ -1,4 +1,4 @@
 """What a checkpoint holds, and folders of checkpoints that are complete or absent.
 
-May import common.files.
+May import common.system.
 """

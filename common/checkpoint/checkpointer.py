@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..files import REASONS, StorageError, error_number, retried
+from ..system.files import REASONS, StorageError, error_number, retried
 from .folder import (
     STATE,
     BadCheckpointError,

@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from ..files import StorageError, naming, retried
+from ..system.files import StorageError, naming, retried
 
 MANIFEST, STATE, SUFFIX = "manifest.json", "state.json", ".safetensors"
 FORMAT = 1

@@ -18,9 +18,9 @@ import xxhash
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from ..files import naming, retried, write_json
-from ..lock import RunLock
-from ..workers import start_worker
+from ..system.files import naming, retried, write_json
+from ..system.lock import RunLock
+from ..system.workers import start_worker
 from .masks import MaskedImageRows
 from .rows import Samples
 

@@ -13,12 +13,12 @@ import torch
 import yaml
 from PIL import ImageColor
 
-from ..files import StrictLoader
 from ..images.encoded import EncodedImage
 from ..images.files import BAD_IMAGE, BadSampleError, check_file, explain
 from ..images.mask_files import IGNORED_PIXEL, read_mask
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE, fold_name, repeated
+from ..system.files import StrictLoader
 from .rows import ImageRows
 
 logger = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict, Value
 
-from ..files import atomic_write
+from ..system.files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, default_collate
 from ..images import files
 from ..images.encoded import EncodedImage
 from ..images.files import BAD_IMAGE, BadSampleError
-from ..workers import start_worker
+from ..system.workers import start_worker
 from .sampling import Key, generators_kept, seed_sample
 from .splits import check_columns
 

@@ -21,7 +21,6 @@ from datasets import Dataset, DatasetDict, Image, Value, concatenate_datasets, l
 from datasets.fingerprint import Hasher
 from datasets.packaged_modules.csv.csv import CsvConfig
 
-from ..files import retried
 from ..labels.annotation_files import refuse_annotations
 from ..labels.doubts import Moves, move_rows
 from ..labels.encoding import encode_names, encode_paths, group_key, short_list, text_of
@@ -30,6 +29,7 @@ from ..labels.table import hierarchy_from_table
 from ..labels.table_files import MISSING, TextTable, blank_note, blank_words, check_table_file, read_table
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE
+from ..system.files import retried
 from .folders import FolderImages, find_images, read_image_folder
 from .prepared import read_prepared, read_source, select_rows
 

@@ -1,4 +1,4 @@
 """From files to pixels: decoding images and masks, augmentation, geometry.
 
-Imports no other room.
+May import common.system.
 """

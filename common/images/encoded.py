@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torchvision.transforms import InterpolationMode, v2
 
-from ..files import retried
+from ..system.files import retried
 from .files import decoding, load_image, orientation, plain_jpeg_size
 
 # Bytes of pixels that are decoded into reused memory; for larger images new memory costs little in comparison.

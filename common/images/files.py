@@ -20,7 +20,7 @@ import pillow_heif
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from ..files import StorageError, retried
+from ..system.files import StorageError, retried
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 import numpy as np
 from PIL import Image
 
-from ..files import retried
+from ..system.files import retried
 from .files import TURNS, decoding, orientation, upright
 
 IGNORED_PIXEL = 255

@@ -10,10 +10,10 @@ from typing import Any
 
 import yaml
 
-from ..files import read_yaml, retried
 from ..model.costs import cost_matrix
 from ..model.hierarchy import Hierarchy
 from ..model.tree import fold_name, repeated
+from ..system.files import read_yaml, retried
 from .encoding import LabelPath, clean_column, encode_path, path_text
 from .table import hierarchy_from_paths, hierarchy_from_table
 from .table_files import TEXT_ENDINGS, blank_note, blank_words, read_table

@@ -12,10 +12,10 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..files import atomic_write
 from ..model.answers import path_probabilities
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE
+from ..system.files import atomic_write
 
 TOP_LEAVES = 5
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..files import atomic_write
 from ..model.hierarchy import Hierarchy
+from ..system.files import atomic_write
 from .prediction_table import PredictionTable
 
 REPORT_DATA_FILE = "report_data.npz"

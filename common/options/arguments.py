@@ -18,7 +18,7 @@ from typing import Any, Literal, NoReturn, TypeVar, Union, get_args, get_origin,
 
 import yaml
 
-from ..files import atomic_write, read_yaml
+from ..system.files import atomic_write, read_yaml
 
 Arguments = TypeVar("Arguments")
 

@@ -14,10 +14,10 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from ..files import atomic_write
 from ..images.transforms import EvaluationTransform, Normalize
 from ..metrics.calibration import is_right
 from ..model.modeling import LabelTreeForImageClassification
+from ..system.files import atomic_write
 from .lines import Counts, count_line, counts_table, doubt, line_writer, shares
 from .views import averaged, shown_size
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..files import atomic_write
+from ..system.files import atomic_write
 
 
 @contextmanager

@@ -16,13 +16,13 @@ import torch
 from accelerate import Accelerator
 from PIL import Image
 
-from ..files import atomic_write
 from ..images.encoded import EncodedImage
 from ..images.mask_transforms import Geometry, ImageEvaluationTransform
 from ..images.transforms import Normalize
 from ..model.modeling import LabelTreeForSemanticSegmentation
 from ..report.colours import leaf_colours
 from ..report.prediction_masks import save_mask
+from ..system.files import atomic_write
 from .objects import write_objects
 from .views import averaged
 from .windows import Resampler, dense_labels, image_logits, warn_of_scale

@@ -12,7 +12,7 @@ from contourpy import contour_generator
 from PIL import Image
 from scipy import ndimage
 
-from ..files import write_json
+from ..system.files import write_json
 
 
 def find_objects(leaf: np.ndarray, wanted: Sequence[bool]) -> Iterator[tuple[int, tuple[slice, slice], np.ndarray]]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from ..files import atomic_write, write_json
+from ..system.files import atomic_write, write_json
 
 STATE_FILE = "prediction_state.json"
 

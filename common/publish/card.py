@@ -13,12 +13,12 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
-from ..files import atomic_write
 from ..metrics.report_data import REPORT_DATA_FILE, ReportData
 from ..metrics.results import in_words, level_rows, path_measures
 from ..report.confusions import ConfusionPairs, hardest_classes, path_of
 from ..report.report import PLOTS, REPORT_FILE, percent
 from ..report.summary import RunSummary, as_warning, data_name
+from ..system.files import atomic_write
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,6 @@ import transformers  # its names are imported when they are used
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
-from ..files import naming, retried
 from ..model.encoders import first_line
 from ..model.modeling import (
     LabelTreeConfig,
@@ -23,6 +22,7 @@ from ..model.modeling import (
     LabelTreeModel,
 )
 from ..optim.tuning import merged
+from ..system.files import naming, retried
 
 MODEL_FILES = (
     *("config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"),

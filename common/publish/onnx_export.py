@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..files import naming
 from ..model.modeling import LabelTreeModel
+from ..system.files import naming
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-3

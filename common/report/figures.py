@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ..files import atomic_write
 from ..metrics.results import in_words
+from ..system.files import atomic_write
 from .confusions import ConfusionPairs, density, in_tree_order
 
 DPI = 110

@@ -15,11 +15,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from PIL import Image
 
-from ..files import atomic_write
 from ..images.mask_files import IGNORED_PIXEL
 from ..images.mask_transforms import nearest
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE
+from ..system.files import atomic_write
 from .colours import level_colours
 from .figures import DPI, GREY, draw_class_bars, file_name, new_figure, save_figure, shortened
 

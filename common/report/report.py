@@ -14,9 +14,9 @@ import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from ..files import atomic_write, read_history
 from ..metrics.report_data import REPORT_DATA_FILE, ReportData
 from ..metrics.results import in_words, interval_text, level_rows, path_measures
+from ..system.files import atomic_write, read_history
 from .confusions import (
     ConfusionPairs,
     class_table,

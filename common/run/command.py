@@ -9,8 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from ..files import StorageError, error_number, is_transient
 from ..images.files import BadSampleError
+from ..system.files import StorageError, error_number, is_transient
 
 logger = logging.getLogger(__name__)
 

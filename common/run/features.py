@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
 from ..data.rows import Samples, make_loader
-from ..files import atomic_write
 from ..images.files import BadSampleError
 from ..model.hierarchy import Hierarchy
 from ..model.modeling import LabelTreeModel
+from ..system.files import atomic_write
 from .processes import local_main_first
 
 

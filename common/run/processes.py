@@ -20,8 +20,8 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType, broadcast, set_seed
 from torch import nn
 
-from ..files import StorageError
 from ..options.shared import CommonArguments
+from ..system.files import StorageError
 from .command import SCREEN
 
 logger = logging.getLogger(__name__)

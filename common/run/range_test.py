@@ -11,9 +11,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..files import read_history, write_json
 from ..options.shared import CommonArguments
 from ..report.figures import draw_learning_rates
+from ..system.files import read_history, write_json
 
 NUM_STEPS = 100
 

@@ -20,8 +20,6 @@ from accelerate.utils import gather_object
 from ..checkpoint.run_checkpoints import RunCheckpoints
 from ..checkpoint.state import TrainState
 from ..data.rows import ProblemLog
-from ..files import append_history, naming, read_history, write_json
-from ..lock import RunLock
 from ..metrics.report_data import ReportData
 from ..metrics.results import flatten, is_better, results_table
 from ..model.modeling import LabelTreeModel
@@ -34,6 +32,8 @@ from ..publish.onnx_export import export_onnx
 from ..report.image_examples import Picture
 from ..report.report import PLOTS, draw_report
 from ..report.summary import RunSummary
+from ..system.files import append_history, naming, read_history, write_json
+from ..system.lock import RunLock
 from .processes import on_main_process, wait_for_all
 from .progress import Progress, banner, too_short
 from .range_test import finish_range_test

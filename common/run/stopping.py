@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from ..files import StorageError, is_transient, write_json
+from ..system.files import StorageError, is_transient, write_json
 from .processes import host_group
 
 logger = logging.getLogger(__name__)

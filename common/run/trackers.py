@@ -18,8 +18,8 @@ import numpy as np
 from accelerate import Accelerator
 from PIL import Image
 
-from ..files import write_json
 from ..options.shared import CommonArguments
+from ..system.files import write_json
 
 logger = logging.getLogger(__name__)
 

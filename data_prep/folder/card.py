@@ -14,9 +14,9 @@ import yaml
 from datasets import Image
 from jinja2 import Environment, FileSystemLoader
 
-from common.files import atomic_write
 from common.labels.encoding import encode_paths
 from common.model.hierarchy import Hierarchy
+from common.system.files import atomic_write
 from data_prep.rows.row_set import RowSet
 
 SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))

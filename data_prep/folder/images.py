@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from common.files import retried
 from common.images.files import BAD_IMAGE, check_file, explain, find_form, lies_in, load_image
 from common.images.mask_files import read_mask
+from common.system.files import retried
 
 Palette = tuple[tuple[int, int], ...]
 """(0xRRGGBB, value) of every class, and of what is to be ignored"""

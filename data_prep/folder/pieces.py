@@ -15,7 +15,7 @@ import pyarrow as pa
 from datasets import Dataset, Features, Value
 from PIL import Image
 
-from common.files import atomic_write
+from common.system.files import atomic_write
 from data_prep.parts.parallel import run_pieces
 
 from .images import BadRowError, ImageFile, Store, find_file

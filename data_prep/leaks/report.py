@@ -12,8 +12,8 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader
 
 from common.data.rows import ImageRows
-from common.files import atomic_write
 from common.images.files import BAD_IMAGE, load_image
+from common.system.files import atomic_write
 
 from .describe import TRANSFORMS, turned
 

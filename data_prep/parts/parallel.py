@@ -23,9 +23,9 @@ import numpy as np
 import xxhash
 from tqdm.auto import tqdm
 
-from common.files import atomic_write
-from common.lock import RunLock
-from common.workers import end_with_parent
+from common.system.files import atomic_write
+from common.system.lock import RunLock
+from common.system.workers import end_with_parent
 
 OfRow = Callable[[int], dict[str, Any]]
 """Gives what is known of a row: numbers, strings and arrays, of the same kinds and shapes for every row"""

@@ -23,7 +23,6 @@ import torch
 from PIL import Image
 
 from common.data.folders import SPLIT_NAMES, find_images
-from common.files import atomic_write
 from common.images.files import check_file
 from common.images.mask_files import IGNORED_PIXEL
 from common.labels.annotation_files import annotation_kind
@@ -31,6 +30,7 @@ from common.model.hierarchy import Hierarchy
 from common.model.tree import fold_name
 from common.report.colours import leaf_colours
 from common.report.prediction_masks import save_mask
+from common.system.files import atomic_write
 
 Annotated = tuple[str, tuple[int, int] | None, str, list[tuple[str, Any]]]
 """Of an image the name, (height, width) if known, perhaps the split, and from back to front the class of each object

@@ -70,11 +70,8 @@ class RunLock:
                 self.path.parent,
                 error.strerror,
             )
-        holder = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "started": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        }
+        started = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "started": started}
         with contextlib.suppress(OSError):  # a full disk: the lock holds without these words
             os.ftruncate(self._handle, 0)
             os.pwrite(self._handle, json.dumps(holder).encode() + b"\n", 0)
