@@ -157,3 +157,30 @@ def test_evaluation_and_prediction_agree(fruit, photos, model, command, tmp_path
     assert results["costs"]["mean_cost"] == pytest.approx(np.mean([matrix[pair] for pair in known]), abs=1e-6)
     assert results["costs"].keys() >= {"not_answered", "track_4"} and len(set(total)) > 2
     assert summary["predictions"]["answers"]["all"]["num_answered"] == sum(places[best] is not None for best in total)
+
+
+def test_only_what_is_allowed_is_predicted(photos, model, command, tmp_path):  # noqa: F811
+    """The others' probabilities go to the rest in proportion, and levels still agree."""
+    tree = train_taxonomy.LabelTreeForImageClassification.read_hierarchy(model)
+    family = tree.names[1][0]
+    kept = [
+        tree.names[2][-1],
+        *(name for name, above in zip(tree.names[2], tree.parents[2], strict=True) if above == (1, 0)),
+    ]
+    (tmp_path / "here.txt").write_text(f"{family}\n\n{tree.names[2][-1].upper()}\n")
+    for folder, changes in (("all", {}), ("here", {"allowed": tmp_path / "here.txt"})):
+        predict.main(command(photos / "000.jpg", top_k=99, format="jsonl", output_dir=tmp_path / folder, **changes))
+    every, some = (json.loads((tmp_path / name / "predictions.jsonl").read_text()) for name in ("all", "here"))
+    chances, found = ({entry["leaf"]: entry["probability"] for entry in line["top"]} for line in (every, some))
+    total = sum(chances[name] for name in kept)
+    assert found == pytest.approx({name: chances[name] / total * (name in kept) for name in chances}, abs=1e-4)
+    inside = sum(found[name] for name in kept[1:])
+    expected = inside if some["levels"][tree.levels[1]]["name"] == family else found[kept[0]]
+    assert some["levels"][tree.levels[1]]["probability"] == pytest.approx(expected, abs=1e-4)
+    (tmp_path / "here.txt").write_text("unicorn\n")
+    for file, message in (
+        (tmp_path / "here.txt", "--allowed unicorn: the label tree has no"),
+        ("no.txt", "no file no.txt"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict.main(command(photos, allowed=file, output_dir=tmp_path / "none"))

@@ -50,6 +50,7 @@ class PredictArguments:
         None, "Answer at the finest level at which this share of answers is expected right.", "from 0 up to 1"
     )
     costs: str | None = option(None, "YAML file with costs: answer at the cheapest level, or not at all.")
+    allowed: str | None = option(None, "Text file with names of classes of any level, one a line: only these occur.")
     calibration: str | None = option(None, "Its calibration.json of an --eval_only run; by default the model's own.")
     review: str | None = option(None, "CSV file for images that are probably mislabelled, and those to label next.")
     features: str | None = option(None, "Parquet file for the backbone's features of each image, too.")
@@ -86,6 +87,8 @@ class PredictArguments:
             problems.append(f"--format is {', '.join(known)}, not {' '.join(self.format)}")
         if self.review and not Path(self.review).parent.is_dir():
             problems.append(f"--review: there is no folder {Path(self.review).parent}")
+        if self.allowed and not (Path(self.allowed).is_file() and Path(self.allowed).stat().st_size):
+            problems.append(f"--allowed: there is no file {self.allowed}, or it is empty")
         ways = [name for name in ("min_confidence", "target_precision", "costs") if getattr(self, name) is not None]
         if len(ways) > 1:
             problems.append(f"--{' and --'.join(ways)} do the same in different ways; choose one")

@@ -31,9 +31,7 @@ class SegmentationArguments(CommonArguments):
     tta: Literal["none", "hflip", "d4"] = option(
         "none", "Answer from several views of each image in evaluation, by mean probabilities; slower by their number."
     )
-    eval_crop: int | None = option(
-        None, "Show windows of this many pixels, at the image's own scale, instead of the whole.", "greater than 0"
-    )
+    eval_crop: int | None = option(None, "Show windows of so many pixels, at the image's own scale.", "greater than 0")
     eval_stride: int | None = option(
         None, "Distance from window to window in evaluation; two thirds of a window by default.", "greater than 0"
     )

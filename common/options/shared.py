@@ -26,14 +26,10 @@ class CommonArguments:
     given: ClassVar[set[str]] = set()
     """Names of the options that the user gave, see :func:`common.options.arguments.parse_arguments`"""
 
-    dataset_name: str = option(
-        "demo", "demo, a prepared folder, or a folder or Hub id for load_dataset.", group="Data"
-    )
+    dataset_name: str = option("demo", "demo, a prepared folder, or folder or Hub id for load_dataset.", group="Data")
     dataset_config_name: str | None = option(None, "Configuration of the data set on the Hub.")
     train_file: str | None = option(None, "CSV, TSV, XLSX, JSON lines or Parquet to train on, not a dataset_name.")
-    validation_file: str | None = option(
-        None, "The same for validation; where there is none, a tenth of the training groups is drawn for it."
-    )
+    validation_file: str | None = option(None, "The same for validation; without, a tenth of the groups is drawn.")
     image_root: str | None = option(None, "Folder that image paths lie in; by default the train_file's, or as noted.")
     train_split: str = option("train", "Split to train on.")
     validation_split: str = option("validation", "Split to evaluate and to choose the best model on.")
@@ -59,9 +55,7 @@ class CommonArguments:
         "greater than 0",
         group="Images and augmentation",
     )
-    image_mean: list[float] | None = option(
-        None, "Mean of red, green and blue, in 0 to 1; by default that which the backbone was trained with."
-    )
+    image_mean: list[float] | None = option(None, "Mean of red, green, blue (0 to 1); by default the backbone's own.")
     image_std: list[float] | None = option(None, "Their standard deviation; compute_statistics.py finds both.")
     hflip: float = option(0.5, "Probability of a horizontal flip.", "from 0 up to 1")
     vflip: float = option(0.0, "Probability of a vertical flip.", "from 0 up to 1")
@@ -153,9 +147,7 @@ class CommonArguments:
     mixed_precision: Literal["no", "fp16", "bf16"] | None = option(None, "By default what accelerate launch says.")
     channels_last: bool = option(False, "Keep images channels-last; faster for most convolutional networks.")
     compile: bool = option(False, "torch.compile the model for training.")
-    gradient_checkpointing: bool = option(
-        False, "Compute the backbone's activations again in the backward pass: less memory, a third more time."
-    )
+    gradient_checkpointing: bool = option(False, "Compute activations twice: less memory, a third more time.")
     dataloader_num_workers: int | None = option(None, "Per process; by default one per core, up to 8.", "at least 0")
     logging_steps: int = option(50, "Log the loss every so many optimizer steps.", "greater than 0")
     eval_epochs: int = option(1, "Evaluate every so many epochs, and at the end.", "greater than 0")
@@ -168,9 +160,7 @@ class CommonArguments:
         None, "Save one whenever the last is this old, too; 0 for never. 600, on the ISC 30, by default.", "at least 0"
     )
     keep_last: int = option(2, "How many checkpoints to keep, at least 2.", "at least 2")
-    resume_from_checkpoint: str = option(
-        "auto", "auto (the newest in output_dir), none, or a checkpoint or output folder to start from."
-    )
+    resume_from_checkpoint: str = option("auto", "auto: newest in output_dir; none; a checkpoint or output folder.")
     max_train_minutes: float | None = option(None, "Stop after this time, with a checkpoint.", "greater than 0")
     max_skipped_steps: int = option(10, "Steps in a row that may be skipped for NaN or infinite loss.", "at least 0")
     eval_only: bool = option(False, "Evaluate a folder that this script wrote, and do nothing else.")
@@ -179,9 +169,7 @@ class CommonArguments:
     )
     save_predictions: bool = option(False, "Keep what is predicted for the evaluation images of the best model.")
     export: Literal["none", "onnx"] = option("none", "Also write the best model in this form, when all is done.")
-    watch: list[str] | None = option(
-        None, "Names of classes, of any level, that the report follows: recall, and what they were predicted as."
-    )
+    watch: list[str] | None = option(None, "Names of classes, of any level, whose recall and confusions are reported.")
     no_report: bool = option(False, "Draw no report.html and no plots.")
     push_to_hub: bool = option(False, "Upload model, card and report to the Hub; log in by hf auth login or HF_TOKEN.")
     hub_model_id: str | None = option(None, "Repository to upload to; by default named as the output folder.")

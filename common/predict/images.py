@@ -67,6 +67,11 @@ class ClassPredictor:
         self.settings = {"--format": args.format, "--top_k": self.top_k, "--tta": tta, "--rank_by": args.rank_by}
         self.settings |= {"the thresholds of answers": thresholds, "--features": bool(args.features)}
         self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
+        names = Path(args.allowed).read_text(encoding="utf-8-sig").splitlines() if args.allowed else []
+        nodes = self.hierarchy.find_nodes([name for name in names if name.strip()], "--allowed")
+        allowed = [self.hierarchy.ancestors[:, level] == label for level, label in nodes]
+        self.allowed = torch.stack(allowed).any(0).to(accelerator.device) if allowed else None
+        self.settings["--allowed"] = nodes
         self.kept: list[tuple[int, torch.Tensor]] = []
 
     @torch.inference_mode()
@@ -110,6 +115,9 @@ class ClassPredictor:
     def describe(self, logits: torch.Tensor, rows: Sequence[int]) -> list[dict[str, Any]]:
         """What is written about logits (n, outputs) of rows: path, probabilities, most probable leaves, the answer."""
         output = self.model.complete(logits)
+        if self.allowed is not None:
+            leaves = output.logits.float().masked_fill(~self.allowed, -torch.inf)
+            output = type(output)(logits=leaves, log_probs=tuple(self.hierarchy.marginalize(leaves.log_softmax(1))))
         answers = self.model.decode(output, thresholds=self.thresholds)
         chances = output.logits.float().softmax(1)
         order = chances
