@@ -62,6 +62,7 @@ from common.optim.skipping import RunningStatistics, clip_gradients, find_nonfin
 from common.optim.tuning import HeldBack, merged, prepare_tuning
 from common.predict.views import averaged, shown_size
 from common.publish.models import image_processor, load_weights, save_model
+from common.report.explain import Explainer
 from common.report.image_examples import load_pictures
 from common.report.summary import RunSummary
 from common.run import setup
@@ -128,7 +129,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if data.train is not None:
         train_labels = torch.from_numpy(data.train.labels[data.train.rows])
         summary.train_counts = count_labels(train_labels, data.hierarchy)[-1].numpy()
-    load_examples = partial(load_pictures, data.validation.images, data.hierarchy)
+    saved = args.model_name_or_path if args.eval_only else args.output_dir
+    explain = Explainer(saved, eval_loader.dataset.transform) if args.explain else None
+    load_examples = partial(load_pictures, data.validation.images, data.hierarchy, explain)
     if args.eval_only:
         run = Run(args, accelerator, stop, summary, problems)
         with run.started():

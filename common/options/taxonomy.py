@@ -58,6 +58,7 @@ class TaxonomyArguments(CommonArguments):
         "leaf", "Best path: of the most probable leaf, with most levels expected right, or of the cheapest answer."
     )
     costs: str | None = option(None, "--decoding cost: YAML file with what answers cost, see docs/predicting.md.")
+    explain: bool = option(False, "Show in the report what counted for the predictions of its examples (Grad-CAM).")
     top_k: int = option(5, "An image counts for top5_accuracy if its label is among so many classes.", "at least 1")
 
     def problems(self) -> list[str]:
@@ -85,6 +86,7 @@ class TaxonomyArguments(CommonArguments):
             ("feature_views", not self.cache_features, "there is no --cache_features"),
             *((name, plain, "--feature_views is 1") for name in AUGMENTING),
             ("costs", self.decoding != "cost", f"--decoding is {self.decoding}"),
+            ("explain", self.no_report, "there is to be no report"),
             ("mix_probability", not self.mixes, "mixup and cutmix are off"),
             ("conflicts", bool(self.hierarchy) or self.eval_only, "the label tree comes from elsewhere"),
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,16 @@ class Picture:
     truth: str
     predicted: str
     probability: float
+    explained: Image.Image | None = None  # what counted for the prediction
 
 
-def load_pictures(images: ImageRows, hierarchy: Hierarchy, data: ReportData) -> dict[str, list[Picture]]:
-    """The examples that an evaluation chose, by kind; see :data:`common.metrics.report_data.EXAMPLE_KINDS`."""
+def load_pictures(
+    images: ImageRows, hierarchy: Hierarchy, explain: Callable[..., Image.Image] | None, data: ReportData
+) -> dict[str, list[Picture]]:
+    """The examples that an evaluation chose, by kind; see :data:`common.metrics.report_data.EXAMPLE_KINDS`.
+
+    ``explain`` is an :class:`common.report.explain.Explainer`, if there is to be one.
+    """
     names = hierarchy.leaf_names()
     pictures: dict[str, list[Picture]] = {kind: [] for kind in data.examples}
     for kind, examples in data.examples.items():
@@ -36,7 +42,8 @@ def load_pictures(images: ImageRows, hierarchy: Hierarchy, data: ReportData) -> 
             with suppress(BadSampleError):  # it was readable before
                 image = images.load(int(row), images.encoded([int(row)])[0])
                 shown = (names[int(truth)], names[int(predicted)], probability)
-                pictures[kind].append(Picture(image, images.name(int(row)), *shown))
+                why = None if explain is None else explain(images, int(row), int(predicted))
+                pictures[kind].append(Picture(image, images.name(int(row)), *shown, why))
     return pictures
 
 

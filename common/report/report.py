@@ -6,6 +6,7 @@ import base64
 import io
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,7 @@ FIGURES = {
     "curves": {"history": "Loss, learning rate, and every level in the course of the training"},
     "class_figures": {"iou": "IoU of every class"},
     "example_figures": {
+        "explained": "What counted for the predictions of such examples, in red (Grad-CAM)",
         "examples_LEVEL": "Chosen to show many classes: image, truth, prediction and error at the level LEVEL",
         "worst_LEVEL": "The worst images: image, truth, prediction and error at the level LEVEL",
     },
@@ -114,6 +116,9 @@ def _classes(
     found = {} if load is None else load(data)
     pictures = {EXAMPLE_TITLES[kind].format(parent=parent): row for kind, row in found.items() if row}
     draw_pictures(plots / "examples.jpg", pictures)
+    shown = {title: [replace(each, image=each.explained) for each in row] for title, row in pictures.items()}
+    if any(each.image is not None for row in shown.values() for each in row):
+        draw_pictures(plots / "explained.png", shown)
     counts = summary.train_counts
     return {
         "watched": [watched_class(pairs, *node) for node in hierarchy.find_nodes(summary.options["watch"] or ())],

@@ -28,7 +28,7 @@ MAY_CHANGE = {
     "backbone_weights", "no_pretrained", "compile", "save_predictions", "early_stopping_patience", "on_bad_sample",
     "trust_remote_code", "watch", "no_report", "push_to_hub", "hub_model_id", "export",
     "hub_private", "hub_strategy", "license", "test_split", "test_file", "image_suffix",
-    "gradient_checkpointing", "cache_features",
+    "gradient_checkpointing", "cache_features", "explain",
 }
 # fmt: on
 
