@@ -200,7 +200,9 @@ def test_mvtec(root, tmp_path, above):
     assert lengths(splits) == {"train": 3, "validation": 1, "test": 8} and isinstance(splits["test"][0]["image"], str)
     for row in splits["test"]:
         assert (np.asarray(row["mask"]) == (defect > 0) * ("broken" in row["image"])).all()
-    with pytest.raises(ValueError, match="8 rows have problems.*the row has no mask"):  # of what is good
+    with pytest.raises(
+        ValueError, match="8 rows have problems.*the row has no mask .see --missing_mask"
+    ):  # of what is good
         main(command(root, "--layout", "mvtec", *files, "--output_dir", str(tmp_path / "fewer")))
 
 

@@ -6,21 +6,24 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image, ImageFile
 from PIL.PngImagePlugin import PngInfo
 
 from common.data.masks import MaskedImageRows, MaskReader, read_palette
+from common.data.parts import Data, Part
 from common.data.rows import ImageRows, ProblemLog
 from common.images.files import BadSampleError
-from common.images.mask_files import IGNORED_PIXEL
+from common.images.mask_files import IGNORED_PIXEL, read_mask
 from common.labels.hierarchy_files import load_hierarchy, read_ignored
 from common.model.hierarchy import Hierarchy
-from common.run.mask_setup import _check_labelled
+from common.run.mask_setup import _check_labelled, look_at_masks
 
 ARTEFACT = Path(__file__).parents[1] / "hierarchies" / "artefact.yaml"
 NAMES = ["Clean", "Material loss", "Peel", "Dust", "Scratch"]
@@ -523,6 +526,17 @@ def test_floats_with_whole_values():
             read(encode(np.array([[0, wrong]], np.float32), "TIFF"))
 
 
+def test_colours_of_a_mask_of_many_rows():
+    """It is looked up in bands."""
+    values = np.arange(700, dtype=np.uint8)[:, None].repeat(3, 1) % 3
+    colours = np.array([(0, 0, 0), (255, 0, 0), (1, 2, 3)], np.uint8)
+    palette = {0: 0, 0xFF0000: 1, 0x010203: 2}
+    assert (read_mask(encode(colours[values]), 3, palette) == values).all()
+    colours[2] = 9
+    with pytest.raises(ValueError, match="mask colours #090909 are not in the palette"):
+        read_mask(encode(colours[values]), 3, palette)
+
+
 def test_ignored_pixels_are_told(caplog):
     caplog.set_level("INFO")
     _check_labelled("training", np.array([3, 0, 5]), 2, ["a", "b", "c"])
@@ -532,6 +546,16 @@ def test_ignored_pixels_are_told(caplog):
     with pytest.raises(ValueError, match=r"values 0 \(a\) and 255.*is 255 the foreground\?.*'b: \"#ffffff\"'"):
         _check_labelled("training", np.array([90, 0]), 10, ["a", "b"])
     _check_labelled("training", np.array([90, 0]), 0, ["a", "b"])
+
+
+@pytest.mark.parametrize("part", ["training", "validation", "test"])
+def test_masks_of_every_part_are_looked_at_before_training(part):
+    masks = {name: np.full_like(MASK, 255) if name == part else MASK for name in ("training", "validation", "test")}
+    parts = [Part(byte_rows([photo(2, 3)], [encode(mask)]), None, np.arange(1)) for mask in masks.values()]
+    data = Data(flat_tree(list("abcdefgh")), *parts)
+    args = SimpleNamespace(class_weighting="none", copy_paste=0, balanced_crop=False, dataloader_num_workers=1)
+    with pytest.raises(ValueError, match=f"No pixel of the {part} masks is labelled"):
+        look_at_masks(args, Accelerator(cpu=True), data, ProblemLog("error"))
 
 
 def test_missing_masks():

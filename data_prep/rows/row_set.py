@@ -14,7 +14,7 @@ from datasets import Dataset
 from common.data.drawing import draw_splits, number_groups
 from common.data.folders import name_splits
 from common.data.problems import Problem, read_problems
-from data_prep.parts.columns import IMAGE, ROW, SPLIT, SPLITS
+from data_prep.parts.columns import IMAGE, MASK, ROW, SPLIT, SPLITS
 
 
 @dataclass
@@ -78,7 +78,8 @@ def check_paths(rows: RowSet, columns: Sequence[str], root: str, optional: str |
     """
     for column in columns:
         if column != optional:
-            rows.leave_out(rows.frame[column].isna(), "missing", f"the row has no {column}")
+            hint = " (see --missing_mask)" if column == MASK else ""
+            rows.leave_out(rows.frame[column].isna(), "missing", f"the row has no {column}{hint}")
         paths = [path and _relative(path, root) for path in rows.frame[column]]
         rows.frame[column] = text_column(new or old for new, old in zip(paths, rows.frame[column], strict=True))
         told = f"the path of its {column} leads out of the folder {root}"
