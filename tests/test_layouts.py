@@ -127,13 +127,15 @@ def pairs_in_folders(root: Path, kind: str) -> None:
         "below": ("{split}/img/{n}.jpg", "{split}/lab/{n}_mask.png"),
         "words": ("{split}_img/{n}.jpg", "{split}_lab/{n}.png"),
         "names": ("{split}/{n}.jpg", "{split}/{n}_gt.png"),
+        "city": ("{split}/{n}.jpg", "{split}/{n}_gtFine_labelIds.png"),
+        "kinds": ("{split}/{n}.jpg", "{split}/{n}.png"),
     }[kind]
     places = [{"split": split, "n": n} for split in ("train", "val") for n in range(3)]
     draw(root, [images.format(**place) for place in places])
     draw_masks(root, [masks.format(**place) for place in places[:-1]])
 
 
-@pytest.mark.parametrize("kind", ["beside", "below", "words", "names"])
+@pytest.mark.parametrize("kind", ["beside", "below", "words", "names", "city", "kinds"])
 def test_folders_of_images_and_masks(root, kind, tmp_path):
     pairs_in_folders(root, kind)
     (tmp_path / "tree.yaml").write_text(VOC_TREE)

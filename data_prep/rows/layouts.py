@@ -30,7 +30,7 @@ MASK_WORDS = {
     *("mask", "masks", "label", "labels", "lab", "annotation", "annotations", "annot", "gt", "gts", "seg", "truth"),
     *("groundtruth", "segmentation", "segmentations"),
 }
-MASK_ENDING = re.compile(r"[_-](masks?|gt|lab|labels?|seg|segmentation|L)$")
+MASK_ENDING = re.compile(r"[_-](masks?|gt|lab|labels?|seg|segmentation|L|gtFine_labelIds)$")
 
 # ---- labels
 
@@ -119,15 +119,16 @@ def _table(path: Path) -> list[Row]:
 def pairs(root: Path) -> Iterator[Row]:
     """A folder of images beside a folder of masks of the same names; or ``_mask``, ``_gt``, ``_lab`` after the names.
 
-    Folders may be divided into splits, above or below, or be called as ``train_img`` and ``train_lab``. ADE20K and
-    DeepCrack are of this kind.
+    In one folder x.png is the mask of x.jpg. Folders may be divided into splits, above or below, or be called as
+    ``train_img`` and ``train_lab``. ADE20K and DeepCrack are of this kind.
     """
     images, masks = {}, {}
     for name in find_images(root).names:
         *folders, stem = Path(name).with_suffix("").parts
         words = [word for folder in folders for word in re.split("[_-]", folder.lower())]
-        is_mask = bool(MASK_WORDS & set(words)) or MASK_ENDING.search(stem) is not None
         key = (*(word for word in words if word not in MASK_WORDS | IMAGE_WORDS), MASK_ENDING.sub("", stem))
+        is_mask = bool(MASK_WORDS & set(words)) or MASK_ENDING.search(stem) is not None
+        is_mask |= name.lower().endswith(".png") and images.get(key, "").rpartition(".")[0] == name[:-4]
         (masks if is_mask else images)[key] = name
     for key, name in images.items():
         split = next((word for word in key[:-1] if word in SPLIT_NAMES), None)
