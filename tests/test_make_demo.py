@@ -194,6 +194,7 @@ def test_command_line(folder, tmp_path, capsys):
         main([])
 
 
+@pytest.mark.slow
 def test_runs_as_a_script(folder, tmp_path):
     sizes = [f"--{name}={size}" for name, size in SMALL.items()]
     command = [sys.executable, "data_prep/make_demo.py", "taxonomy", f"--output_dir={tmp_path / 'demo'}", *sizes]

@@ -30,7 +30,7 @@ from common.run.range_test import smoothed
 from common.run.setup import make_sampler
 
 
-@pytest.mark.parametrize("name", ["sgd", "lion", "lamb"])
+@pytest.mark.parametrize("name", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("sgd", "lion")), "lamb"])
 def test_optimizers_of_timm_train_and_resume(options, tmp_path, monkeypatch, name):
     words = {"optimizer": name, "max_train_steps": 6, "head_lr_scale": 3.0, "checkpointing_steps": 2}
     train_taxonomy.main(options(**words, output_dir=tmp_path / "straight"))

@@ -156,6 +156,7 @@ def test_in_a_run(options, tmp_path, capfd):
         train_taxonomy.main(options(image_std=[0.5, 0, 0.5]))
 
 
+@pytest.mark.slow
 def test_runs_of_older_code_go_on_as_they_began(options, tmp_path, monkeypatch):
     """Such a run had no scale of its heads, other pixels and a crop of 1, and must end as it would have."""
     name = timm_folder(tmp_path / "net", "test_vit", pretrained_cfg={"mean": [0.3] * 3, "crop_pct": 0.5})

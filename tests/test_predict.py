@@ -228,7 +228,7 @@ def test_leaves_ranked_by_distance_in_the_tree(fruit, command, tmp_path):
         assert len(found) == 6 and found == pytest.approx(sorted(found), abs=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.slow), torch.float16])
 def test_a_model_saved_in_half_precision(fruit, command, tmp_path, dtype):
     saved = build(fruit, tmp_path / "model", head="tree")
     half = tmp_path / "half"

@@ -99,7 +99,7 @@ def test_equals_evaluation(tiles, tmp_path, changes):
         assert (answers.leaf[0].numpy() != np.asarray(masks(tmp_path / "out" / "masks")[0])).mean() < 5e-3
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("dtype", [pytest.param(torch.bfloat16, marks=pytest.mark.slow), torch.float16])
 def test_a_model_saved_in_half_precision(tiles, model, tmp_path, dtype):
     """Predicted, evaluated and trained on, in float32."""
     half = tmp_path / "half"

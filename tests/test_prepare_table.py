@@ -33,7 +33,7 @@ from data_prep.prepare_table import main
 
 REPOSITORY = Path(train_taxonomy.__file__).parent
 TINY_MODEL = "--model_name_or_path timm/test_vit --no_pretrained --image_size 32 --per_device_train_batch_size 4 "
-TWO_STEPS = (TINY_MODEL + "--max_train_steps 2 --max_eval_samples 8 --dataloader_num_workers 0").split()
+TWO_STEPS = (TINY_MODEL + "--max_train_steps 2 --max_eval_samples 8 --dataloader_num_workers 0 --no_report").split()
 
 
 def jpeg(label: int, size: tuple[int, int] = (40, 30)) -> bytes:

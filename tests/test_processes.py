@@ -59,6 +59,7 @@ def test_one_process_does_it_itself():
         on_main_process(accelerator, lambda: (_ for _ in ()).throw(ValueError("wrong")))
 
 
+@pytest.mark.slow
 def test_two_processes_share_results_and_errors(tmp_path):
     """The second process gets what is shared, and raises what the first raised, of the same kind."""
     script = tmp_path / "both.py"

@@ -188,6 +188,7 @@ def test_large_images_are_shown_in_windows(dense_options, tmp_path):
 # ---- the same run again, in other ways
 
 
+@pytest.mark.slow
 def test_workers_repetition_and_cache_change_nothing(dense_options, tmp_path, monkeypatch):
     monkeypatch.setattr(train_segmentation, "HF_HOME", str(tmp_path / "home"))
     runs = {"a": {}, "b": {"dataloader_num_workers": 2}, "c": {"cache_decoded": True}, "d": {"cache_decoded": True}}
@@ -279,6 +280,7 @@ def test_options_run(dense_options, changes):
     assert results["eval"]["num_samples"] == changes.get("max_eval_samples", 13)
 
 
+@pytest.mark.slow
 def test_an_auxiliary_head_trains_and_is_not_saved(dense_options, tmp_path):
     changes = {"aux_weight": 0.4, "loss": ["focal=0.5", "cldice"], "ema_decay": 0.9, "boundary_tolerance": 2}
     changes |= {"test_split": "validation", "image_size": 32, "per_device_train_batch_size": 2}  # skeletons take long

@@ -33,7 +33,9 @@ def read(folder: Path, name: str = "all_results.json") -> dict:
 # ---- results and files
 
 
-@pytest.mark.parametrize("head", ["tree", "independent", pytest.param("flat", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "head", ["tree", *(pytest.param(name, marks=pytest.mark.slow) for name in ("independent", "flat"))]
+)
 def test_learns(options, tmp_path, head):
     """Independent heads all train at the defaults."""
     train_taxonomy.main(options(head=head, num_train_epochs=8, eval_epochs=8))

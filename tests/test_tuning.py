@@ -24,7 +24,7 @@ TREE = Hierarchy(["genus", "species"], [["x", "w"], ["y", "z"]], [[None, None], 
 SCRIPTS = {"taxonomy": train_taxonomy, "segmentation": train_segmentation}
 
 
-@pytest.fixture(params=list(SCRIPTS))
+@pytest.fixture(params=["taxonomy", pytest.param("segmentation", marks=pytest.mark.slow)])
 def script(request):
     return request.param
 

@@ -184,6 +184,7 @@ def test_the_average_of_two_runs_is_evaluated_and_saved(options, tmp_path: Path)
     assert "AutoModelForImageClassification" in json.loads((tmp_path / "soup" / "config.json").read_text())["auto_map"]
 
 
+@pytest.mark.slow
 def test_a_greedy_soup_of_masks_is_scored_by_the_script(dense_options, tmp_path: Path):
     run = tmp_path / "a"
     words = dense_options(output_dir=run, max_train_steps=2, model_name_or_path="timm/test_convnext")
