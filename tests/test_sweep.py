@@ -141,6 +141,7 @@ def test_a_study_by_two_workers_one_of_them_killed(stand_in, tmp_path):
     assert len(starts(tmp_path)) == 9 and (out / "trials.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_training_that_has_outlived_its_worker_is_left_alone(stand_in, tmp_path):
     wish(tmp_path, trial_0000={"pause": 0.6})
     first = worker([*stand_in, "--trials", "2"])
@@ -174,7 +175,7 @@ def test_low_values_can_be_better(stand_in, tmp_path):
         sweep.main([*stand_in, "--trials", "1", "--", "--metric_for_best_model", "loss"])
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("signal_number", [signal.SIGTERM, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)])
 def test_a_worker_that_is_to_stop_stops_its_training(stand_in, tmp_path, signal_number):
     wish(tmp_path, trial_0000={"pause": 60})
     process = worker([*stand_in, "--trials", "1"])
