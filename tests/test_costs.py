@@ -184,3 +184,15 @@ def test_only_what_is_allowed_is_predicted(photos, model, command, tmp_path):  #
     ):
         with pytest.raises(ValueError, match=message):
             predict.main(command(photos, allowed=file, output_dir=tmp_path / "none"))
+
+
+@pytest.mark.slow
+def test_two_processes_pay_the_same(options, model, launch, tmp_path):  # noqa: F811
+    tree = train_taxonomy.LabelTreeForImageClassification.read_hierarchy(model)
+    file = tmp_path / "costs.yaml"
+    file.write_text(json.dumps({"groups": {"poisonous": [tree.names[2][0]]}, "coarse": 0.15, "unknown": 0.55}))
+    words = {"eval_only": True, "model_name_or_path": model, "decoding": "cost", "costs": file, "no_report": True}
+    alone = train_taxonomy.main(options(**words, output_dir=tmp_path / "one"))["eval"]["costs"]
+    launch("train_taxonomy.py", 2, options(**words, output_dir=tmp_path / "two"))
+    together = json.loads((tmp_path / "two" / "all_results.json").read_text())["eval"]["costs"]
+    assert together == pytest.approx(alone) and 0 < alone["mean_cost"] < 1
