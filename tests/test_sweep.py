@@ -55,6 +55,8 @@ for epoch in range(done, settings.get("num_train_epochs", 2)):
     if wishes.get("killed", 0) > epoch:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(wishes.get("pause", 0))
+    while wishes.get("held") and (here / "hold").is_file():
+        time.sleep(0.02)
 levels = {"species": {"accuracy": accuracy, "macro_f1": 0.5}}
 part = {"levels": levels, "path": {"full_path_accuracy": accuracy}}
 (folder / "all_results.json").write_text(json.dumps({"eval": part, "test": part}))
@@ -143,15 +145,18 @@ def test_a_study_by_two_workers_one_of_them_killed(stand_in, tmp_path):
 
 @pytest.mark.slow
 def test_a_training_that_has_outlived_its_worker_is_left_alone(stand_in, tmp_path):
-    wish(tmp_path, trial_0000={"pause": 0.6})
+    wish(tmp_path, trial_0000={"held": True})
+    (tmp_path / "hold").touch()
     first = worker([*stand_in, "--trials", "2"])
     wait_for(tmp_path / "out" / "trial_0000" / "checkpoint", first)
     first.kill()
     sweep.main([*stand_in, "--trials", "2"])
     assert [name for name, *_ in starts(tmp_path)] == ["trial_0000", "trial_0001"]
     assert states(tmp_path / "out") == {0: "RUNNING", 1: "COMPLETE"}
+    (tmp_path / "hold").unlink()
     while sweep.status_of(tmp_path / "out" / "trial_0000") != "finished":
         time.sleep(0.01)
+    time.sleep(0.2)  # until it has let go of its lock
     sweep.main([*stand_in, "--trials", "2"])
     assert states(tmp_path / "out") == {0: "COMPLETE", 1: "COMPLETE"}
 
