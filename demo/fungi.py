@@ -6,9 +6,9 @@ whether it can be eaten. The tree, and the traits that are inherited down it, ar
 
 import dataclasses
 import re
+from collections import namedtuple
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
@@ -32,13 +32,7 @@ SHAPES = {
     "none": 0 * T,
 }
 VARIED = ("width", "height", "stem", "thick", "spots")  # differ from body to body
-
-
-class Species(NamedTuple):
-    """A leaf of the tree: its six names from phylum to species, and its look (a dataclass of the traits)."""
-
-    names: tuple[str, ...]
-    look: object
+Species = namedtuple("Species", "names look")  # the six names, phylum to species; the look is a dataclass of traits
 
 
 @cache

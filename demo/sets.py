@@ -4,7 +4,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -107,8 +107,15 @@ def make_taxonomy(output_dir: str | Path, *, num_train: int = 2000, num_validati
     """
 
     def draw(plans: dict[str, list[tuple[int, bool]]], target: Path) -> tuple[dict[str, list[dict]], str, dict]:
-        studio = Studio(seed)
-        drawn = {split: _draw_specimens(split, plan, studio, seed) for split, plan in plans.items()}
+        studio, drawn = Studio(seed), {split: [] for split in SPLITS}
+        for order, (split, plan) in enumerate(plans.items()):
+            for number, (index, labelled) in enumerate(plan):
+                # A generator of its own makes a specimen independent of how many others are drawn.
+                rng = np.random.default_rng([seed, order, number])
+                species, name = all_species()[index], f"{split}-{number:05d}"
+                image = _encoded(studio.picture(species.look, rng), f"{name}.jpg", quality=int(rng.integers(55, 96)))
+                names = dict(zip(LEVELS, species.names, strict=True)) | ({} if labelled else {"species": None})
+                drawn[split].append({"image": image, **names, "specimen": name})
         counts = np.bincount([index for index, labelled in plans["train"] if labelled])
         numbers = {"species": len(counts), "most": counts.max(), "least": counts.min()}
         return drawn, "readme_fungarium.md", {**numbers, "levels": ", ".join(f"`{level}`" for level in LEVELS)}
@@ -148,18 +155,6 @@ def plan_specimens(split: str, size: int, seed: int) -> list[tuple[int, bool]]:
     plan = [(index, True) for index, count in enumerate(counts) for _ in range(count)]
     plan += [(int(index), False) for index in rng.choice(len(counts), genus_only, p=_popularity(split))]
     return [plan[position] for position in rng.permutation(size)]
-
-
-def _draw_specimens(split: str, plan: list[tuple[int, bool]], studio: Studio, seed: int) -> list[dict]:
-    rows = []
-    for number, (index, labelled) in enumerate(plan):
-        # A generator of its own makes a specimen independent of how many others are drawn.
-        rng = np.random.default_rng([seed, SPLITS.index(split), number])
-        species, name = all_species()[index], f"{split}-{number:05d}"
-        image = _encoded(studio.picture(species.look, rng), f"{name}.jpg", quality=int(rng.integers(55, 96)))
-        names = dict(zip(LEVELS, species.names, strict=True)) | ({} if labelled else {"species": None})
-        rows.append({"image": image, **names, "specimen": name})
-    return rows
 
 
 # ---- artworks
@@ -242,25 +237,20 @@ def _place_damages(kinds: list[str], half: np.ndarray, key: tuple[int, ...]) -> 
     return tuple(sorted(damages, key=lambda damage: damage.onset))
 
 
-def draw_artworks(artworks: list[Artwork], gallery: Gallery) -> Iterator[tuple[Artwork, int, Image.Image, np.ndarray]]:
-    """All photographs and masks, artwork by artwork."""
-    for artwork in artworks:
-        painting = gallery.paint(artwork)
-        for number, shot in enumerate(artwork.shots):
-            yield artwork, number, *gallery.photograph(painting, artwork, shot)
-
-
 def _draw_photographs(
     split: str, artworks: list[Artwork], gallery: Gallery, seed: int
 ) -> tuple[list[dict], np.ndarray]:
     """The rows of a split in random order, and how many pixels (photographs, classes) of each class there are."""
     palette = bytes.fromhex("".join(COLOURS.values()).replace("#", "").ljust(6 * BACKGROUND, "0") + "101010")
     rows, counts = [], []
-    for artwork, number, image, mask in draw_artworks(artworks, gallery):
-        name, coloured = f"{artwork.name}-{number}", Image.fromarray(mask)
-        coloured.putpalette(palette)
-        row = {"image": _encoded(image, f"{name}.jpg", quality=90), "mask": _encoded(coloured, f"{name}.png")}
-        rows.append({**row, "artwork": artwork.name, "content": artwork.content, "material": artwork.material})
-        counts.append(np.bincount(mask.ravel(), minlength=256)[: len(CLASSES)])
+    for artwork in artworks:
+        painting = gallery.paint(artwork)
+        for number, shot in enumerate(artwork.shots):
+            image, mask = gallery.photograph(painting, artwork, shot)
+            name, coloured = f"{artwork.name}-{number}", Image.fromarray(mask)
+            coloured.putpalette(palette)
+            row = {"image": _encoded(image, f"{name}.jpg", quality=90), "mask": _encoded(coloured, f"{name}.png")}
+            rows.append({**row, "artwork": artwork.name, "content": artwork.content, "material": artwork.material})
+            counts.append(np.bincount(mask.ravel(), minlength=256)[: len(CLASSES)])
     order = np.random.default_rng([seed, SPLITS.index(split), 6]).permutation(len(rows))
     return [rows[index] for index in order], np.array(counts)

@@ -35,12 +35,6 @@ def ellipse(y: float, width: float, height: float, count: int = 24) -> np.ndarra
     return closed(np.ones(count)) * (width, height) + (0, y)
 
 
-def rosette(radius: float, depth: float, petals: float) -> np.ndarray:
-    """A closed shape of this many rounded petals; `depth` is how far they stand out."""
-    petals = round(petals)
-    return closed(radius * (1 + depth * np.cos(TURN * np.arange(6 * petals) / 6)))
-
-
 def ragged(radius: float, rng: np.random.Generator, roughness: float, count: int = 36) -> np.ndarray:
     """An irregular closed shape about (0, 0)."""
     waves, phases, heights = np.array([[2], [3], [5], [8]]), rng.uniform(0, TURN, (4, 1)), rng.standard_normal((4, 1))
@@ -169,7 +163,9 @@ STROKES = {
     "p": lambda at, _: [at],  # a polygon
     "t": lambda at, _: [outline(*at.T)],  # an upright shape: half widths and heights
     "e": lambda at, _, width, height: [ellipse(0, width, height) + place for place in at],
-    "r": lambda at, _, radius, depth, petals: [rosette(radius, depth, petals) + place for place in at],
+    "r": lambda at, _, radius, depth, petals: [  # rosettes, whose petals stand out so far
+        closed(radius * (1 + depth * np.cos(TURN * np.arange(6 * round(petals)) / 6))) + place for place in at
+    ],
     "s": lambda at, _, outer, inner, rays: [closed([outer, inner] * round(rays), TURN / 4) + place for place in at],
     "o": lambda at, _, size, radius, count: [  # rings of discs
         ellipse(0, size, size, 12) + turn + place for place in at for turn in closed([radius] * round(count))
