@@ -135,7 +135,7 @@ def test_images_and_masks_are_read_again(image_file, flaky, read):
             np.testing.assert_equal(read(image_file), expected)
 
 
-@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize("num_workers", [0, pytest.param(1, marks=pytest.mark.slow)])  # torch waits 5 s for it
 @pytest.mark.parametrize("on_bad_sample", ["error", "replace", "drop"])
 def test_an_image_that_cannot_be_read_is_not_a_broken_one(image_file, flaky, num_workers, on_bad_sample):
     """The run ends, and may be started again; the image is not replaced, dropped or listed."""

@@ -76,7 +76,7 @@ def run(script, options, tmp_path: Path, changes: dict) -> dict[str, int]:
 
 
 def cases(names: Mapping[str, dict]) -> list:
-    quick = ("plain", "mixed", "windows")
+    quick = ("plain", "mixed")
     return [pytest.param(name, marks=[] if name in quick else pytest.mark.slow) for name in names]
 
 

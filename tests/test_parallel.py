@@ -24,6 +24,7 @@ def never(row):
     raise AssertionError("it is finished")
 
 
+@pytest.mark.slow
 def test_a_row_that_kills_its_process_is_the_only_one_lost(tmp_path):
     work = partial(square, deadly=(1, 9))
     results = map_rows(work, lost, range(12), tmp_path, "x", num_proc=2, chunk_rows=4)

@@ -590,6 +590,7 @@ def test_kills_change_nothing(fruits, tmp_path, server):
     assert not (tmp_path / "out.incomplete").exists()
 
 
+@pytest.mark.slow
 def test_other_settings_start_over(fruits, tmp_path, server, capfd):
     table = fruits()
     words = ["--table", str(table), "--image_column", "file", "--level_columns", *LEVELS, "--num_proc", "1"]

@@ -122,6 +122,7 @@ def test_every_kind_of_backbone_loads_without_the_repository(tmp_path):
         assert set(theirs["labels"]) <= set("abc") and theirs["labels"], folder
 
 
+@pytest.mark.slow
 def test_trained_models_load_with_transformers_alone(options, dense_options, fruit, tiles, tmp_path):
     """In another process and folder, without this repository; the pipelines say what the scripts saved."""
     folders = [tmp_path / "classifier", tmp_path / "dense"]

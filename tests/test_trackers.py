@@ -43,6 +43,7 @@ def events_of(folder: Path) -> EventAccumulator:
     return events
 
 
+@pytest.mark.slow
 def test_tensorboard(options, tmp_path):
     results = train_taxonomy.main(options(report_to="tensorboard", num_train_epochs=2, logging_steps=12))
     events = events_of(tmp_path / "out")

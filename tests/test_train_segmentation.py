@@ -50,10 +50,11 @@ def masks_of(tiles: Path) -> list[np.ndarray]:
     "changes",
     [
         {"head": "tree"},
-        pytest.param({"head": "independent", "decoder": "unet"}, marks=pytest.mark.slow),
-        pytest.param({"head": "flat"}, marks=pytest.mark.slow),
+        {"head": "independent", "decoder": "unet"},
+        {"head": "flat"},
     ],
 )
+@pytest.mark.slow
 def test_learns(dense_options, tmp_path, changes):
     size = {"per_device_train_batch_size": 4, "num_train_epochs": 10, "learning_rate": 1e-2}
     train_segmentation.main(dense_options(**changes, **size, scale_jitter=[1, 1.2], rot90=0, eval_epochs=100))

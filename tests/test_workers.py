@@ -46,6 +46,7 @@ os._exit(0)
 """
 
 
+@pytest.mark.slow
 def test_a_worker_listens_to_the_main_process_only(tmp_path: Path):
     """In a process of its own: a fork of this one, which has run threads, may hang."""
     done = subprocess.run(
@@ -80,7 +81,8 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("code", [LOADER, pytest.param(POOL, marks=pytest.mark.slow)], ids=["loader", "pool"])
+@pytest.mark.parametrize("code", [LOADER, POOL], ids=["loader", "pool"])
+@pytest.mark.slow
 def test_workers_end_when_their_parent_is_killed(tmp_path: Path, code: str):
     """However busy they are, and though nobody will read what they have to say."""
     script = tmp_path / "parent.py"
