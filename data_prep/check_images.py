@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 if not __package__:  # run as a script: Python then looks for modules beside this file, not in the repository
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -65,8 +66,7 @@ class Checker:
 
     def check(self, row: int) -> dict[str, str]:
         """``problems``: of one row, a list of kind and sentence, as JSON."""
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the limit is ours
-        try:
+        with patch.object(Image, "MAX_IMAGE_PIXELS", None):  # the limit is ours
             size, problems = self._image(self.images, row, None)
             if self.masks is not None:
                 lying = size and self.reader.raw
@@ -77,8 +77,6 @@ class Checker:
                     told = f"it is {mask_size[0]} x {mask_size[1]} pixels large, its image {size[0]} x {size[1]}"
                     problems.append(("mask: other size", told))
             return {"problems": json.dumps(problems)}
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
 
     def _image(
         self, rows: ImageRows, row: int, reader: Callable[..., np.ndarray] | None

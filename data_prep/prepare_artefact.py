@@ -110,9 +110,10 @@ def main(argv: Sequence[str] | None = None) -> Path:
     if args.split_by != "random":
         _hold_out(args, rows)
     kept = [name for name in KEPT if name in rows.frame]
+    longer = args.resize_longer or (None if args.full_size or args.tile else DEFAULT_LONGER)
     content = Content(
         "ARTeFACT",
-        _card_text(args),
+        _card_text(args, longer),
         rows,
         [ID, ARTWORK, *kept],
         partial(_divide, args),
@@ -126,16 +127,11 @@ def main(argv: Sequence[str] | None = None) -> Path:
         quality=args.quality,
         max_megapixels=args.max_megapixels,
         num_classes=tree.num_leaves,
-        resize_longer=_longer(args),
+        resize_longer=longer,
         tile=args.tile,
         palette=palette,
     )
     return write_prepared(args, content, store, ROWS_PER_PIECE)
-
-
-def _longer(args: argparse.Namespace) -> int | None:
-    """The longer side that images are reduced to, or ``None``."""
-    return args.resize_longer or (None if args.full_size or args.tile else DEFAULT_LONGER)
 
 
 def palette_of(names: Sequence[str]) -> Palette:
@@ -146,19 +142,17 @@ def palette_of(names: Sequence[str]) -> Palette:
 
 def _check(args: argparse.Namespace) -> None:
     check_options(args, encodes=not args.full_size)
-    problems = []
-    if args.root and args.dataset_name:
-        problems.append("give --root or --dataset_name, not both")
-    for name in ("resize_longer", "tile"):
-        if getattr(args, name) is not None and getattr(args, name) < 1:
-            problems.append(f"--{name} must be at least 1")
-    if args.full_size and (args.resize_longer or args.tile):
-        problems.append("--full_size stores the original files: it cannot go with --resize_longer or --tile")
-    if args.split_by == "random" and (args.validation_values or args.test_values):
-        problems.append("--validation_values and --test_values need --split_by content or material")
-    if set(args.validation_values) & set(args.test_values):
-        problems.append("--validation_values and --test_values share a value")
-    refuse(problems)
+    wrong = {
+        "give --root or --dataset_name, not both": args.root and args.dataset_name,
+        "--resize_longer must be at least 1": args.resize_longer is not None and args.resize_longer < 1,
+        "--tile must be at least 1": args.tile is not None and args.tile < 1,
+        "--full_size stores the original files: it cannot go with --resize_longer or --tile": args.full_size
+        and (args.resize_longer or args.tile),
+        "--validation_values and --test_values need --split_by content or material": args.split_by == "random"
+        and (args.validation_values or args.test_values),
+        "--validation_values and --test_values share a value": set(args.validation_values) & set(args.test_values),
+    }
+    refuse(wrong)
 
 
 # ---- reading
@@ -274,10 +268,10 @@ def _divide(args: argparse.Namespace, rows: RowSet) -> None:
     leave_shared(rows, ARTWORK, "artwork in two splits")
 
 
-def _card_text(args: argparse.Namespace) -> str:
+def _card_text(args: argparse.Namespace, longer: int | None) -> str:
     parts = []
-    if _longer(args):
-        parts.append(f"images were reduced to a longer side of {_longer(args)} pixels (JPEG, {args.quality})")
+    if longer:
+        parts.append(f"images were reduced to a longer side of {longer} pixels (JPEG, {args.quality})")
     if args.tile:
         parts.append(f"cut into tiles of {args.tile} pixels, whose place is in the columns tile_x and tile_y")
     stored = " and ".join(parts) or "images are the original files"

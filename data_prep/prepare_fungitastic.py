@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> Path:
     kept = [name for name in dict.fromkeys(args.keep_columns) if name not in {*levels, GROUP, FILE}]
     rows = read_tables(_find_tables(root, args), [FILE, GROUP, *levels], [FILE], [*kept, CATEGORY])
     kept = [name for name in kept if name in rows.frame]
-    _name_images(rows, _image_folders(root, args, rows))
+    _name_images(root, args, rows)
     check_paths(rows, [IMAGE], root)
     exclude_listed(rows, args.exclude_rows)
     _blank_unknown(rows, levels)
@@ -150,30 +150,27 @@ def _find_tables(root: str, args: argparse.Namespace) -> dict[str, str]:
     return found
 
 
-def _image_folders(root: str, args: argparse.Namespace, rows: RowSet) -> dict[str, str]:
-    """Split -> folder of its images, relative to the root; ValueError if there is none."""
+# ---- rows
+
+
+def _name_images(root: str, args: argparse.Namespace, rows: RowSet) -> None:
+    """Paths relative to the root, from file names; ValueError if a split has no folder of images.
+
+    Rows whose file name leads to another folder are left out.
+    """
     top = SUBSETS[args.subset]
     endings = [ending for size in ([args.size] if args.size else SIZES) for ending in (f"{size}p", size)]
     size = os.path.basename(_find(root, [f"{top}/train/{ending}" for ending in endings], "images of training"))
     size = size.removesuffix("p")
     rows.notes.append(f"Images of size {size}.")
-    found = {}
+    folders = {}
     for split in rows.frame[SPLIT].unique():
         names = FOLDERS[args.test if split == "test" else split]
         candidates = [f"{top}/{name}/{ending}" for name in names for ending in (f"{size}p", size)]
-        found[split] = _find(root, candidates, f"images of the {split} split")
-    return found
-
-
-# ---- rows
-
-
-def _name_images(rows: RowSet, folders: dict[str, str]) -> None:
-    """Paths relative to the root, from file names; rows whose file name leads to another folder are left out."""
-    frame = rows.frame
-    names = frame[FILE]
-    frame[IMAGE] = text_column(
-        name and os.path.join(folders[split], name) for name, split in zip(names, frame[SPLIT], strict=True)
+        folders[split] = _find(root, candidates, f"images of the {split} split")
+    names = rows.frame[FILE]
+    rows.frame[IMAGE] = text_column(
+        name and os.path.join(folders[split], name) for name, split in zip(names, rows.frame[SPLIT], strict=True)
     )
     odd = [name is not None and name != os.path.basename(name) for name in names]
     rows.leave_out(odd, "outside of the root", "its file name leads to another folder")

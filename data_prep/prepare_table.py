@@ -29,7 +29,6 @@ from common.data.masks import read_palette
 from common.data.splits import Reading, check_names
 from common.labels.encoding import group_key
 from common.labels.hierarchy_files import key_labels, load_hierarchy, read_ignored
-from common.model.hierarchy import Hierarchy
 from common.run.command import run
 from data_prep.folder.card import Content
 from data_prep.folder.images import Store
@@ -126,7 +125,12 @@ def main(argv: Sequence[str] | None = None) -> Path:
     named = zip(("", *SPLITS), (args.table, args.train_table, args.validation_table, args.test_table), strict=True)
     tables = {split: file for split, file in named if file}
     rows = _read_layout(args)
-    tree, levels = _levels(args)
+    tree, levels = None, args.level_columns or [args.label_column or "label"]
+    if args.taxonomy:
+        tree, report = load_hierarchy(args.taxonomy, key=args.label_column)
+        levels = [] if args.mask_column else list(tree.levels)
+        for line in report:
+            logger.warning("label tree: %s", line)
     images = {IMAGE: args.image_column} | ({MASK: args.mask_column} if args.mask_column else {})
     rows = rows or _read(args, tables, [args.label_column] if args.label_column else levels, images)
     root = "" if rows.source is not None else os.path.realpath(_root(args, tables))
@@ -228,7 +232,7 @@ def _check(args: argparse.Namespace) -> None:
         f"column {IMAGE!r} would be overwritten by the images; rename it": IMAGE in columns,
         f"column {MASK!r} would be overwritten by the images; rename it": args.mask_column and MASK in columns,
     }
-    refuse([message for message, found in wrong.items() if found])
+    refuse(wrong)
     idle = {
         "split_column": args.split_column and (any(by_split) or args.image_folder),
         "image_root": args.image_root and args.image_folder,
@@ -242,16 +246,6 @@ def _check(args: argparse.Namespace) -> None:
     }
     for name in [name for name, no_effect in idle.items() if no_effect]:
         logger.warning("--%s has no effect beside the other options.", name)
-
-
-def _levels(args: argparse.Namespace) -> tuple[Hierarchy | None, list[str]]:
-    """The tree if a file gives it, and the level columns that the folder gets; none for masks."""
-    if args.taxonomy:
-        tree, report = load_hierarchy(args.taxonomy, key=args.label_column)
-        for line in report:
-            logger.warning("label tree: %s", line)
-        return tree, [] if args.mask_column else list(tree.levels)
-    return None, args.level_columns or [args.label_column or "label"]
 
 
 def _read_layout(args: argparse.Namespace) -> RowSet | None:

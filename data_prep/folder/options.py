@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from .images import DEFAULT_MAX_MEGAPIXELS
 
@@ -68,17 +68,17 @@ def check_options(args: argparse.Namespace, encodes: bool) -> None:
         "--max_megapixels must be greater than 0": not args.max_megapixels > 0,
         "--num_proc must be at least 1": args.num_proc < 1,
     }
-    refuse([message for message, found in wrong.items() if found])
+    refuse(wrong)
     if args.quality != 92 and not encodes:
         logger.warning("--quality has no effect: images are stored as they are.")
     if args.max_megapixels > DEFAULT_MAX_MEGAPIXELS and not encodes:
         logger.warning("Images of more than 179 megapixels are stored as they are: the trainers will refuse them.")
 
 
-def refuse(problems: Sequence[str]) -> None:
-    """ValueError that names all problems, if there are any."""
-    if problems:
-        raise ValueError("; ".join(problems) + ".")
+def refuse(problems: Mapping[str, object]) -> None:
+    """ValueError that names all problems that are true of the command line, if there are any."""
+    if found := [message for message, wrong in problems.items() if wrong]:
+        raise ValueError("; ".join(found) + ".")
 
 
 def how_stored(args: argparse.Namespace) -> str:

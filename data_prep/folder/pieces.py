@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pyarrow as pa
 from datasets import Dataset, Features, Value
@@ -50,13 +51,13 @@ class PieceMaker:
         kinds |= dict.fromkeys(self.store.held, {"bytes": Value("binary"), "path": Value("string")})
         kinds |= {name: Value(kind) for name, kind in {**self.store.extra_columns, **FACTS}.items()}
         schema = Features(kinds).arrow_schema
-        pillows_limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # the store's limit counts
-        try:
-            with atomic_write(file, "wb", sync=True) as stream, pa.ipc.new_stream(stream, schema) as writer:
-                for cells in self._batches(first, rows):
-                    writer.write_batch(pa.RecordBatch.from_pylist(cells, schema))
-        finally:
-            Image.MAX_IMAGE_PIXELS = pillows_limit
+        with (
+            patch.object(Image, "MAX_IMAGE_PIXELS", None),  # the store's limit counts
+            atomic_write(file, "wb", sync=True) as stream,
+            pa.ipc.new_stream(stream, schema) as writer,
+        ):
+            for cells in self._batches(first, rows):
+                writer.write_batch(pa.RecordBatch.from_pylist(cells, schema))
 
     def _batches(self, first: int, rows: Sequence[Row]) -> Iterator[list[dict[str, Any]]]:
         cells: list[dict[str, Any]] = []

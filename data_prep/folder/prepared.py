@@ -79,7 +79,13 @@ def write_prepared(args: argparse.Namespace, content: Content, store: Store, row
         shutil.rmtree(folder.with_name(f"{folder.name}.incomplete"), ignore_errors=True)
         return folder
     with work_folder(folder, fingerprint) as work:
-        stored = _store_images(work, content, store, rows_per_piece, args.num_proc)
+        (work / "pieces").mkdir(exist_ok=True)
+        names = rows.frame[store.columns].values.tolist() if rows.source is None else rows.frame[SOURCE].tolist()
+        maker = PieceMaker(work / "pieces", store, content.root, rows.source)
+        how = {"unit": "image", "desc": "preparing", "disable": not sys.stderr.isatty(), "smoothing": 0.05}
+        with tqdm(total=len(names), **how) as bar:
+            files = make_pieces(maker, names, rows_per_piece, args.num_proc, bar.update)
+        stored = concatenate_datasets([Dataset.from_file(str(file)) for file in files])
         broken = stored.select_columns(["at", "kind", "told"]).to_pandas().dropna()
         rows.frame["__at__"] = range(len(rows.frame))
         shown = rows.frame.reindex(columns=[SPLIT, ROW, IMAGE]).astype(object).fillna("").iloc[broken["at"]]
@@ -138,19 +144,6 @@ def _fingerprint(settings: Mapping[str, Any], content: Content, store: Store, ro
     digest = hashlib.sha256(json.dumps(about, sort_keys=True, default=str).encode())
     digest.update(frame.to_json(orient="split", force_ascii=False).encode())
     return digest.hexdigest()
-
-
-def _store_images(work: Path, content: Content, store: Store, rows_per_piece: int, num_proc: int) -> Dataset:
-    """A row for each stored image, and for each row without one: see :mod:`data_prep.folder.pieces`."""
-    rows, folder = content.rows, work / "pieces"
-    folder.mkdir(exist_ok=True)
-    names = rows.frame[store.columns].values.tolist() if rows.source is None else rows.frame[SOURCE].tolist()
-    maker = PieceMaker(folder, store, content.root, rows.source)
-    with tqdm(
-        total=len(names), unit="image", desc="preparing", disable=not sys.stderr.isatty(), smoothing=0.05
-    ) as bar:
-        files = make_pieces(maker, names, rows_per_piece, num_proc, bar.update)
-    return concatenate_datasets([Dataset.from_file(str(file)) for file in files])
 
 
 # ---- from finished pieces to the folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader
 from common.data.rows import ImageRows
 from common.images.files import BAD_IMAGE, load_image
 from common.system.files import atomic_write
+from data_prep.folder.images import encode
 
 from .describe import TRANSFORMS, turned
 
@@ -65,6 +65,4 @@ def _thumbnail(images: ImageRows, row: int, transform: int) -> str:
         return ""
     image = turned(image, transform)
     image.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=80)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return "data:image/jpeg;base64," + base64.b64encode(encode(image, "JPEG", quality=80)).decode()

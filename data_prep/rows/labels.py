@@ -80,14 +80,13 @@ def settle_unseen(rows: RowSet, levels: Sequence[str], how: str) -> None:
     ``how``: ``blank`` these levels of the rows, ``drop`` the rows, or ``keep`` both.
     """
     paths = list(zip(*(rows.frame[level].tolist() for level in levels), strict=True))
-    evaluation = (rows.frame[SPLIT] != "train").tolist()
-    training = {path for path, evaluated in zip(paths, evaluation, strict=True) if not evaluated}
+    training = {path for path, split in zip(paths, rows.frame[SPLIT], strict=True) if split == "train"}
     seen = {path[: depth + 1] for path in training for depth in range(len(path))}
     ends = {
         path: next((at for at, name in enumerate(path) if name is not None and path[: at + 1] not in seen), None)
         for path in set(paths)
     }
-    cut = [ends[path] if evaluated else None for path, evaluated in zip(paths, evaluation, strict=True)]
+    cut = [ends[path] for path in paths]
     for depth, level in enumerate(levels):
         names = Counter(path[depth] for path, end in zip(paths, cut, strict=True) if end == depth)
         if names:
