@@ -22,13 +22,13 @@ if not __package__:  # run as a script: Python then looks for modules beside thi
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 
 from common.data.masks import MaskReader
 from common.data.rows import ImageRows
 from common.images.files import BAD_IMAGE
 from common.losses.class_weights import CLASS_WEIGHTINGS, class_weights, count_labels
 from common.model.hierarchy import Hierarchy
+from common.report.figures import new_figure, save_figure
 from common.run.command import run
 from common.system.files import atomic_write
 from data_prep.parts.inputs import input_parser, open_inputs, read_masks
@@ -108,7 +108,7 @@ def describe_counts(counts: Sequence[torch.Tensor], hierarchy: Hierarchy, max_ra
 
 def draw_tail(path: Path, counts: Mapping[str, Sequence[float]], unit: str) -> None:
     """Draw the counts of each level's classes, from the commonest to the rarest, on logarithmic axes, as PNG."""
-    figure = Figure(figsize=(8, 5), dpi=110, layout="constrained")
+    figure = new_figure(8, 5, layout="constrained")
     axes = figure.add_subplot()
     for level, values in counts.items():
         values = sorted((value for value in values if value > 0), reverse=True)
@@ -122,8 +122,7 @@ def draw_tail(path: Path, counts: Mapping[str, Sequence[float]], unit: str) -> N
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.grid(alpha=0.3)
     axes.legend()
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file)
+    save_figure(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -163,18 +163,14 @@ def mvtec(root: Path) -> Iterator[Row]:
 
 # ---- which, and what it gives
 
+FUNGI = "FungiCLEF*train*.csv|*/FungiCLEF*train*.csv|DF20*train*.csv|*/DF20*train*.csv|metadata/*/*FewShot-Train.csv"
 LAYOUTS = {
     "voc": (voc, ("ImageSets/Segmentation", "JPEGImages", "SegmentationClass")),
     "plantnet": (plantnet, ("plantnet300K_metadata.json", "plantnet300K_species_id_2_name.json")),
     "inaturalist": (inaturalist, ("train*.json",)),
     "darwin_core": (darwin_core, ("occurrence.txt", "multimedia.txt")),
     "cub": (cub, ("images.txt", "image_class_labels.txt", "classes.txt", "train_test_split.txt")),
-    "fungiclef": (
-        fungiclef,
-        (
-            "FungiCLEF*train*.csv|*/FungiCLEF*train*.csv|DF20*train*.csv|*/DF20*train*.csv|metadata/*/*FewShot-Train.csv",
-        ),
-    ),
+    "fungiclef": (fungiclef, (FUNGI,)),
     "cityscapes": (cityscapes, ("leftImg8bit", "gtFine")),
     "mvtec": (mvtec, ("train/good|*/train/good", "ground_truth|*/ground_truth")),
     "severstal": (None, ("train_images", "train.csv")),
