@@ -127,7 +127,9 @@ def make_predictor(
     if dense:
         return MaskPredictor(args, accelerator, models)
     groups = [group_key(cell) for cell in inputs.column(args.group_by)] if args.group_by else None
-    return ClassPredictor(args, accelerator, models, thresholds(args, model), groups, true_labels(args, model, inputs))
+    labels = true_labels(args, model, inputs)
+    bound = None if args.unknown == "none" else calibration_of(args, model)["unknown_below"][args.unknown]
+    return ClassPredictor(args, accelerator, models, thresholds(args, model), bound, groups, labels)
 
 
 def idle_options(args: PredictArguments, inputs: ImageInputs, dense: bool) -> list[str]:
@@ -139,7 +141,7 @@ def idle_options(args: PredictArguments, inputs: ImageInputs, dense: bool) -> li
         (files, ["image_column"], "the inputs are image files"),
         (files or table, ["split"], "the inputs are not a data set"),
         (not table, ["image_root", "image_suffix"], "there is no table with paths"),
-        (args.target_precision is None and not dense, ["calibration"], "there is no --target_precision"),
+        (not (dense or args.target_precision or args.unknown != "none"), ["calibration"], "nothing here needs one"),
         (dense, ["level_columns", *of_images], "the model predicts masks"),
         (not dense, of_masks, "the model classifies whole images"),
     ]
@@ -153,15 +155,7 @@ def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | No
         return [args.min_confidence] * model.hierarchy.num_levels
     if args.target_precision is None:
         return None
-    calibration = model.config.calibration
-    if args.calibration:
-        calibration = read_calibration(args.calibration, model.hierarchy)
-    if not calibration:
-        raise ValueError(
-            f"{args.model} has no calibration, which --target_precision needs. Make one on validation data: "
-            "train_taxonomy.py --eval_only --model_name_or_path MODEL ... writes calibration.json; pass it with "
-            "--calibration. Or use --min_confidence."
-        )
+    calibration = calibration_of(args, model)
     decoding = model.config.evaluation["decoding"]
     if calibration["decoding"] != decoding:
         raise ValueError(f"The calibration is for --decoding {calibration['decoding']}, the model uses {decoding}.")
@@ -177,6 +171,18 @@ def thresholds(args: PredictArguments, model: LabelTreeModel) -> list[float | No
     if target != args.target_precision:
         logger.info("--target_precision %s: using %s, the calibration's next target.", args.target_precision, target)
     return found
+
+
+def calibration_of(args: PredictArguments, model: LabelTreeModel) -> dict[str, Any]:
+    """That of ``--calibration`` or of the model; ValueError if it is not there."""
+    calibration = read_calibration(args.calibration, model.hierarchy) if args.calibration else model.config.calibration
+    if not calibration or (args.unknown != "none" and not calibration.get("unknown_below")):
+        raise ValueError(
+            f"{args.model} has no calibration, which --target_precision and --unknown need. Make one on validation "
+            "data: train_taxonomy.py --eval_only --model_name_or_path MODEL ... writes calibration.json; pass it with "
+            "--calibration. Or use --min_confidence."
+        )
+    return calibration
 
 
 def true_labels(args: PredictArguments, model: LabelTreeModel, inputs: ImageInputs) -> np.ndarray | None:

@@ -53,6 +53,7 @@ from common.metrics.observations import Observations
 from common.metrics.prediction_table import PredictionTable
 from common.metrics.report_data import REPORT_DATA_FILE, ReportData
 from common.metrics.taxonomy import TaxonomyMetrics
+from common.metrics.unknown import unknown_below, unknown_results
 from common.model.hierarchy import Hierarchy
 from common.model.modeling import LabelTreeForImageClassification
 from common.optim.batch_norm import prepare_batch_norm, set_train_mode
@@ -260,7 +261,8 @@ def load_data(args: TaxonomyArguments, accelerator: Accelerator) -> Data:
             logger.warning("label tree: %s", line)
 
     def read(rows: Dataset, name: str, root: Path) -> tuple[ImageRows, np.ndarray]:
-        return ImageRows(rows, args.image_column, name, root), columns.read_labels(rows, hierarchy, name)
+        labels = columns.read_labels(rows, hierarchy, name, args.score_unknown and name != args.train_split)
+        return ImageRows(rows, args.image_column, name, root), labels
 
     data = setup.open_parts(args, splits, hierarchy, read)
     if data.train is not None:
@@ -432,6 +434,8 @@ def evaluate_model(
     report_data = ReportData.of_predictions(predictions)
     report_data.reliability = metrics.reliability().numpy()
     results = {"loss": loss_fn.combine(*accelerator.reduce(sums, "sum")).item(), **metrics.compute()}
+    if args.score_unknown:
+        results["unknown"] = unknown_results(predictions)
     if args.decoding == "cost":
         results["costs"] = cost_results(predictions, model.config.evaluation["costs"])
     if observations is not None:
@@ -443,7 +447,7 @@ def evaluate_model(
         results=results,
         predictions=predictions,
         report_data=report_data,
-        calibration=calibrate(predictions, args.decoding),
+        calibration=calibrate(predictions, args.decoding) | {"unknown_below": unknown_below(predictions)},
     )
 
 

@@ -52,8 +52,8 @@ OPTIONS = {
     "train_taxonomy.py": [
         *SHARED, "tta", "level_columns", "sampling", "top_k", "label_column", "crop_pct", "crop_scale", "aspect_ratio",
         "auto_augment", "random_erasing", "mixup", "cutmix", "mix_probability", "init_leaf_from_classifier",
-        "logit_adjustment", "label_smoothing", "conflicts", "eval_group_column", "costs", "cache_features",
-        "feature_views", "explain",
+        "logit_adjustment", "label_smoothing", "conflicts", "eval_group_column", "costs", "score_unknown",
+        "cache_features", "feature_views", "explain",
     ],
     "train_segmentation.py": [
         *SHARED, "tta", "mask_column", "mask_palette", "mask_orientation", "ignore_values", "cache_decoded",

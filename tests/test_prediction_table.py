@@ -56,7 +56,7 @@ def test_columns():
         assert columns["best_path_probability"][place] == pytest.approx(expected, abs=1e-6)
         assert columns["argmax"][place].tolist() == [level[index].argmax().item() for level in log_probs]
         assert columns["top_leaves"][place].tolist() == probabilities.argsort(descending=True).tolist()
-    assert set(collected([batch], complete=False).columns) == set(list(columns)[:6])
+    assert set(collected([batch], complete=False).columns) == set(list(columns)[:7])
 
 
 def test_batches_and_processes_change_nothing(monkeypatch):

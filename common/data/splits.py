@@ -23,10 +23,11 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 
 from ..labels.annotation_files import refuse_annotations
 from ..labels.doubts import Moves, move_rows
-from ..labels.encoding import encode_names, encode_paths, group_key, short_list, text_of
+from ..labels.encoding import clean_column, encode_names, encode_paths, group_key, short_list, text_of
 from ..labels.hierarchy_files import key_labels, load_hierarchy
 from ..labels.table import hierarchy_from_table
 from ..labels.table_files import MISSING, TextTable, blank_note, blank_words, check_table_file, read_table
+from ..metrics.calibration import UNKNOWN, find_labels
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE
 from ..system.files import retried
@@ -286,8 +287,8 @@ class LabelColumns:
         columns = {column: read_cells(train, column) for column in self.columns()}
         return hierarchy_from_table(columns, conflicts=self.conflicts, moves=self.moves)
 
-    def read_labels(self, dataset: Dataset, hierarchy: Hierarchy, split: str) -> np.ndarray:
-        """int64 (rows, levels); ValueError for names that the tree does not have."""
+    def read_labels(self, dataset: Dataset, hierarchy: Hierarchy, split: str, unknown: bool = False) -> np.ndarray:
+        """int64 (rows, levels); names of level columns that the tree lacks are ``unknown``, or ValueError."""
         check_columns(dataset, self.columns(), split)
         columns = {column: read_cells(dataset, column) for column in self.columns()}
         try:
@@ -299,6 +300,8 @@ class LabelColumns:
             if list(columns) != list(hierarchy.levels):
                 raise ValueError(f"the levels of the tree are {list(hierarchy.levels)}")
             moved = move_rows(columns, self.moves) if self.moves else columns
+            if unknown:
+                return find_labels(hierarchy, list(map(clean_column, moved.values())))
             return encode_paths(hierarchy, moved, self.trust_finest)
         except ValueError as error:
             raise ValueError(f"Labels of the {split} split, {' and '.join(columns)}: {error}") from error
@@ -308,7 +311,7 @@ def check_unseen(train_labels: np.ndarray, labels: np.ndarray, hierarchy: Hierar
     """ValueError if validation has a class that training lacks; of several levels, for the finest."""
     for level, name in reversed(list(enumerate(hierarchy.levels))):
         seen = np.unique(train_labels[:, level])
-        unseen = np.setdiff1d(labels[:, level], np.append(seen, IGNORE))
+        unseen = np.setdiff1d(labels[:, level], np.append(seen, (IGNORE, UNKNOWN)))
         if len(unseen):
             names = hierarchy.display_names(level)
             rows = np.flatnonzero(labels[:, level] == unseen[0])[:3].tolist()

@@ -12,9 +12,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from ..model.answers import path_probabilities
+from ..model.answers import known_scores, path_probabilities
 from ..model.hierarchy import Hierarchy
-from ..model.tree import IGNORE
 from ..system.files import atomic_write
 
 TOP_LEAVES = 5
@@ -23,7 +22,7 @@ TOP_LEAVES = 5
 class PredictionTable:
     """Labels and predictions of images, collected on the device without waiting for it and without a collective.
 
-    An image takes 20 bytes and 8 more per level: 7 MB for 100,000 images and six levels.
+    An image takes 56 bytes and 8 more per level: 7 MB for 100,000 images and six levels.
 
     Args:
         hierarchy: the label tree.
@@ -33,8 +32,9 @@ class PredictionTable:
     Attributes:
         columns: since :meth:`gather`, in the order of the rows: ``row`` int64 (n,), ``label`` int32 (n, levels),
             ``leaf`` int32 (n,) of the best path, ``level`` int32 (n,) of the answer, ``leaf_probability`` float64
-            (n,), ``best_path_probability`` float32 (n, levels), 0 where the path has no class. If complete:
-            ``argmax``, ``argmax_probability`` (n, levels), ``top_leaves``, ``top_probabilities`` (n, 5).
+            (n,), ``best_path_probability`` float32 (n, levels), 0 where the path has no class, ``known`` float64
+            (n, 4) of :func:`common.model.answers.known_scores`. If complete: ``argmax``, ``argmax_probability`` (n,
+            levels), ``top_leaves``, ``top_probabilities`` (n, 5).
     """
 
     def __init__(self, hierarchy: Hierarchy, device: str | torch.device = "cpu", complete: bool = False) -> None:
@@ -65,13 +65,15 @@ class PredictionTable:
             leaf_logits: (batch, leaves), whose softmax gives the leaves' probabilities.
             leaf, level: (batch,) the leaf of the best path, and how far down that is the answer.
         """
+        path = path_probabilities(log_probs, self.hierarchy.lift(leaf))
         batch = {
             "row": rows,
             "label": labels.int(),
             "leaf": leaf.int(),
             "level": level.int(),
             "leaf_probability": leaf_logits.double().softmax(1).gather(1, leaf[:, None])[:, 0],
-            "best_path_probability": path_probabilities(log_probs, self.hierarchy.lift(leaf)),
+            "best_path_probability": path,
+            "known": known_scores(leaf_logits, path),
         }
         if self.complete:
             top = leaf_logits.float().softmax(1).topk(min(TOP_LEAVES, self.hierarchy.num_leaves))
@@ -111,7 +113,7 @@ class PredictionTable:
             names = np.array(self.hierarchy.display_names(level), dtype=object)
             for column in ("label", "best_path", "argmax"):
                 classes = columns[column][:, level]
-                missing = classes == IGNORE
+                missing = classes < 0
                 table[f"{name}_{column}"] = pa.array(names[np.where(missing, 0, classes)], pa.string(), mask=missing)
                 if column != "label":
                     table[f"{name}_{column}_probability"] = pa.array(columns[f"{column}_probability"][:, level])

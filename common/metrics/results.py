@@ -45,6 +45,8 @@ def results_table(results: Mapping[str, Any]) -> str:
         lines.append(f"{label}: {'  '.join(f'{words} {value}' for words, value in measures)}")
     if "loss" in results:
         lines.append(f"loss {results['loss']:.4f}  images {results['num_samples']}")
+    if "unknown" in results:
+        lines.append(f"unknown: {'  '.join(f'{name} {value:.3g}' for name, value in flatten(results['unknown']))}")
     if "observations" in results:
         together = results["observations"]
         lines += [f"the images of {together['num_samples']:,} observations together:", results_table(together)]

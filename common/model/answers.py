@@ -10,6 +10,10 @@ import torch
 
 from .hierarchy import Hierarchy
 
+SCORES = ("probability", "logit", "energy", "tree")
+"""How known an image looks: highest probability and logit of a leaf, log of the sum of exp(logit) (Liu et al., NeurIPS
+2020), and the probability of the path's last level less that above it: low if sure of the genus, of no species"""
+
 
 @dataclass
 class Answers:
@@ -59,6 +63,12 @@ def path_probabilities(log_probs: Sequence[torch.Tensor], path: Sequence[torch.T
         ],
         1,
     )
+
+
+def known_scores(leaf_logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
+    """:data:`SCORES`, float64 (batch, 4), from (batch, leaves) and the best path's probabilities (batch, levels)."""
+    logits, path = leaf_logits.double(), torch.nn.functional.pad(probabilities.double(), (1, 0), value=1.0)
+    return torch.stack([logits.softmax(1).amax(1), logits.amax(1), logits.logsumexp(1), path[:, -1] - path[:, -2]], 1)
 
 
 def answer_levels(probabilities: torch.Tensor, path: torch.Tensor, thresholds: Sequence[float | None]) -> torch.Tensor:

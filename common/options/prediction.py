@@ -51,18 +51,18 @@ class PredictArguments:
     )
     costs: str | None = option(None, "YAML file with costs: answer at the cheapest level, or not at all.")
     allowed: str | None = option(None, "Text file with names of classes of any level, one a line: only these occur.")
+    unknown: Literal["none", "probability", "logit", "energy", "tree"] = option(
+        "none", "Score that tells images of unknown classes, and one in twenty others."
+    )
     calibration: str | None = option(None, "Its calibration.json of an --eval_only run; by default the model's own.")
     review: str | None = option(None, "CSV file for images that are probably mislabelled, and those to label next.")
     features: str | None = option(None, "Parquet file for the backbone's features of each image, too.")
     group_by: str | None = option(None, "Column (observation): photographs of one value are also classified together.")
 
     eval_crop: int | None = option(
-        None,
-        "Predict in windows of this many pixels, at the image's own resolution; by default as in evaluation.",
-        "greater than 0",
-        group="Masks",
+        None, "Windows of so many pixels, at own resolution; as in evaluation.", "greater than 0", group="Masks"
     )
-    eval_stride: int | None = option(None, "Pixels from one window to the next; as in evaluation.", "greater than 0")
+    eval_stride: int | None = option(None, "From window to window; as in evaluation.", "greater than 0")
     resize_longer: int | None = option(
         None, "Longer side of images before windows are cut; by default as in evaluation.", "greater than 0"
     )

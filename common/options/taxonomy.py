@@ -59,6 +59,7 @@ class TaxonomyArguments(CommonArguments):
     )
     costs: str | None = option(None, "--decoding cost: YAML file with what answers cost, see docs/predicting.md.")
     explain: bool = option(False, "Show in the report what counted for the predictions of its examples (Grad-CAM).")
+    score_unknown: bool = option(False, "Names of evaluation data that the tree lacks are unknown classes, no error.")
     top_k: int = option(5, "An image counts for top5_accuracy if its label is among so many classes.", "at least 1")
 
     def problems(self) -> list[str]:
@@ -69,6 +70,8 @@ class TaxonomyArguments(CommonArguments):
             problems.append("--sampling and --class_weighting or --logit_adjustment correct the same thing twice")
         if self.mixes and (self.per_device_train_batch_size or 2) % 2:
             problems.append("mixup and cutmix mix pairs: --per_device_train_batch_size must be even")
+        if self.score_unknown and not (self.level_columns or self.eval_only):
+            problems.append("--score_unknown goes with --level_columns")
         trained = self.tune != "head" or self.unfreeze_after
         if self.cache_features and (trained or self.mixes or self.tta != "none"):
             problems.append("--cache_features goes with --tune head, and with no unfreeze_after, mixup, cutmix or tta")

@@ -16,6 +16,7 @@ from accelerate import Accelerator
 
 from ..images.transforms import EvaluationTransform, Normalize
 from ..metrics.calibration import is_right
+from ..model.answers import SCORES, known_scores
 from ..model.modeling import LabelTreeForImageClassification
 from ..system.files import atomic_write
 from .lines import Counts, count_line, counts_table, doubt, line_writer, shares
@@ -34,6 +35,7 @@ class ClassPredictor:
         accelerator: knows the device and the precision.
         models: whose answers are averaged.
         thresholds: per level, for back-off (:func:`common.model.answers.answer_levels`); ``None`` for no answers.
+        bound: images with a lower score ``args.unknown`` (:data:`common.model.answers.SCORES`) get no answer.
         groups: of every row, for answers about several photographs of one thing.
         labels: int64 (rows, levels), see :func:`common.metrics.calibration.find_labels`; ``None`` if nothing is known.
 
@@ -51,12 +53,13 @@ class ClassPredictor:
         accelerator: Accelerator,
         models: Sequence[LabelTreeForImageClassification],
         thresholds: Sequence[float | None] | None,
+        bound: float | None,
         groups: Sequence[str | None] | None,
         labels: np.ndarray | None,
     ) -> None:
         self.args, self.model, self.accelerator, self.hierarchy = args, models[0], accelerator, models[0].hierarchy
         self.batch_size, self.top_k = args.per_device_eval_batch_size, min(args.top_k, self.hierarchy.num_leaves)
-        self.thresholds, self.groups, self.labels = thresholds, groups, labels
+        self.thresholds, self.bound, self.groups, self.labels = thresholds, bound, groups, labels
         self.leaf_names = self.hierarchy.leaf_names()
         spec, evaluation = self.model.config.backbone, self.model.config.evaluation
         tta = args.tta or evaluation.get("tta", "none")
@@ -65,7 +68,8 @@ class ClassPredictor:
         size = shown_size(spec["image_size"], tta)
         self.transform = EvaluationTransform(size, interpolation=spec["interpolation"], **how)
         self.settings = {"--format": args.format, "--top_k": self.top_k, "--tta": tta, "--rank_by": args.rank_by}
-        self.settings |= {"the thresholds of answers": thresholds, "--features": bool(args.features)}
+        self.settings |= {"the thresholds of answers": (thresholds, bound), "--unknown": args.unknown}
+        self.settings |= {"--features": bool(args.features)}
         self.normalize = Normalize(spec["mean"], spec["std"]).to(accelerator.device)
         names = Path(args.allowed).read_text(encoding="utf-8-sig").splitlines() if args.allowed else []
         nodes = self.hierarchy.find_nodes([name for name in names if name.strip()], "--allowed")
@@ -119,6 +123,9 @@ class ClassPredictor:
             leaves = output.logits.float().masked_fill(~self.allowed, -torch.inf)
             output = type(output)(logits=leaves, log_probs=tuple(self.hierarchy.marginalize(leaves.log_softmax(1))))
         answers = self.model.decode(output, thresholds=self.thresholds)
+        if self.bound is not None:
+            known = known_scores(output.logits, answers.probabilities)[:, SCORES.index(self.args.unknown)]
+            answers.level[known < self.bound] = -1
         chances = output.logits.float().softmax(1)
         order = chances
         if self.args.rank_by == "distance":  # it is the number of levels less those expected right
@@ -126,6 +133,8 @@ class ClassPredictor:
         leaves = order.topk(self.top_k).indices
         leaves, shares = leaves.tolist(), chances.gather(1, leaves).tolist()
         lines, by_cost = answers.describe(), self.model.config.evaluation["decoding"] == "cost"
+        for line, score in zip(lines, [] if self.bound is None else known.tolist(), strict=False):
+            line |= {"known_score": round(score, 6), "unknown": score < self.bound}
         if self.labels is not None:
             judged, right = is_right(answers.path.cpu().numpy(), self.labels[list(rows)])
             found = np.where(judged, right, None).tolist()
@@ -139,7 +148,7 @@ class ClassPredictor:
                 {"leaf": self.leaf_names[leaf], "probability": round(share, 6)}
                 for leaf, share in zip(leaves[index], shares[index], strict=True)
             ]
-            if self.thresholds is not None or by_cost:
+            if self.thresholds is not None or by_cost or self.bound is not None:
                 line["answer"] = answer
         return lines
 
