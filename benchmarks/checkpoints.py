@@ -36,16 +36,12 @@ from common.checkpoint.checkpointer import Checkpointer
 from common.data.rows import ImageRows, Samples, collate, make_loader
 from common.data.sampling import GlobalBatchSampler
 
-Groups = dict[str, dict[str, torch.Tensor]]
 BATCH, REPLAYED = 32, 100  # images; and the step up to which is replayed: it takes minutes per thousand steps
 
 
 def main() -> None:
-    parser = command_line(__doc__, rounds=5)
+    parser = command_line(__doc__, rounds=5, model="vit_base_patch16_224", rows=433_702, steps=[100, 10_000])
     parser.add_argument("--parts", nargs="+", choices=("save", "resume"), default=["save", "resume"])
-    parser.add_argument("--model", default="vit_base_patch16_224")
-    parser.add_argument("--rows", type=int, default=433_702)
-    parser.add_argument("--steps", type=int, nargs="+", default=[100, 10_000])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="checkpoints_") as folder:
         if "save" in options.parts:
@@ -70,14 +66,20 @@ def save(folder: Path, name: str, rounds: int) -> None:
     size = sum(tensor.nbytes for tensors in groups_of(model, optimizer).values() for tensor in tensors.values())
     print(f"{size / 1e9:.2f} GB on {accelerator.device}; {machine()}\n")
     ways = saves(folder, model, optimizer)
+
+    def plainly() -> None:
+        shutil.rmtree(folder / "theirs", ignore_errors=True)
+        for name, tensors in groups_of(model, optimizer).items():
+            safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+
     ways["accelerator.save_state"] = lambda: waits(lambda: accelerator.save_state(folder / "theirs"))
-    ways["safetensors.save_file"] = lambda: waits(lambda: save_plainly(folder, groups_of(model, optimizer)))
+    ways["safetensors.save_file"] = lambda: waits(plainly)
     seconds = repeated(ways, rounds + 1)
     print("first, with fresh memory:", ", ".join(f"{name} {values.pop(0):.2f} s" for name, values in seconds.items()))
     print(f"\n{table(seconds, 'ours', 's')}\n")
 
 
-def groups_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> Groups:
+def groups_of(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, dict]:
     """Model and optimizer as named tensors."""
     state = optimizer.state_dict()["state"]
     moments = {f"{index}.{name}": value for index, entry in state.items() for name, value in entry.items()}
@@ -88,22 +90,13 @@ def saves(folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
     """Our two ways, which save and return the seconds of it: until the loop goes on, and until all is on the disk."""
     checkpointer, steps = Checkpointer(folder / "ours"), itertools.count()
 
-    def save() -> None:
+    def save(wait: Callable[[], object]) -> float:
         step = next(steps)
-        checkpointer.save(step, groups_of(model, optimizer), {"step": step})
-
-    def stall() -> float:
-        seconds = waits(save)
+        seconds = waits(lambda: (checkpointer.save(step, groups_of(model, optimizer), {"step": step}), wait()))
         checkpointer.wait()
         return seconds
 
-    return {"ours": stall, "ours, until durable": lambda: waits(lambda: (save(), checkpointer.wait()))}
-
-
-def save_plainly(folder: Path, groups: Groups) -> None:
-    shutil.rmtree(folder / "theirs", ignore_errors=True)
-    for name, tensors in groups.items():
-        safetensors.torch.save_file(tensors, folder / f"{name}.safetensors")
+    return {"ours": partial(save, lambda: None), "ours, until durable": partial(save, checkpointer.wait)}
 
 
 def waits(work: Callable[[], object]) -> float:
@@ -125,15 +118,21 @@ def resume(folder: Path, num_rows: int, steps: list[int], rounds: int) -> None:
     rows = Dataset.from_dict({"image": [names[row % len(names)] for row in range(num_rows)]})
     images = ImageRows(rows, "image", "train", folder / "images")
     samples = Samples(images, np.arange(num_rows), plain_transform(), np.zeros((num_rows, 1), dtype=np.int64))
+    # The same samples by row number, as other loaders ask for them.
+    options = {"shuffle": True, "collate_fn": lambda rows: collate(samples.__getitems__([(0, row) for row in rows]))}
+    shuffling = DataLoader(range(num_rows), BATCH, **options)
+    ways = {
+        "ours": lambda step: next(ours(samples, step)),
+        "skip_first_batches": lambda step: next(iter(skip_first_batches(shuffling, step))),
+        "replay": lambda step: next(itertools.islice(shuffling, step, None)),
+    }
     for step in steps:
-        ways = {"ours": ours, "skip_first_batches": skipped} | ({"replay": replayed} if step <= REPLAYED else {})
-        ways = {name: partial(lambda way, step: next(way(samples, step)), way, step) for name, way in ways.items()}
-        print(f"step {step:,}\n\n{table(in_turns(ways, rounds), 'ours')}\n", flush=True)
-    at_10 = {way: [next(way(samples, 10))["rows"].tolist() for _ in range(2)] for way in (ours, skipped)}
+        timed = {name: partial(way, step) for name, way in ways.items() if name != "replay" or step <= REPLAYED}
+        print(f"step {step:,}\n\n{table(in_turns(timed, rounds), 'ours')}\n", flush=True)
     uninterrupted = next(itertools.islice(ours(samples, 0), 10, None))["rows"].tolist()
-    print("ours: the batch of an uninterrupted run:", "yes" if at_10[ours][0] == uninterrupted else "NO")
-    same = at_10[skipped][0] == at_10[skipped][1]
-    print("skip_first_batches over a shuffling loader: twice the same batch:", "yes" if same else "NO")
+    at_10, first, second = (ways[name](10)["rows"].tolist() for name in ("ours", *["skip_first_batches"] * 2))
+    print("ours: the batch of an uninterrupted run:", "yes" if at_10 == uninterrupted else "NO")
+    print("skip_first_batches over a shuffling loader: twice the same batch:", "yes" if first == second else "NO")
     print(f"at most {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:,.0f} MB")
 
 
@@ -141,23 +140,6 @@ def ours(samples: Samples, step: int) -> Iterator[dict]:
     sampler = GlobalBatchSampler(len(samples), BATCH, BATCH, num_epochs=2)
     sampler.load_state_dict({"epoch": step // sampler.steps_per_epoch, "samples_seen": step * BATCH})
     return iter(make_loader(samples, sampler, 0, False))
-
-
-def shuffling(samples: Samples) -> DataLoader:
-    """The same samples by row number, as other loaders ask for them."""
-
-    def load(rows: list[int]) -> dict:
-        return collate(samples.__getitems__([(0, row) for row in rows]))
-
-    return DataLoader(range(len(samples)), batch_size=BATCH, shuffle=True, collate_fn=load)
-
-
-def skipped(samples: Samples, step: int) -> Iterator[dict]:
-    return iter(skip_first_batches(shuffling(samples), step))
-
-
-def replayed(samples: Samples, step: int) -> Iterator[dict]:
-    return itertools.islice(shuffling(samples), step, None)
 
 
 if __name__ == "__main__":

@@ -104,11 +104,9 @@ class Source:
         if not cache.is_file():
             found = {file: extract(rows, file, self.chosen.size, args) for file, rows in self.splits.items()}
             np.savez(cache, **found)
-        leaf_of = {leaf: index for index, leaf in enumerate(self.hierarchy.leaves)}
-        every = {}
+        leaf_of, every = {tuple(path): leaf for leaf, path in enumerate(self.hierarchy.ancestors.tolist())}, {}
         for file, labels in self.labels.items():
-            finest = [max((level, index) for level, index in enumerate(row) if index >= 0) for row in labels.tolist()]
-            leaves = torch.tensor([leaf_of[leaf] for leaf in finest])
+            leaves = torch.tensor([leaf_of[tuple(row)] for row in labels.tolist()])
             every[file] = Part(torch.from_numpy(np.load(cache)[file]), torch.from_numpy(labels), leaves)
         return {
             seed: {part: Part(*(v[rows] for v in every[file])) for part, (file, rows) in self.rows(seed).items()}
@@ -220,10 +218,10 @@ class Outcome(NamedTuple):
     nll: float
 
 
-def run_frozen(tree: Hierarchy, parts: dict[str, Part], method: str, rate: float, seed: int, epochs: int) -> Outcome:
+def run_frozen(source: Source, tasks: dict, method: str, rate: float, seed: int, args: argparse.Namespace) -> Outcome:
     """Train a head on features, and test it."""
-    predict = METHODS[method](tree, parts["train"], (seed, rate, epochs))
-    select, test = parts["select"], parts["test"]
+    tree, (train, select, test) = source.hierarchy, tasks[seed].values()
+    predict = METHODS[method](tree, train, (seed, rate, args.epochs or 30))
     leaf, log_probs = predict(test)
     right = torch.where(test.labels >= 0, (torch.stack(tree.lift(leaf), 1) == test.labels).double(), torch.nan)
     selected = (predict(select)[0] == select.leaves).double().mean().item()
@@ -277,8 +275,8 @@ def table(outcomes: dict[str, dict[float, Outcome]], levels: Sequence[str]) -> s
     for method, (rate, one) in best.items():
         cells = ["{:.1f} [{:.1f}, {:.1f}]".format(*interval(one.right[:, -1]))]
         cells += [f"{100 * np.nanmean(column):.1f}" for column in one.right.T[-2::-1]]
-        ahead = interval((one.right - base.right)[:, -1])
-        cells += ["" if one is base else "{:+.1f} [{:+.1f}, {:+.1f}]".format(*ahead), f"{one.nll:.2f}"]
+        ahead = "{:+.1f} [{:+.1f}, {:+.1f}]".format(*interval((one.right - base.right)[:, -1]))
+        cells += ["" if one is base else ahead, f"{one.nll:.2f}"]
         lines.append(f"| {method} | {rate:g} | " + " | ".join(cells) + " |")
     rates = sorted({rate for by_rate in outcomes.values() for rate in by_rate})
     lines += ["", f"| leaf / NLL by rate | {' | '.join(f'{rate:g}' for rate in rates)} |"]
@@ -291,15 +289,13 @@ def table(outcomes: dict[str, dict[float, Outcome]], levels: Sequence[str]) -> s
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Print tables."""
-    parser = command_line(__doc__)
+    parser = command_line(__doc__, output_dir=Path("output/heads"), seeds=[0, 1, 2])
     parser.add_argument("mode", choices=["frozen", "end_to_end"])
     parser.add_argument("--data", type=Path, required=True, help="folder with a folder for each data set")
     parser.add_argument("--weights", type=Path, required=True, help="tf_efficientnet_lite0.safetensors")
-    parser.add_argument("--output_dir", type=Path, default=Path("output/heads"))
     parser.add_argument("--datasets", nargs="+", default=list(DATASETS), choices=list(DATASETS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS), metavar="METHOD")
     parser.add_argument("--rates", nargs="+", type=float, help="of our heads; end to end: of the backbone")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, help="30 frozen, 6 end to end")
     parser.add_argument("--image_size", type=int, default=96, help="end to end")
     parser.add_argument("--extra", default="", help="end to end: more options of the script")
@@ -313,12 +309,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         for method in [method for method in args.methods if frozen or method in HEADS]:
             rates = args.rates or (RATES if frozen else (3e-4, 1e-3, 3e-3))
             for rate in rates if isinstance(METHODS[method], partial) else STRENGTHS:
-                found = [
-                    run_frozen(source.hierarchy, tasks[seed], method, rate, seed, args.epochs or 30)
-                    if frozen
-                    else run_script(source, method, rate, seed, args)
-                    for seed in args.seeds
-                ]
+                runs = ((method, rate, seed, args) for seed in args.seeds)
+                found = [run_frozen(source, tasks, *run) if frozen else run_script(source, *run) for run in runs]
                 mean = Outcome(*(np.mean(values, 0) for values in zip(*found, strict=True)))
                 outcomes.setdefault(method, {})[rate] = mean
         print(f"### {name}, {'frozen features' if frozen else 'end to end'}\n\n{source.hierarchy}", end="")

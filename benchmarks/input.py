@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -43,10 +44,15 @@ def main() -> None:
             cases = {"given images": sorted(given)[:NUM_IMAGES]}
         else:
             cases = {f"{side} px": drawn(Path(folder) / str(side), side) for side in (500, 300)}
+        timm = partial(create_transform, SIZE, is_training=True, use_prefetcher=True, interpolation="random")
+        others = {"HF example": hf_transform(SIZE), "timm": timm(color_jitter=0.4)}
+        others["timm, no jitter"] = timm(color_jitter=None)
         for title, files in cases.items():
-            ours = our_images(files)
+            rows = ImageRows(Dataset.from_dict({"image": list(map(str, files))}), "image", "train")
+            labels = np.zeros((len(files), 1), dtype=np.int64)
+            ours = Samples(rows, np.arange(len(files)), plain_transform(), labels)
             ways = {"ours": lambda ours=ours: collate(ours.__getitems__([(0, row) for row in range(len(ours))]))}
-            ways |= {name: lambda way=way, files=files: theirs(way, files) for name, way in others().items()}
+            ways |= {name: partial(theirs, way, files) for name, way in others.items()}
             print(f"\n{title}: {check(ours, files)}; images/s of one core\n")
             found = in_turns(ways, options.rounds, cpu_time=True, images=len(files))
             print(table(found, "ours", "images/s", into=True))
@@ -59,24 +65,10 @@ def plain_transform() -> TrainTransform:
     return TrainTransform(args, {"image_size": SIZE, "interpolation": "bilinear", "mean": MEAN})
 
 
-def our_images(files: list[Path]) -> Samples:
-    rows = ImageRows(Dataset.from_dict({"image": list(map(str, files))}), "image", "train")
-    return Samples(rows, np.arange(len(files)), plain_transform(), np.zeros((len(files), 1), dtype=np.int64))
-
-
 def hf_transform(size: int, scale: tuple[float, float] = (0.08, 1.0)) -> transforms.Compose:
     """What Transformers' example for image classification does to a training image."""
     crop, flip = transforms.RandomResizedCrop(size, scale), transforms.RandomHorizontalFlip()
     return transforms.Compose([crop, flip, transforms.ToTensor(), transforms.Normalize(MEAN, STD)])
-
-
-def others() -> dict[str, Callable]:
-    timm = {"is_training": True, "use_prefetcher": True, "interpolation": "random"}
-    return {
-        "HF example": hf_transform(SIZE),
-        "timm": create_transform(SIZE, **timm, color_jitter=0.4),
-        "timm, no jitter": create_transform(SIZE, **timm, color_jitter=None),
-    }
 
 
 def theirs(transform: Callable, files: list[Path]) -> torch.Tensor:

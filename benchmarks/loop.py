@@ -36,23 +36,12 @@ CASES = {
     "compute": {"model": "timm/resnet18", "image_size": 160, "batch": 16, "steps": 40, "every": 10},
     "input": {"model": "timm/test_vit", "image_size": 64, "batch": 16, "steps": 240, "every": 60},
 }
-EVALUATED = {
-    "evaluate_images": (
-        "train_taxonomy",
-        640,
-        32,
-        f"--level_columns {' '.join(RANKS)} --model_name_or_path timm/resnet18 "
-        "--image_size 160 --per_device_train_batch_size 8",
-    ),
-    "evaluate_masks": (
-        "train_segmentation",
-        32,
-        4,
-        "--hierarchy {folder}/hierarchy.json --mask_column mask "
-        "--model_name_or_path timm/convnext_atto --image_size 256 --per_device_train_batch_size 4",
-    ),
+IMAGES = f"--level_columns {' '.join(RANKS)} --model_name_or_path timm/resnet18 --image_size 160 "
+MASKS = "--hierarchy {folder}/hierarchy.json --mask_column mask --model_name_or_path timm/convnext_atto "
+EVALUATED = {  # script, images, batch, options
+    "evaluate_images": ("train_taxonomy", 640, 32, IMAGES + "--per_device_train_batch_size 8"),
+    "evaluate_masks": ("train_segmentation", 32, 4, MASKS + "--image_size 256 --per_device_train_batch_size 4"),
 }
-"""Script, images, batch, options"""
 TREE = balanced_tree([16], ["species"])
 SCALE = (0.35, 1.0)
 
@@ -62,21 +51,20 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=[*CASES, *EVALUATED], default=[*CASES, *EVALUATED])
     options = parser.parse_args()
     print(machine())
-    with tempfile.TemporaryDirectory(prefix="loop_") as name:
-        draw_data(Path(name), 500, TREE, train=8192, validation=16)
-        for case in (case for case in options.cases if case in CASES):
-            ways = {way: partial(apart, speed, train, CASES[case], Path(name)) for way, train in WAYS.items()}
-            print(
-                f"\n{case}: {CASES[case]}\n\n{table(repeated(ways, options.rounds), 'bare', 'images/s')}", flush=True
-            )
-    for case in (case for case in options.cases if case in EVALUATED):
-        pixels = case == "evaluate_masks"
-        tree = balanced_tree((2, 4, 16)) if pixels else balanced_tree((7, 28, 95, 308, 918, 2786), RANKS)
+    for case in options.cases:
         with tempfile.TemporaryDirectory(prefix="loop_") as name:
-            draw_data(Path(name), 512 if pixels else 300, tree, train=tree.num_leaves, validation=EVALUATED[case][1])
-            pairs = [pair for _ in range(options.rounds) for pair in apart(evaluate, *EVALUATED[case], Path(name))]
-        ours, bare = zip(*pairs, strict=True)
-        print(f"\n{case}: {EVALUATED[case]}\n\n{table({'ours': ours, 'bare': bare}, 'bare', 'images/s')}", flush=True)
+            if case in CASES:
+                draw_data(Path(name), 500, TREE, train=8192, validation=16)
+                ways = {way: partial(apart, speed, train, CASES[case], Path(name)) for way, train in WAYS.items()}
+                found = repeated(ways, options.rounds)
+            else:
+                side, tree = 300, balanced_tree((7, 28, 95, 308, 918, 2786), RANKS)
+                if case == "evaluate_masks":
+                    side, tree = 512, balanced_tree((2, 4, 16))
+                draw_data(Path(name), side, tree, train=tree.num_leaves, validation=EVALUATED[case][1])
+                pairs = [pair for _ in range(options.rounds) for pair in apart(evaluate, *EVALUATED[case], Path(name))]
+                found = dict(zip(("ours", "bare"), zip(*pairs, strict=True), strict=True))
+        print(f"\n{case}: {(CASES | EVALUATED)[case]}\n\n{table(found, 'bare', 'images/s')}", flush=True)
 
 
 def speed(train: Callable[..., object], case: dict, *args: object) -> float:
@@ -108,10 +96,9 @@ def build(case: dict, pyramid: bool = False) -> torch.nn.Module:
     from common.model.modeling import LabelTreeForImageClassification, LabelTreeForSemanticSegmentation
 
     backbone, _ = load_backbone(case["model"], pretrained=False, image_size=case["image_size"], pyramid=pyramid)
-    if pyramid:
-        options = {"decoder": "upernet", "decoder_channels": case["decoder_channels"]}
-        return LabelTreeForSemanticSegmentation.build(backbone, TREE, "tree", **options).train()
-    return LabelTreeForImageClassification.build(backbone, TREE, "tree").train()
+    kind = LabelTreeForSemanticSegmentation if pyramid else LabelTreeForImageClassification
+    options = {"decoder": "upernet", "decoder_channels": case["decoder_channels"]} if pyramid else {}
+    return kind.build(backbone, TREE, "tree", **options).train()
 
 
 class Files(torch.utils.data.Dataset):
@@ -207,9 +194,8 @@ def evaluate(script: str, images: int, batch: int, words: str, folder: Path) -> 
         return result
 
     module.evaluate_model = timed
-    words += (
-        f" --dataloader_num_workers 1 --num_train_epochs 3 --max_train_samples 8 --per_device_eval_batch_size {batch}"
-    )
+    words += " --dataloader_num_workers 1 --num_train_epochs 3 --max_train_samples 8 "
+    words += f"--per_device_eval_batch_size {batch}"
     run_script(script, folder, Path(tempfile.mkdtemp(dir=folder)), words.format(folder=folder))
     return pairs[1:]
 

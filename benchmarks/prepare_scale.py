@@ -34,15 +34,13 @@ from side_by_side import RANKS, REPOSITORY, command_line, drawn
 NUM_SPECIES = 2786
 DIVISORS = (400, 99, 29.3, 9, 3, 1)  # species per class of each level
 BATCH, EPOCHS = 64, 3  # of --modes memory
+TRAIN = f"train_taxonomy.py --level_columns {' '.join(RANKS)} --model_name_or_path timm/test_vit --no_pretrained "
+TRAIN += "--image_size 32 --resume_from_checkpoint none "
 
 
 def main() -> None:
-    parser = command_line(__doc__)
-    parser.add_argument(
-        "--folder", type=Path, required=True, help="for images, tables and results; emptied at the end"
-    )
-    parser.add_argument("--sizes", type=int, nargs="+", default=[43_370, 433_702])
-    parser.add_argument("--num_proc", type=int, default=2)
+    parser = command_line(__doc__, sizes=[43_370, 433_702], num_proc=2)
+    parser.add_argument("--folder", type=Path, required=True, help="for images and results; emptied at the end")
     parser.add_argument("--modes", nargs="+", choices=("paths", "encode", "memory"), default=["paths", "encode"])
     parser.add_argument("--keep", action="store_true", help="leave the folder as it is")
     options = parser.parse_args()
@@ -54,9 +52,8 @@ def main() -> None:
             print("", "| epoch | training process, MB | each worker, MB |", "|---|--:|--:|", sep="\n")
             print(*by_epoch(options.folder, table, size), sep="\n", flush=True)
         else:
-            print(
-                f"| {size:,} | {mode} | {measure(options.folder, options.num_proc, mode, size, table)} |", flush=True
-            )
+            cells = measure(options.folder, options.num_proc, mode, size, table)
+            print(f"| {size:,} | {mode} | {cells} |", flush=True)
     if not options.keep:
         shutil.rmtree(options.folder)
 
@@ -69,35 +66,26 @@ def write_table(folder: Path, size: int) -> Path:
     weights = 1 / np.arange(1, NUM_SPECIES + 1)
     random = np.random.default_rng(0).choice(NUM_SPECIES, size - NUM_SPECIES, p=weights / weights.sum())
     species, rows = np.concatenate([np.arange(NUM_SPECIES), random]), np.arange(size)
-    columns = {"file": [link(folder, row) for row in range(size)]}
+    columns = {"file": [f"links/{row // 1000}/{row}.jpg" for row in range(size)]}
+    for row, name in enumerate(columns["file"]):
+        if not (folder / name).exists():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            os.link(folder / "images" / f"{row % NUM_SPECIES}.jpg", folder / name)
     for level, divisor in zip(RANKS, DIVISORS, strict=True):
         columns[level] = [f"{level} {number}" for number in (species // divisor).astype(int)]
     pd.DataFrame({**columns, "observationID": rows // 2}).to_csv(table, index=False)
     return table
 
 
-def link(folder: Path, row: int) -> str:
-    """The name of a row's image: a hard link to one of the files."""
-    name = f"links/{row // 1000}/{row}.jpg"
-    path = folder / name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.link(folder / "images" / f"{row % NUM_SPECIES}.jpg", path)
-    return name
-
-
 def measure(folder: Path, num_proc: int, mode: str, size: int, table: Path) -> str:
     """Prepare and train; the cells of a row of the result."""
-    output, model, levels = folder / f"{mode}_{size}", folder / "model", " ".join(RANKS)
-    words = f"data_prep/prepare_table.py --table {table} --image_column file --level_columns {levels} --test_share 0 "
-    words += f"--group_column observationID --output_dir {output} --num_proc {num_proc} "
-    words += "--resize_shorter 64" if mode == "encode" else ""
-    seconds, memory, _ = run(words)
-    words = f"train_taxonomy.py --dataset_name {output} --group_column observationID --level_columns {levels} "
-    words += "--model_name_or_path timm/test_vit --no_pretrained --image_size 32 --per_device_train_batch_size 32 "
+    output, model = folder / f"{mode}_{size}", folder / "model"
+    words = f"data_prep/prepare_table.py --table {table} --image_column file --level_columns {' '.join(RANKS)} "
+    words += f"--test_share 0 --group_column observationID --output_dir {output} --num_proc {num_proc} "
+    seconds, memory, _ = run(words + ("--resize_shorter 64" if mode == "encode" else ""))
+    words = f"{TRAIN} --dataset_name {output} --group_column observationID --per_device_train_batch_size 32 "
     words += "--max_train_steps 1 --logging_steps 1 --max_eval_samples 32 --dataloader_num_workers 1 "
-    words += f"--output_dir {model} --resume_from_checkpoint none"
-    starts = [run(words, r"step 1/1 ") for _ in range(2)]
+    starts = [run(f"{words} --output_dir {model}", r"step 1/1 ") for _ in range(2)]
     images = sum(split["num_images"] for split in json.loads((output / "stats.json").read_text())["splits"].values())
     assert images == size, "every row is an image"
     shutil.rmtree(output)
@@ -108,11 +96,9 @@ def measure(folder: Path, num_proc: int, mode: str, size: int, table: Path) -> s
 
 def by_epoch(folder: Path, table: Path, size: int) -> Iterator[str]:
     """Rows of median memory: epoch, training process, each worker; sampled twenty times an epoch."""
-    words = f"train_taxonomy.py --train_file {table} --validation_file {table} --max_eval_samples 64 --no_report "
-    words += f"--image_column file --level_columns {' '.join(RANKS)} --model_name_or_path timm/test_vit "
-    words += f"--no_pretrained --image_size 32 --num_train_epochs {EPOCHS} --logging_steps 20 "
-    words += f"--per_device_train_batch_size {BATCH} --dataloader_num_workers 2 --resume_from_checkpoint none "
-    words += f"--output_dir {folder}/memory"
+    words = f"{TRAIN} --train_file {table} --validation_file {table} --image_column file --max_eval_samples 64 "
+    words += f"--no_report --num_train_epochs {EPOCHS} --logging_steps 20 --per_device_train_batch_size {BATCH} "
+    words += f"--dataloader_num_workers 2 --output_dir {folder}/memory"
     seen, epochs = 0, [[] for _ in range(EPOCHS)]
     for log, (first, *workers) in watched(words.split(), 0.05):
         step = max(map(int, re.findall(r"step (\d+)/", log)), default=0)

@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> list[list[str]]:
     parser.add_argument("--part", choices=["eval", "test"], default="eval", help="validation, or --test_split")
     args = parser.parse_args(argv)
     benchmark = BENCHMARKS[args.benchmark]
-    rows = [[name, *map(percent, values), "published"] for name, values in benchmark["rows"].items()]
+    rows = []
+    for name, values in benchmark["rows"].items():
+        rows.append([name, *("–" if value is None else f"{value:.1f}" for value in values), "published"])
     rows += [run_row(benchmark, Path(run), args.part) for run in args.runs]
     print(f"{args.benchmark}: {benchmark['source']}")
     for row in (["", *(measure.rpartition(".")[2] for measure in benchmark["measures"]), ""], *rows):
@@ -66,12 +68,7 @@ def run_row(benchmark: Mapping[str, Any], folder: Path, part: str) -> list[str]:
     missing = [measure for measure in measures if measure not in numbers]
     if missing:
         raise ValueError(f"{folder} did not measure {', '.join(missing)}: evaluate it again, with --top_k 3.")
-    return [folder.name, *(percent(100 * numbers[measure]) for measure in measures), "this run"]
-
-
-def percent(value: float | None) -> str:
-    """For the table; a dash where nothing was reported."""
-    return "–" if value is None else f"{value:.1f}"
+    return [folder.name, *(f"{100 * numbers[measure]:.1f}" for measure in measures), "this run"]
 
 
 if __name__ == "__main__":

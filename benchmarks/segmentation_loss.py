@@ -27,12 +27,11 @@ TREE = balanced_tree(CLASSES)
 
 
 def main() -> None:
-    parser = command_line(__doc__, rounds=5)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
+    options = command_line(__doc__, rounds=5, size=512, threads=torch.get_num_threads()).parse_args()
     torch.set_num_threads(options.threads)
-    check()
+    # Independent heads are what the plain lines compute: the same gradient.
+    ours, plain = (make_steps(64)[name]() for name in ("ours, independent", "plain PyTorch"))
+    assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max()
     print(machine(), "\n")
     alone = options.threads == 1
     print("CPU time of one thread" if alone else "wall time", "\n")
@@ -56,6 +55,9 @@ def memory(entry: str) -> float:
 
 def make_steps(size: int) -> dict[str, Callable[[], torch.Tensor]]:
     """Name -> forward and backward, returns the gradient."""
+    from monai.losses import DiceFocalLoss
+    from segmentation_models_pytorch.losses import DiceLoss, FocalLoss
+
     generator = torch.Generator().manual_seed(0)
     labels = torch.randint(16, (4, size // 16, size // 16), generator=generator)
     labels = labels.repeat_interleave(16, 1).repeat_interleave(16, 2)
@@ -64,17 +66,16 @@ def make_steps(size: int) -> dict[str, Callable[[], torch.Tensor]]:
     leaf_scores = scores.detach()[:, -CLASSES[-1] :].contiguous().requires_grad_()
 
     def step(loss: Callable, scores: torch.Tensor, target: object) -> Callable[[], torch.Tensor]:
-        def run() -> torch.Tensor:
-            scores.grad = None
-            loss(scores, target).backward()
-            return scores.grad
+        return lambda: torch.autograd.grad(loss(scores, target), scores)[0]
 
-        return run
-
+    dice, focal = DiceLoss("multiclass"), FocalLoss("multiclass", gamma=2.0)
+    both = DiceFocalLoss(to_onehot_y=True, softmax=True, gamma=2.0, batch=True)
     return {
         "ours, tree": step(our_loss("tree"), leaf_scores, labels),
         "ours, independent": step(our_loss("independent"), scores, labels),
-        **{name: step(loss, scores, lifted) for name, loss in others().items()},
+        "plain PyTorch": step(plain_loss, scores, lifted),
+        "smp": step(weighted(lambda part, y: dice(part, y) + focal(part, y)), scores, lifted),
+        "MONAI": step(weighted(lambda part, y: both(part, y[:, None])), scores, lifted),
     }
 
 
@@ -100,23 +101,6 @@ def plain_loss(scores: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     inside, everywhere = (probs * one_hot).sum((0, 2, 3)), (probs + one_hot).sum((0, 2, 3))
     log_prob = log_probs.gather(1, labels[:, None])[:, 0]
     return (1 - 2 * inside / everywhere).mean() + ((1 - log_prob.exp()) ** 2 * -log_prob).mean()
-
-
-def others() -> dict[str, Callable[..., torch.Tensor]]:
-    from monai.losses import DiceFocalLoss
-    from segmentation_models_pytorch.losses import DiceLoss, FocalLoss
-
-    dice, focal = DiceLoss("multiclass"), FocalLoss("multiclass", gamma=2.0)
-    both = DiceFocalLoss(to_onehot_y=True, softmax=True, gamma=2.0, batch=True)
-    smp, monai = lambda part, y: dice(part, y) + focal(part, y), lambda part, y: both(part, y[:, None])
-    return {"plain PyTorch": plain_loss, "smp": weighted(smp), "MONAI": weighted(monai)}
-
-
-def check() -> None:
-    """Independent heads are what the plain lines compute: the same gradient."""
-    steps = make_steps(64)
-    ours, plain = steps["ours, independent"](), steps["plain PyTorch"]()
-    assert (ours - plain).abs().max() <= 1e-5 * plain.abs().max()
 
 
 if __name__ == "__main__":

@@ -29,11 +29,12 @@ from common.model.hierarchy import Hierarchy  # noqa: E402
 RANKS = ("phylum", "class", "order", "family", "genus", "species")
 
 
-def command_line(description: str | None, rounds: int | None = None) -> argparse.ArgumentParser:
-    """A parser that shows a benchmark's docstring, with ``--rounds`` if it has rounds."""
+def command_line(description: str | None, **defaults: Any) -> argparse.ArgumentParser:
+    """A parser that shows a benchmark's docstring, with an option of the same type per default; a list is many."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    if rounds is not None:
-        parser.add_argument("--rounds", type=int, default=rounds)
+    for name, value in defaults.items():
+        many = {"type": type(value[0]), "nargs": "+"} if isinstance(value, list) else {"type": type(value)}
+        parser.add_argument(f"--{name}", **many, default=value)
     return parser
 
 

@@ -237,13 +237,11 @@ def _place_damages(kinds: list[str], half: np.ndarray, key: tuple[int, ...]) -> 
     return tuple(sorted(damages, key=lambda damage: damage.onset))
 
 
-def _draw_photographs(
-    split: str, artworks: list[Artwork], gallery: Gallery, seed: int
-) -> tuple[list[dict], np.ndarray]:
+def _draw_photographs(split: str, plan: list[Artwork], gallery: Gallery, seed: int) -> tuple[list[dict], np.ndarray]:
     """The rows of a split in random order, and how many pixels (photographs, classes) of each class there are."""
     palette = bytes.fromhex("".join(COLOURS.values()).replace("#", "").ljust(6 * BACKGROUND, "0") + "101010")
     rows, counts = [], []
-    for artwork in artworks:
+    for artwork in plan:
         painting = gallery.paint(artwork)
         for number, shot in enumerate(artwork.shots):
             image, mask = gallery.photograph(painting, artwork, shot)
