@@ -56,9 +56,8 @@ def test_sharding_is_refused(kind, monkeypatch, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name, num_processes", [("cpu", 1), ("cpu_2proc", 2)])
-def test_number_of_processes(name, num_processes, fruit, tmp_path):
-    """Two steps of a real training, through accelerate launch."""
+def test_number_of_processes(fruit, tmp_path):
+    """Two steps of a real training, through accelerate launch; test_readme.py has the demos on one process."""
     probe = tmp_path / "probe.py"
     probe.write_text(
         f"""
@@ -79,15 +78,13 @@ Path({str(tmp_path)!r}, f"process{{state.process_index}}").write_text(
     words += ["--model_name_or_path", "timm/test_resnet", "--no_pretrained", "--max_train_steps", "2"]
     words += ["--max_eval_samples", "8", "--global_batch_size", "8", "--dataloader_num_workers", "0", "--no_report"]
     launch = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
-    command = [*launch, "--config_file", str(FILES[0].parent / f"{name}.yaml"), str(probe), *words]
+    command = [*launch, "--config_file", str(FILES[0].parent / "cpu_2proc.yaml"), str(probe), *words]
     done = subprocess.run(
         [*command, "--output_dir", str(tmp_path / "output")], cwd=REPOSITORY, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert sorted(file.name for file in tmp_path.glob("process*")) == [
-        f"process{rank}" for rank in range(num_processes)
-    ]
-    assert {file.read_text().split()[0] for file in tmp_path.glob("process*")} == {str(num_processes)}
+    assert sorted(file.name for file in tmp_path.glob("process*")) == ["process0", "process1"]
+    assert {file.read_text().split()[0] for file in tmp_path.glob("process*")} == {"2"}
     assert {file.read_text().split()[1] for file in tmp_path.glob("process*")} == {"cpu"}
     assert json.loads((tmp_path / "output" / "all_results.json").read_text())["train"]["global_step"] == 2
 
