@@ -2,7 +2,7 @@
 # All benchmarks of speed, one after the other; nothing else should run meanwhile. An hour or so on two CPU cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-for benchmark in input segmentation_loss loop checkpoints; do
+for benchmark in input segmentation_loss metrics loop checkpoints; do
     echo "## $benchmark"
     python "benchmarks/$benchmark.py" "$@"
 done
