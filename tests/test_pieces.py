@@ -31,6 +31,7 @@ def make_work(folder: Path, store: Store, num_rows: int = 6) -> tuple[PieceMaker
     return maker, [[f"{index}.png"] for index in range(num_rows)]
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_writes_the_same(tmp_path):
     contents = []
     for num_proc in (1, 2):

@@ -293,6 +293,7 @@ def test_an_auxiliary_head_trains_and_is_not_saved(dense_options, tmp_path):
     assert again["train"]["global_step"] == 2
 
 
+@pytest.mark.slow
 def test_curriculum(dense_options, tmp_path, capfd):
     """Heads that are not in use yet stay as they are, weight decay or not; the stages are said."""
     stages = ["1=1,0,0", "1=0.2,1,0", "1=0.2,0.3,1"]
