@@ -54,7 +54,8 @@ def features_once(
         transform = (loaders[-1].dataset if views == 1 else samples).transform
         shown = Samples(samples.images, samples.rows, transform, None, samples.seed, "drop")
         features = np.full((len(samples.images), views, encoder.num_features), np.nan, np.float32)
-        parts = torch.arange(len(shown)).split(64)
+        size = 16 if accelerator.device.type == "cpu" else 64  # there large activations cost page faults
+        parts = torch.arange(len(shown)).split(size)
         keys = [[(view, index) for index in part.tolist()] for view in range(views) for part in parts]
         with local_main_first(accelerator):
             for part, batch in zip(keys, make_loader(shown, keys, loader.num_workers, False), strict=True):
