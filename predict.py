@@ -38,9 +38,9 @@ from tqdm.auto import tqdm
 from common.data.problems import Problem, write_problems
 from common.data.rows import Samples, make_loader
 from common.data.splits import Reading
-from common.labels.encoding import group_key
+from common.labels.encoding import find_labels, group_key
 from common.labels.hierarchy_files import read_costs
-from common.metrics.calibration import fewest_images, find_labels, read_calibration
+from common.metrics.calibration import fewest_images, read_calibration
 from common.model.answers import thresholds_for
 from common.model.modeling import LabelTreeForSemanticSegmentation, LabelTreeModel
 from common.predict.images import ClassPredictor

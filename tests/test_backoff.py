@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from common.metrics.calibration import UNKNOWN, find_labels, is_right
+from common.labels.encoding import UNKNOWN, find_labels
+from common.metrics.calibration import is_right
 from common.model.answers import answer_levels, answer_text, path_probabilities
 from common.model.hierarchy import Hierarchy
 from common.model.tree import IGNORE

@@ -90,7 +90,7 @@ def test_pictures_of_what_counted(tmp_path):
     assert {picture.size for picture in pictures} == {(64, 64)} and found["right"][0].image.size == (120, 80)
     plain = np.asarray(functional.center_crop(shown, 64).movedim(0, 2), int)
     changes = np.stack([np.abs(np.asarray(picture, int) - plain).max(2) for picture in pictures])
-    assert changes.max() > 50 and (changes == 0).any() and len({picture.tobytes() for picture in pictures}) > 1
+    assert changes.max() > 50 and (changes < 3).any() and len({picture.tobytes() for picture in pictures}) > 1
     assert load_pictures(images, TREE, None, data)["right"][0].explained is None
 
 

@@ -9,7 +9,7 @@ from test_predict import command, model, photos, read  # noqa: F401
 
 import predict
 import train_taxonomy
-from common.metrics.calibration import UNKNOWN
+from common.labels.encoding import UNKNOWN
 from common.metrics.prediction_table import PredictionTable
 from common.metrics.unknown import unknown_below, unknown_results
 from common.model.answers import SCORES, known_scores

@@ -23,11 +23,19 @@ from datasets.packaged_modules.csv.csv import CsvConfig
 
 from ..labels.annotation_files import refuse_annotations
 from ..labels.doubts import Moves, move_rows
-from ..labels.encoding import clean_column, encode_names, encode_paths, group_key, short_list, text_of
+from ..labels.encoding import (
+    UNKNOWN,
+    clean_column,
+    encode_names,
+    encode_paths,
+    find_labels,
+    group_key,
+    short_list,
+    text_of,
+)
 from ..labels.hierarchy_files import key_labels, load_hierarchy
 from ..labels.table import hierarchy_from_table
 from ..labels.table_files import MISSING, TextTable, blank_note, blank_words, check_table_file, read_table
-from ..metrics.calibration import UNKNOWN, find_labels
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE
 from ..system.files import retried

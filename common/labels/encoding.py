@@ -15,6 +15,9 @@ import numpy as np
 from ..model.hierarchy import Hierarchy
 from ..model.tree import IGNORE, fold_name
 
+UNKNOWN = -1
+"""Label of something that is named, but that the label tree has no class for"""
+
 LabelPath = tuple[str | None, ...]
 """Names along a path, coarse to fine; ``None`` where a cell is blank."""
 
@@ -196,3 +199,19 @@ def read_class_order(path: str | Path, tree: Hierarchy, num_outputs: int) -> lis
         )
     logger.info("%d of %d classes start from the backbone's classifier.", found, len(rows))
     return rows
+
+
+def find_labels(hierarchy: Hierarchy, columns: Sequence[Sequence[str | None]]) -> np.ndarray:
+    """Labels int64 (n, levels) of clean names, one column a level; what the tree lacks is UNKNOWN, blanks IGNORE."""
+    index = hierarchy.node_index()
+    known: dict[LabelPath, Sequence[int]] = {}
+    for path in set(zip(*columns, strict=True)):
+        kept, labels = list(path), None
+        while (labels := encode_path(hierarchy, index, tuple(kept))) is None:
+            kept[max(level for level, name in enumerate(kept) if name is not None)] = None
+        known[path] = [
+            UNKNOWN if name is not None and label == IGNORE else label
+            for name, label in zip(path, labels, strict=True)
+        ]
+    rows = [known[path] for path in zip(*columns, strict=True)]
+    return np.array(rows, dtype=np.int64).reshape(-1, hierarchy.num_levels)

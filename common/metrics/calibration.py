@@ -13,20 +13,15 @@ starts, which share the error allowed.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.special import bdtrc
 
-from ..labels.encoding import LabelPath, encode_path
+from ..labels.encoding import UNKNOWN
 from ..model.hierarchy import Hierarchy
-from ..model.tree import IGNORE
 from .prediction_table import PredictionTable
-
-UNKNOWN = -1
-"""Label of something that is named, but that the label tree has no class for"""
 
 TARGETS = (0.5, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99)
 """Precisions that thresholds are found for"""
@@ -145,19 +140,3 @@ def is_right(path: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarr
     reached = np.logical_or.accumulate((labels >= 0)[:, ::-1], axis=1)[:, ::-1]
     judged = (reached | (labels == UNKNOWN)) & (path >= 0)
     return judged, judged & (labels == path)
-
-
-def find_labels(hierarchy: Hierarchy, columns: Sequence[Sequence[str | None]]) -> np.ndarray:
-    """Labels int64 (n, levels) of clean names, one column a level; what the tree lacks is UNKNOWN, blanks IGNORE."""
-    index = hierarchy.node_index()
-    known: dict[LabelPath, Sequence[int]] = {}
-    for path in set(zip(*columns, strict=True)):
-        kept, labels = list(path), None
-        while (labels := encode_path(hierarchy, index, tuple(kept))) is None:
-            kept[max(level for level, name in enumerate(kept) if name is not None)] = None
-        known[path] = [
-            UNKNOWN if name is not None and label == IGNORE else label
-            for name, label in zip(path, labels, strict=True)
-        ]
-    rows = [known[path] for path in zip(*columns, strict=True)]
-    return np.array(rows, dtype=np.int64).reshape(-1, hierarchy.num_levels)

@@ -22,7 +22,7 @@ TOP_LEAVES = 5
 class PredictionTable:
     """Labels and predictions of images, collected on the device without waiting for it and without a collective.
 
-    An image takes 56 bytes and 8 more per level: 7 MB for 100,000 images and six levels.
+    An image takes 56 bytes and 8 more per level: 10 MB for 100,000 images and six levels.
 
     Args:
         hierarchy: the label tree.

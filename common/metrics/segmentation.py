@@ -228,9 +228,8 @@ class SegmentationMetrics(CountingMetric):
         float64 (calls, 3 (classes of all levels + 1), and with ``tolerance`` NUM_COUNTS per class), as
         :func:`common.metrics.intervals.bootstrap_intervals` says.
         """
-        width = 3 * (self._is_below.shape[1] + 1) + (NUM_COUNTS * self._is_below.shape[1]) * (
-            self.tolerance is not None
-        )
+        num_classes = self._is_below.shape[1]
+        width = 3 * (num_classes + 1) + (0 if self.tolerance is None else NUM_COUNTS * num_classes)
         return torch.stack(self._calls).cpu().numpy() if self._calls else np.zeros((0, width))
 
     def _class_counts(self, leaf: torch.Tensor) -> torch.Tensor:

@@ -7,17 +7,16 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from ..labels.encoding import UNKNOWN
 from ..model.answers import SCORES
-from .calibration import UNKNOWN
 from .prediction_table import PredictionTable
 
 
 def unknown_below(table: PredictionTable) -> dict[str, float]:
     """By score, the highest bound that 95 % of the images labelled at the last level reach; none without images."""
     known = table.columns["known"][table.columns["label"][:, -1] >= 0]
-    bounds = (
-        np.quantile(known, 0.05, 0, method="lower") - 1e-6 if len(known) else []
-    )  # in other batches rounding differs
+    # A little less, because rounding differs in other batches.
+    bounds = np.quantile(known, 0.05, 0, method="lower") - 1e-6 if len(known) else []
     return dict(zip(SCORES, np.array(bounds).tolist(), strict=False))
 
 

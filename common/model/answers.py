@@ -68,7 +68,8 @@ def path_probabilities(log_probs: Sequence[torch.Tensor], path: Sequence[torch.T
 def known_scores(leaf_logits: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
     """:data:`SCORES`, float64 (batch, 4), from (batch, leaves) and the best path's probabilities (batch, levels)."""
     logits, path = leaf_logits.double(), torch.nn.functional.pad(probabilities.double(), (1, 0), value=1.0)
-    return torch.stack([logits.softmax(1).amax(1), logits.amax(1), logits.logsumexp(1), path[:, -1] - path[:, -2]], 1)
+    highest, energy = logits.amax(1), logits.logsumexp(1)
+    return torch.stack([(highest - energy).exp(), highest, energy, path[:, -1] - path[:, -2]], 1)
 
 
 def answer_levels(probabilities: torch.Tensor, path: torch.Tensor, thresholds: Sequence[float | None]) -> torch.Tensor:

@@ -37,7 +37,7 @@ class ClassPredictor:
         thresholds: per level, for back-off (:func:`common.model.answers.answer_levels`); ``None`` for no answers.
         bound: images with a lower score ``args.unknown`` (:data:`common.model.answers.SCORES`) get no answer.
         groups: of every row, for answers about several photographs of one thing.
-        labels: int64 (rows, levels), see :func:`common.metrics.calibration.find_labels`; ``None`` if nothing is known.
+        labels: int64 (rows, levels), see :func:`common.labels.encoding.find_labels`; ``None`` if nothing is known.
 
     Attributes:
         largest_part: images in a part, see :func:`common.predict.parts.plan_parts`.

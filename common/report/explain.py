@@ -15,8 +15,6 @@ from ..data.rows import ImageRows
 from ..images.transforms import Normalize
 from ..model.modeling import LabelTreeForImageClassification
 
-HOT, STRENGTH = (255, 70, 0), 190  # colour of what counts most, and its opacity, up to 255
-
 
 def grad_cam(model: LabelTreeForImageClassification, pixels: torch.Tensor, leaf: int) -> torch.Tensor:
     """Grad-CAM (Selvaraju et al., ICCV 2017) of a leaf's logit: (rows, columns) from 0 to 1; a zero without any map.
@@ -61,7 +59,7 @@ def _grid(values: torch.Tensor, channels: int) -> torch.Tensor | None:
 
 
 class Explainer:
-    """Pictures of what counted for a leaf, red over the image as a saved model is shown it.
+    """Pictures of what counted for a leaf: the image as a saved model is shown it, dark where it did not count.
 
     Args:
         folder: of the model, which is read when the first picture is asked for.
@@ -79,7 +77,7 @@ class Explainer:
         spec = self.model.config.backbone
         pixels = images.apply(self.transform, row, images.encoded([row])[0])
         pixels = functional.center_crop(pixels, spec["image_size"])  # of five crops, the middle
-        heat = STRENGTH * grad_cam(self.model, Normalize(spec["mean"], spec["std"])(pixels[None]), leaf)
+        heat = 255 * grad_cam(self.model, Normalize(spec["mean"], spec["std"])(pixels[None]), leaf)
         picture = functional.to_pil_image(pixels)
-        opacity = Image.fromarray(heat.byte().numpy()).resize(picture.size, Image.Resampling.BILINEAR)
-        return Image.composite(Image.new("RGB", picture.size, HOT), picture, opacity)
+        light = Image.fromarray(heat.byte().numpy()).resize(picture.size, Image.Resampling.BICUBIC)
+        return Image.composite(picture, picture.point(lambda value: value // 4), light)

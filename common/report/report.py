@@ -44,7 +44,7 @@ FIGURES = {
     "curves": {"history": "Loss, learning rate, and every level in the course of the training"},
     "class_figures": {"iou": "IoU of every class"},
     "example_figures": {
-        "explained": "What counted for the predictions of such examples, in red (Grad-CAM)",
+        "explained": "What counted for the predictions of the examples is light (Grad-CAM)",
         "examples_LEVEL": "Chosen to show many classes: image, truth, prediction and error at the level LEVEL",
         "worst_LEVEL": "The worst images: image, truth, prediction and error at the level LEVEL",
     },
